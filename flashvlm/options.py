@@ -1,0 +1,144 @@
+"""What a user may ask for: the options of one question, and how their texts are read.
+
+This module imports neither torch nor transformers, so that the command line can refuse bad usage at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+
+from flashvlm.errors import UsageError
+
+DEFAULT_KEEP = "10%"
+DEFAULT_SELECTOR = "paper"
+DEFAULT_MAX_NEW_TOKENS = 128
+
+# Qwen's own practice for video: https://github.com/QwenLM/Qwen2-VL, qwen-vl-utils.
+DEFAULT_FPS = 2.0
+MIN_FRAMES = 4
+DEFAULT_MAX_FRAMES = 64
+DEFAULT_MAX_PIXELS = 768 * 28 * 28
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How many visual tokens to keep: a share of them or a count, never both."""
+
+    share: Decimal | None = None
+    count: int | None = None
+
+    @classmethod
+    def parse(cls, value: str | float | Keep) -> Keep:
+        """Read `10%`, a fraction with a point (`0.1`, `1.0`; a Python float likewise) or a count (`256`).
+
+        Raises:
+            UsageError: 0 and less, more than 100 %, or anything else.
+        """
+        if isinstance(value, Keep):
+            return value
+        text = str(value).strip()
+        wanted = f"--keep takes a share such as 10% or 0.1, or a count of tokens such as 256, not {text!r}."
+        if isinstance(value, bool):
+            raise UsageError(wanted)
+        if isinstance(value, float):
+            text = format(Decimal(text), "f") if math.isfinite(value) else text
+            text = text if "." in text else text + ".0"
+        if re.fullmatch(r"[0-9]+", text):
+            if int(text) == 0:
+                raise UsageError("--keep must leave at least one token; 0 keeps none.")
+            return cls(count=int(text))
+        if re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*%", text):
+            share = Decimal(text.rstrip("% ")) / 100
+        elif re.fullmatch(r"[0-9]*\.[0-9]*", text) and text != ".":
+            share = Decimal(text)
+        else:
+            raise UsageError(wanted)
+        if not 0 < share <= 1:
+            raise UsageError(f"--keep must be more than 0 and at most 100%, not {text}.")
+        return cls(share=share)
+
+    def budget(self, tokens: int) -> int:
+        """The number of tokens to keep of `tokens`: rounded half up, at least one, at most all."""
+        if self.count is not None:
+            return min(self.count, tokens)
+        assert self.share is not None
+        return max(1, int((self.share * tokens).to_integral_value(ROUND_HALF_UP)))
+
+
+def parse_time(text: str) -> float:
+    """Read a time in a video, in seconds: `90`, `1:30`, `0:01:30.5`.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if not re.fullmatch(r"([0-9]+:){0,2}[0-9]+(\.[0-9]*)?", text.strip()):
+        raise UsageError(f"A time is given as 90, 1:30 or 0:01:30.5, not {text!r}.")
+    *larger, seconds = text.strip().split(":")
+    parts = [int(part) for part in larger]
+    if parts and float(seconds) >= 60 or len(parts) == 2 and parts[1] >= 60:
+        raise UsageError(f"Minutes and seconds after a colon are below 60; {text!r} has more.")
+    total = 0
+    for part in parts:
+        total = total * 60 + part
+    return total * 60 + float(seconds)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video are looked at, evenly from `start` to `end` (seconds; None is the video's own).
+
+    `fps` frames a second (None is 2), at least `MIN_FRAMES` and at most `max_frames`; or exactly `frames` of them,
+    as far as the video has so many.
+
+    Raises:
+        UsageError: both `fps` and `frames`, values below their least, or an end that is not after the start.
+    """
+
+    fps: float | None = None
+    frames: int | None = None
+    max_frames: int = DEFAULT_MAX_FRAMES
+    start: float | None = None
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and self.frames is not None:
+            raise UsageError("Give --fps or --frames, not both.")
+        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
+            raise UsageError(f"--fps must be more than 0, not {self.fps:g}.")
+        if self.frames is not None and self.frames < 1:
+            raise UsageError(f"--frames must be at least 1, not {self.frames}.")
+        if self.max_frames < 1:
+            raise UsageError(f"--max-frames must be at least 1, not {self.max_frames}.")
+        if self.start is not None and self.start < 0:
+            raise UsageError(f"--start must not be negative, but is {self.start:g}.")
+        if self.end is not None and self.end <= (self.start or 0):
+            raise UsageError(f"--end ({self.end:g} s) must come after --start ({self.start or 0:g} s).")
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """The options of one question, as `flashvlm ask` names them.
+
+    Raises:
+        UsageError: a value outside its range.
+    """
+
+    keep: Keep = Keep.parse(DEFAULT_KEEP)
+    selector: str = DEFAULT_SELECTOR
+    sampling: Sampling = Sampling()
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    system: str | None = None
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_pixels < 28 * 28:
+            raise UsageError(f"--max-pixels must be at least {28 * 28} (one token), not {self.max_pixels}.")
+        if self.max_new_tokens < 1:
+            raise UsageError(f"--max-new-tokens must be at least 1, not {self.max_new_tokens}.")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise UsageError(f"--temperature must be 0 or more, not {self.temperature:g}.")

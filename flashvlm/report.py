@@ -1,0 +1,112 @@
+"""The figures of one answer, as dataclasses: what `flashvlm ask --json` prints and what its summary draws."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """One figure for all visual tokens (`before`) and for the kept ones (`after`)."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What answered: the name it was asked for by, its folder or hub id, family, device and dtype."""
+
+    name: str
+    source: str
+    family: str
+    device: str
+    dtype: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """The video as displayed. Sizes in pixels, times in seconds, `fps` the average frame rate (0 for a still)."""
+
+    path: str
+    width: int
+    height: int
+    frame_count: int
+    fps: float
+    duration: float
+    rotation: int = 0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One temporal group: what the language model sees at one step of its time axis.
+
+    `timestamps` are the seconds of the frames in it. `kept` lists the kept tokens' cells as (row, column) of the
+    group's `grid_height` x `grid_width` grid, row by row; `important` says of each whether it was kept for the
+    question (true) or for coverage (false).
+    """
+
+    timestamps: tuple[float, ...]
+    tokens: int
+    grid_height: int
+    grid_width: int
+    kept: tuple[tuple[int, int], ...]
+    important: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class SelectionFacts:
+    """How the tokens were chosen. `important + diverse == tokens.after` where the selector tells them apart.
+
+    `delta` is the measured coverage radius: the largest cosine distance from any token to its nearest kept one.
+    """
+
+    selector: str
+    budget: int
+    important: int
+    diverse: int
+    delta: float
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """Wall-clock seconds of each stage. `time_to_first_token` counts from the call to the first generated token
+    (model loading apart); `total` to the last one. The measurement of `delta` is in neither: `delta` says what it took."""
+
+    load: float
+    decode: float
+    encode: float
+    select: float
+    prefill: float
+    generate: float
+    delta: float
+    time_to_first_token: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question and every figure of its summary; `to_json()` is the documented JSON object."""
+
+    question: str
+    answer: str
+    generated_tokens: int
+    model: ModelFacts
+    video: VideoFacts
+    frames: int
+    tokens: BeforeAfter
+    prompt_tokens: BeforeAfter
+    kv_cache_bytes: BeforeAfter
+    prefill_flops: BeforeAfter
+    selection: SelectionFacts
+    seconds: StageSeconds
+    moments: tuple[Moment, ...]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    warnings: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as plain dicts, lists, strings and numbers."""
+        return asdict(self)
