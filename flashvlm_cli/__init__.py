@@ -1,0 +1,1 @@
+"""The `flashvlm` command: reads arguments, calls the library, prints. It computes nothing."""

@@ -1,0 +1,81 @@
+"""The Typer app, and how every run of `flashvlm` ends: one sentence and a documented exit code.
+
+Nothing imported here imports torch, transformers or decord: help and wrong usage answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from flashvlm_cli import failures, output
+from flashvlm_cli.ask import ask
+from flashvlm_cli.fetch import fetch
+from flashvlm_cli.models import models
+from flashvlm_cli.samples import samples
+
+EXIT_CODES = """\
+[bold]Exit codes[/bold]
+  0  answered
+  1  anything else (out of memory, say)
+  2  wrong usage
+  3  the video cannot be read
+  4  the model is not available
+130  interrupted (Ctrl-C)
+141  the reader of standard output went away (| head)
+"""
+
+app = typer.Typer(
+    help="Ask a video a question: keep only the visual tokens that matter for it, and see what that saved.",
+    epilog=EXIT_CODES,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.command(epilog=EXIT_CODES)(ask)
+app.command()(models)
+app.command()(fetch)
+app.command()(samples)
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        from flashvlm import __version__
+
+        print(f"flashvlm {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def flashvlm(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help(), end="")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `flashvlm` with `arguments` (None: the command line's own) and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        # Not standalone: Typer would print its own errors, in boxes of several lines.
+        code = app(args=list(arguments), prog_name="flashvlm", standalone_mode=False) or 0
+        if code != failures.INTERRUPTED:
+            output.flush()
+            return code
+        failure = failures.explain(KeyboardInterrupt())
+    except (Exception, KeyboardInterrupt) as error:
+        failure = failures.explain(error)
+    except SystemExit as ended:
+        # Typer makes an exit of a broken pipe, and ends shell completion this way.
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        failure = failures.explain(ended.__context__)
+    output.report(failure, as_json=output.json_wanted(arguments))
+    return failure.exit_code

@@ -1,0 +1,121 @@
+"""Charts of block characters, as rows of (text, role) cells; console.py knows what colour a role has.
+
+They read without colour too: what differs in role also differs in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flashvlm.report import Moment
+from flashvlm_cli import units
+
+Cell = tuple[str, str]
+Row = list[Cell]
+
+EIGHTHS_UP = " ▁▂▃▄▅▆▇█"
+EIGHTHS_RIGHT = " ▏▎▍▌▋▊▉█"
+# Of the blocks that hang from above, every font knows these three.
+HANGING = " ▔▔▀▀▀▀██"
+
+WIDEST_SLOT = 8
+TICK_EVERY = 13
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Bars that rise from a time axis (kept for the question) and hang from it (kept for coverage).
+
+    `above` and `below` are listed outermost row first and axis first, as they are printed.
+    """
+
+    above: list[Row]
+    axis: Row
+    below: list[Row]
+    moments_per_column: int
+
+
+def columns(moments: Sequence[Moment], told_apart: bool, width: int, height: int) -> Columns:
+    """Draw how many tokens of each moment were kept, in at most `width` characters a row.
+
+    The larger half gets `height` rows and both halves share its scale. Where the selector does not tell important
+    from diverse tokens, all bars rise. Where there are more moments than fit, a column is the mean of neighbours.
+    """
+    shown = min(len(moments), width)
+    per_column = -(-len(moments) // shown)
+    shown = -(-len(moments) // per_column)
+    groups = [moments[i * len(moments) // shown : (i + 1) * len(moments) // shown] for i in range(shown)]
+    if told_apart:
+        rising = [sum(sum(moment.important) for moment in group) / len(group) for group in groups]
+        kept = [sum(len(moment.kept) for moment in group) / len(group) for group in groups]
+        hanging = [every - important for every, important in zip(kept, rising, strict=True)]
+    else:
+        rising = [sum(len(moment.kept) for moment in group) / len(group) for group in groups]
+        hanging = []
+    scale = max(*rising, *hanging, 1e-9) if rising else 1.0
+    slot = min(WIDEST_SLOT, width // shown)
+    bar = slot - 1 if slot > 1 else 1
+
+    def rows(values: list[float], role: str, glyphs: str) -> list[Row]:
+        eighths = [_eighths(value / scale, height) for value in values]
+        needed = max(2, -(-max(eighths) // 8))
+        drawn = []
+        for row in range(needed):
+            cells: Row = []
+            for level in eighths:
+                filled = min(8, max(0, level - 8 * row))
+                cells.append((glyphs[filled] * bar + " " * (slot - bar), role))
+            drawn.append(cells)
+        return drawn
+
+    return Columns(
+        above=rows(rising, "important" if told_apart else "kept", EIGHTHS_UP)[::-1],
+        axis=[(_axis([group[0].timestamps[0] for group in groups], moments[-1].timestamps[-1], slot, bar), "axis")],
+        below=rows(hanging, "diverse", HANGING) if told_apart else [],
+        moments_per_column=per_column,
+    )
+
+
+def share_bar(part: float, whole: float, width: int) -> Row:
+    """A bar of `width` characters, filled as far as `part` is of `whole`."""
+    filled = bar(_eighths(part / whole if whole else 0, width))
+    return [(filled, "kept"), ("░" * (width - len(filled)), "track")]
+
+
+def waterfall(durations: Sequence[float], total: float, width: int) -> list[Row]:
+    """A bar for each of the `durations`, beginning where the one before ended; `total` is as wide as `width`."""
+    drawn: list[Row] = []
+    passed = 0.0
+    for duration in durations:
+        begins = min(width - 1, int(width * passed / total)) if total else 0
+        passed += duration
+        ends = min(8 * width, round(8 * width * passed / total)) if total else 0
+        drawn.append([(" " * begins, ""), (bar(max(1, ends - 8 * begins)), "time")])
+    return drawn
+
+
+def bar(eighths: int) -> str:
+    """A bar of so many eighths of a character."""
+    return "█" * (eighths // 8) + (EIGHTHS_RIGHT[eighths % 8] if eighths % 8 else "")
+
+
+def _eighths(share: float, cells: int) -> int:
+    """How many eighths of `cells` a share fills: none only for nothing."""
+    return min(8 * cells, max(1 if share > 0 else 0, round(8 * cells * share)))
+
+
+def _axis(starts: Sequence[float], end: float, slot: int, bar: int) -> str:
+    """The times of some columns, each beginning under its column, and of the end."""
+    width = len(starts) * slot - (slot - bar)
+    last = units.timestamp(end)
+    line = units.timestamp(starts[0])
+    if len(line) + len(last) + 3 > width:
+        return line
+    step = -(-TICK_EVERY // slot)
+    for column in range(step, len(starts), step):
+        label = units.timestamp(starts[column])
+        if column * slot + len(label) + TICK_EVERY // 2 + len(last) > width:
+            break
+        line = f"{line} ".ljust(column * slot - 1, "─") + f" {label}"
+    return f"{line} ".ljust(width - len(last) - 1, "─") + f" {last}"

@@ -1,0 +1,336 @@
+"""Everything Rich: the spinner, the summary of an answer, the table of models.
+
+Where standard error is no terminal, or NO_COLOR is set, the same text comes without colours or any other codes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+from rich.theme import Theme
+
+from flashvlm.report import Answer, VideoFacts
+from flashvlm_cli import charts, units
+
+# The sixteen colours of the user's own terminal, so that both light and dark ones are readable.
+THEME = Theme(
+    {
+        "title": "bold",
+        "label": "dim",
+        "aside": "dim",
+        "axis": "dim",
+        "track": "dim",
+        "value": "bold",
+        "saved": "bold green",
+        "kept": "cyan",
+        "important": "cyan",
+        "diverse": "magenta",
+        "time": "green",
+    },
+    inherit=False,
+)
+
+STAGES = {
+    "load": "loading the model",
+    "decode": "reading the video",
+    "encode": "looking at the frames",
+    "select": "choosing tokens",
+    "prefill": "reading what was kept",
+    "generate": "answering",
+}
+TIMED_STAGES = ("decode", "encode", "select", "prefill", "generate")
+
+INDENT = 1
+LABEL_WIDTH = 9
+GAP = 2
+WIDEST = 100
+CHART_HEIGHT = 4
+FEWEST_BAR_CELLS = 10
+
+# For terminals and files whose encoding has no block characters.
+ASCII = str.maketrans(
+    {
+        **dict.fromkeys("▁▂▃▏▎▍▔", "."),
+        **dict.fromkeys("▄▅▆▇█▌▋▊▉▀", "#"),
+        "░": ".",
+        "─": "-",
+        "→": "->",
+        "×": "x",
+        "·": "-",
+        "–": "-",
+        "…": "...",
+        "δ": "delta",
+        "▲": "up",
+        "▼": "down",
+        "°": " degrees",
+        "✓": "yes",
+    }
+)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def is_plain(stream: TextIO) -> bool:
+    return not is_terminal(stream) or bool(os.environ.get("NO_COLOR"))
+
+
+class Progress:
+    """A spinner on standard error that names the stage; nothing where that is no terminal."""
+
+    def __init__(self) -> None:
+        self._live: Live | None = None
+        if is_terminal(sys.stderr):
+            console = Console(
+                stderr=True, theme=THEME, highlight=False, color_system=None if is_plain(sys.stderr) else "auto"
+            )
+            self._spinner = Spinner("dots", style="kept")
+            # Not redirected: Rich would move the answer from standard output to standard error.
+            self._live = Live(
+                self._spinner,
+                console=console,
+                transient=True,
+                refresh_per_second=12.5,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+
+    def __enter__(self) -> Progress:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def stage(self, name: str) -> None:
+        if self._live is not None:
+            self._spinner.update(text=Text(STAGES.get(name, name), "label"))
+
+    def give_way(self) -> None:
+        """Stop for good where the answer is about to appear on the same screen."""
+        if is_terminal(sys.stdout):
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def print_summary(answer: Answer) -> None:
+    """Draw what answered, what was kept of the video, where it lies in time, what that saved and how long it took."""
+    plain = is_plain(sys.stderr)
+    width = min(_width(), WIDEST)
+    content = width - INDENT - LABEL_WIDTH - GAP
+    lines: list[Text] = [Text(), _title(answer, width), Text()]
+    lines += _facts(answer, content)
+    lines.append(Text())
+    lines += _savings(answer, content)
+    lines.append(Text())
+    lines += _moments(answer, content)
+    lines.append(Text())
+    lines += _times(answer, content)
+    _print(lines, sys.stderr, plain, width)
+
+
+def print_models(models: Sequence[Mapping[str, Any]]) -> None:
+    """Print the aliases with their sources, and whether they are on this machine."""
+    plain = is_plain(sys.stdout)
+    widths = {key: max(len(model[key]) for model in models) for key in ("alias", "source")}
+    lines = []
+    for model in models:
+        here, style = ("✓ here", "saved") if model["present"] else ("", "aside")
+        about = model["description"] + (" (default)" if model["default"] else "")
+        lines.append(
+            Text.assemble(
+                (model["alias"].ljust(widths["alias"]), "value"),
+                "  ",
+                (here.ljust(6), style),
+                "  ",
+                model["source"].ljust(widths["source"]),
+                "  ",
+                (about, "aside"),
+            )
+        )
+    _print(lines, sys.stdout, plain, None)
+
+
+def _title(answer: Answer, width: int) -> Text:
+    model = answer.model
+    facts = f" {model.family} · {model.device} · {model.dtype} ──"
+    room = width - len(facts) - 6
+    name = model.name if len(model.name) <= room else "…" + model.name[len(model.name) - room + 1 :]
+    rule = "─" * (width - len(facts) - len(name) - 4)
+    return Text.assemble(("── ", "axis"), (name, "title"), (f" {rule}{facts}", "axis"))
+
+
+def _facts(answer: Answer, width: int) -> list[Text]:
+    sampled = [[(f"{_plural(answer.frames, 'frame')} in {_plural(len(answer.moments), 'moment')}", "")]]
+    if answer.frames > 1 and answer.video.fps:
+        first, last = answer.moments[0].timestamps[0], answer.moments[-1].timestamps[-1]
+        sampled.append([(f"{units.timestamp(first)} to {units.timestamp(last)}", "")])
+    return [
+        *_labelled("video", _flow([[(fact, "")] for fact in _video_facts(answer.video, width)], width)),
+        *_labelled("looked at", _flow(sampled, width)),
+    ]
+
+
+def _video_facts(video: VideoFacts, width: int) -> list[str]:
+    name = Path(video.path).name
+    facts = [name if len(name) <= width else name[: width - 1] + "…", f"{video.width} × {video.height}"]
+    if video.fps:
+        facts += [units.timestamp(video.duration), f"{video.fps:.4g} fps"]
+    else:
+        facts.append("still")
+    if video.rotation:
+        facts.append(f"turned {video.rotation}°")
+    return facts
+
+
+def _savings(answer: Answer, width: int) -> list[Text]:
+    """Tokens, KV cache and prefill FLOPs: before, after, the share that is left as figure and bar."""
+    figures = [
+        ("tokens", answer.tokens, units.count),
+        ("KV cache", answer.kv_cache_bytes, lambda number: units.scaled(number, "B")),
+        ("prefill", answer.prefill_flops, lambda number: units.scaled(number, "FLOP")),
+    ]
+    befores = [form(pair.before) for _, pair, form in figures]
+    afters = [form(pair.after) for _, pair, form in figures]
+    shares = [units.percent(pair.after, pair.before) for _, pair, _ in figures]
+    factors = [units.factor(pair.before, pair.after) for _, pair, _ in figures]
+    factors = [f"{factor} less" if factor else "" for factor in factors]
+    widths = [max(map(len, column)) for column in (befores, afters, shares, factors)]
+    room = width - sum(widths) - len(" →    ") - 2 * bool(widths[3]) - 2
+    lines = []
+    for row, (label, pair, _) in enumerate(figures):
+        text = Text.assemble(
+            (befores[row].rjust(widths[0]), ""),
+            (" → ", "label"),
+            (afters[row].ljust(widths[1]), "value"),
+            "  ",
+            (shares[row].rjust(widths[2]), "kept"),
+        )
+        if room >= FEWEST_BAR_CELLS:
+            text.append_text(Text.assemble("  ", *charts.share_bar(pair.after, pair.before, room)))
+        text.append_text(Text.assemble("  ", (factors[row].rjust(widths[3]), "saved")))
+        lines += _labelled(label, [text])
+    return lines
+
+
+def _moments(answer: Answer, width: int) -> list[Text]:
+    """The kept tokens along the video's time, with what the bars mean."""
+    chosen = answer.selection
+    told_apart = chosen.important + chosen.diverse == answer.tokens.after
+    drawn = charts.columns(answer.moments, told_apart, width, CHART_HEIGHT)
+    name, number = ("important", chosen.important) if told_apart else ("kept", answer.tokens.after)
+    above = [""] * (len(drawn.above) - 2) + [name, units.count(number)]
+    below = ["diverse", units.count(chosen.diverse)] + [""] * len(drawn.below)
+    meaning = [[(f"by {chosen.selector}", "")]]
+    if told_apart:
+        meaning += [[("▲ for the question", "important")], [("▼ for coverage", "diverse")]]
+    most = max(answer.moments, key=lambda moment: len(moment.kept))
+    peak = [[(f"{units.count(len(most.kept))} of {_plural(most.tokens, 'token')}", "")]]
+    if all(len(moment.kept) == len(most.kept) for moment in answer.moments):
+        peak[0].append((" at every moment", ""))
+    else:
+        peak[0].append((f" at {units.timestamp(most.timestamps[0])}", ""))
+    if drawn.moments_per_column > 1:
+        peak.append([(f"a bar is {drawn.moments_per_column} moments", "aside")])
+    radius = [
+        [("radius ", ""), (f"δ {chosen.delta:.3f}", "value")],
+        [("farthest any token is from a kept one", "aside")],
+    ]
+    return [
+        *_labelled("kept", _flow(meaning, width)),
+        Text(),
+        *(_line(label, row, name) for label, row in zip(above, drawn.above, strict=True)),
+        _line("", drawn.axis),
+        *(_line(label, row, "diverse") for label, row in zip(below, drawn.below, strict=False)),
+        Text(),
+        *_labelled("peak", _flow(peak, width)),
+        *_labelled("coverage", _flow(radius, width)),
+    ]
+
+
+def _times(answer: Answer, width: int) -> list[Text]:
+    took = answer.seconds
+    durations = [getattr(took, stage) for stage in TIMED_STAGES]
+    figures = [units.seconds(duration) for duration in durations]
+    widest = max(map(len, figures))
+    rows = charts.waterfall(durations, max(took.total, sum(durations)), width - widest - GAP)
+    lines = []
+    for stage, figure, row in zip(TIMED_STAGES, figures, rows, strict=True):
+        lines.append(_line(stage, [(figure.rjust(widest), ""), (" " * GAP, ""), *row]))
+    notes = [
+        [("first token ", "aside"), (units.seconds(took.time_to_first_token), "value")],
+        [(f"all {units.count(answer.generated_tokens)} tokens ", "aside"), (units.seconds(took.total), "value")],
+        [("model load ", "aside"), (units.seconds(took.load), "")],
+    ]
+    return [*lines, *_labelled("time", _flow(notes, width))]
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{units.count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def _flow(items: Iterable[Sequence[charts.Cell]], width: int) -> list[Text]:
+    """Lay items out on as few lines as take them whole."""
+    lines: list[Text] = []
+    for item in items:
+        text = Text.assemble(*item)
+        if lines and lines[-1].cell_len + 3 + text.cell_len <= width:
+            lines[-1].append_text(Text.assemble((" · ", "label"), text))
+        else:
+            lines.append(text)
+    return lines
+
+
+def _labelled(label: str, lines: Sequence[Text]) -> list[Text]:
+    return [
+        Text.assemble(" " * INDENT, ((label if row == 0 else "").ljust(LABEL_WIDTH + GAP), "label"), line)
+        for row, line in enumerate(lines)
+    ]
+
+
+def _line(label: str, row: charts.Row, label_style: str = "label") -> Text:
+    return Text.assemble(" " * INDENT, (label.ljust(LABEL_WIDTH + GAP), label_style), *row)
+
+
+def _width() -> int:
+    return Console(stderr=True).width
+
+
+def _print(lines: Sequence[Text], stream: TextIO, plain: bool, width: int | None) -> None:
+    """Print lines that are laid out already: cut at the width, no space at their ends, in characters the stream has."""
+    drawn = io.StringIO()
+    console = Console(
+        file=drawn,
+        theme=THEME,
+        highlight=False,
+        force_terminal=not plain,
+        color_system=None if plain else "auto",
+        width=width or max((len(line) for line in lines), default=1) + 1,
+    )
+    for line in lines:
+        line.rstrip()
+        console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    text = drawn.getvalue()
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = text.translate(ASCII)
+    print(text, end="", file=stream, flush=True)

@@ -1,0 +1,110 @@
+"""The two streams without Rich: the answer and JSON on standard output, sentences on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+from flashvlm_cli.failures import READER_GONE, Failure
+
+
+def debugging() -> bool:
+    """Whether the user asked for tracebacks, and for what the libraries underneath have to say."""
+    return bool(os.environ.get("FLASHVLM_DEBUG"))
+
+
+def json_wanted(arguments: Sequence[str]) -> bool:
+    """Whether `--json` is among the options, also where the command line could not be read to its end."""
+    options = list(arguments)
+    return "--json" in (options[: options.index("--")] if "--" in options else options)
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON in UTF-8, whatever the locale."""
+    # backslashreplace writes what is no Unicode (a file name's stray byte) as the JSON escape \udcXX.
+    _reconfigure(sys.stdout, encoding="utf-8", errors="backslashreplace")
+    print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
+
+
+def warn(message: str) -> None:
+    print(f"flashvlm: warning: {message}", file=sys.stderr, flush=True)
+
+
+def report(failure: Failure, as_json: bool) -> None:
+    """Tell of a failure: a sentence on standard error, or under `--json` an object on standard output."""
+    if failure.exit_code == READER_GONE:
+        _abandon(sys.stdout)
+        _abandon(sys.stderr)
+        return
+    try:
+        if debugging() and failure.error is not None:
+            traceback.print_exception(failure.error)
+        if as_json:
+            error = {"message": failure.message, "exit_code": failure.exit_code, "kind": failure.kind}
+            print_json({"error": error})
+        else:
+            print(" ".join(filter(None, ["flashvlm:", failure.message, failure.hint])), file=sys.stderr)
+        flush()
+    except OSError:
+        _abandon(sys.stdout)
+        _abandon(sys.stderr)
+
+
+def flush() -> None:
+    """Flush both streams now, while an error can still be told."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _abandon(stream: TextIO | None) -> None:
+    """Send what is left in `stream` nowhere, so that Python does not complain of it at exit."""
+    if stream is None:
+        return
+    with contextlib.suppress(OSError, io.UnsupportedOperation):
+        descriptor = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+def _reconfigure(stream: TextIO | None, **settings: str) -> None:
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(**settings)  # type: ignore[arg-type]
+
+
+class AnswerStream:
+    """Prints an answer on standard output as its pieces come, and ends it with exactly one newline.
+
+    White space at either end of the answer is left out: it is held back until more text follows it.
+    `before_first` is called once, before the first text.
+    """
+
+    def __init__(self, before_first: Callable[[], None]) -> None:
+        _reconfigure(sys.stdout, errors="replace")
+        self._before_first = before_first
+        self._held = ""
+        self.started = False
+
+    def write(self, piece: str) -> None:
+        text = self._held + piece
+        if not self.started:
+            text = text.lstrip()
+        shown = text.rstrip()
+        self._held = text[len(shown) :]
+        if not shown:
+            return
+        if not self.started:
+            self.started = True
+            self._before_first()
+        print(shown, end="", flush=True)
+
+    def finish(self) -> None:
+        """End the answer's last line."""
+        print(flush=True)

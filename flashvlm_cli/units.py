@@ -1,0 +1,57 @@
+"""Figures as a person reads them: three digits that matter and a unit."""
+
+from __future__ import annotations
+
+SCALES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def count(number: int) -> str:
+    """`12345` is `12,345`."""
+    return f"{number:,}"
+
+
+def scaled(number: float, unit: str) -> str:
+    """`88_100_000` of `B` are `88.1 MB`: powers of a thousand."""
+    power = 0
+    while number >= 999.5 and power < len(SCALES) - 1:
+        number /= 1000
+        power += 1
+    figure = f"{number:.0f}" if power == 0 else _three_digits(number)
+    return f"{figure} {SCALES[power]}{unit}"
+
+
+def seconds(duration: float) -> str:
+    """A time that passed: `4.1 ms`, `412 ms`, `1.84 s`, `75.2 s`."""
+    if duration < 0.9995:
+        return f"{_three_digits(duration * 1000) if duration >= 0.001 else f'{duration * 1000:.1f}'} ms"
+    return f"{_three_digits(duration)} s"
+
+
+def timestamp(at: float) -> str:
+    """A place in a video, as `--start` takes it: `0:07.5`, `1:30`, `1:02:03`; tenths count in its first ten minutes."""
+    tenths = round(at * 10) if at < 600 else round(at) * 10
+    minutes, tenths = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    whole, tenth = divmod(tenths, 10)
+    fraction = f".{tenth}" if tenth else ""
+    return f"{hours}:{minutes:02}:{whole:02}{fraction}" if hours else f"{minutes}:{whole:02}{fraction}"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share: `10.0%`, `0.03%`, `100%`."""
+    share = 100 * part / whole if whole else 0.0
+    if share >= 99.95:
+        return "100%" if part >= whole else "99.9%"
+    return f"{share:.1f}%" if share >= 0.1 or not share else f"{share:.2g}%"
+
+
+def factor(before: float, after: float) -> str:
+    """How many times smaller: `9.4×`, `104×`; empty where nothing was saved."""
+    ratio = before / after if after else 1.0
+    if ratio < 1.05:
+        return ""
+    return f"{ratio:.0f}×" if ratio >= 99.95 else f"{ratio:.1f}×"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 99.95 else f"{number:.1f}" if number >= 9.995 else f"{number:.2f}"
