@@ -1,0 +1,709 @@
+"""The command line as a user meets it: two streams, exit codes, and a summary worth reading.
+
+The library is faked, so that these tests load no model; `python tests/test_cli.py ARGUMENTS` is that command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+import flashvlm
+from flashvlm.errors import ModelError, UsageError, VideoError
+from flashvlm.report import (
+    Answer,
+    BeforeAfter,
+    ModelFacts,
+    Moment,
+    SelectionFacts,
+    StageSeconds,
+    VideoFacts,
+)
+from flashvlm_cli import units
+from flashvlm_cli.app import main
+
+HERE = Path(__file__).parent
+PIECES = ("The dog", " runs to the", " right.")
+STAGES = ("decode", "encode", "select", "prefill", "generate")
+EVERY_BLOCK = "▁▂▃▄▅▆▇█"
+
+
+def moments(counts: list[tuple[int, int]], seconds: float = 1.0, tokens: int = 64) -> tuple[Moment, ...]:
+    """Moments of two frames and 8 x 8 cells that keep so many (important, diverse) tokens."""
+    made = []
+    for index, (important, diverse) in enumerate(counts):
+        cells = tuple((cell // 8, cell % 8) for cell in range(important + diverse))
+        flags = (True,) * important + (False,) * diverse
+        start = index * seconds
+        made.append(Moment((start, start + seconds / 2), tokens, 8, 8, cells, flags))
+    return tuple(made)
+
+
+def an_answer(counts: list[tuple[int, int]] | None = None, **changes: object) -> Answer:
+    made = moments(counts or [(1, 2), (1, 2), (16, 2), (4, 2)])
+    kept = sum(len(moment.kept) for moment in made)
+    important = sum(sum(moment.important) for moment in made)
+    total = 64 * len(made)
+    answer = Answer(
+        question="Where does the dog go?",
+        answer="The dog runs to the right.",
+        generated_tokens=7,
+        model=ModelFacts("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "qwen2_vl", "cpu", "bfloat16"),
+        video=VideoFacts("clip.mp4", 640, 360, 120, 29.97, 4.0),
+        frames=2 * len(made),
+        tokens=BeforeAfter(total, kept),
+        prompt_tokens=BeforeAfter(total + 20, kept + 20),
+        kv_cache_bytes=BeforeAfter(88_100_000, 9_210_000),
+        prefill_flops=BeforeAfter(12_300_000_000_000, 981_000_000_000),
+        selection=SelectionFacts("paper", kept, important, kept - important, 0.312),
+        seconds=StageSeconds(4.2, 0.41, 0.93, 0.0042, 0.62, 0.81, 0.02, 1.98, 2.79),
+        moments=made,
+        settings={"keep": "10%"},
+        versions={"flashvlm": "0.1.0"},
+    )
+    return replace(answer, **changes)  # type: ignore[arg-type]
+
+
+class FakeVideoQA:
+    """Stands for `flashvlm.VideoQA`: says `pieces`, returns `answer` or raises `error`, remembers what it was asked."""
+
+    asked: ClassVar[dict[str, object]] = {}
+    pieces: tuple[str, ...] = PIECES
+    answer: Answer = an_answer()
+    error: BaseException | None = None
+    model_error: BaseException | None = None
+    pause = 0.0
+
+    @classmethod
+    def from_pretrained(cls, model, *, device="auto", dtype="auto"):
+        if cls.model_error:
+            raise cls.model_error
+        cls.asked = {"model": model, "device": device, "dtype": dtype}
+        return cls()
+
+    def ask(self, video, question, options, *, on_text=None, on_stage=None):
+        self.asked.update(video=video, question=question, options=options)
+        for stage in STAGES:
+            if on_stage:
+                on_stage(stage)
+        for piece in self.pieces:
+            if on_text:
+                on_text(piece)
+            time.sleep(self.pause)
+        if self.error:
+            raise self.error
+        return self.answer
+
+
+@dataclass(frozen=True)
+class Alias:
+    name: str
+    source: str
+    description: str
+    bundled: bool
+
+
+def fake_models() -> types.ModuleType:
+    module = types.ModuleType("flashvlm.models")
+
+    def fetch(model, revision=None):
+        if model == "nowhere":
+            raise ModelError("The hub cannot be reached.")
+        return Path("/models") / model / (revision or "main")
+
+    module.__dict__.update(
+        ALIASES={
+            "demo": Alias("demo", "flashvlm-demo", "a small world of emoji", True),
+            "qwen2-vl-2b": Alias("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "real videos", False),
+        },
+        DEFAULT_MODEL="qwen2-vl-2b",
+        present=lambda name: name == "demo",
+        fetch=fetch,
+    )
+    return module
+
+
+def fake_samples() -> types.ModuleType:
+    module = types.ModuleType("flashvlm.samples")
+    module.__dict__["samples_dir"] = lambda: Path("/somewhere/samples")
+    return module
+
+
+@pytest.fixture(autouse=True)
+def library(monkeypatch):
+    fake = type("FakeVideoQA", (FakeVideoQA,), {})
+    monkeypatch.setattr(flashvlm, "VideoQA", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "flashvlm.models", fake_models())
+    monkeypatch.setitem(sys.modules, "flashvlm.samples", fake_samples())
+    monkeypatch.setenv("COLUMNS", "80")
+    for variable in ("NO_COLOR", "FORCE_COLOR", "FLASHVLM_DEBUG"):
+        monkeypatch.delenv(variable, raising=False)
+    return fake
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"not looked into")
+    return str(path)
+
+
+@pytest.fixture
+def flash(capsys):
+    """Run the command line here: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        code = main(arguments)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def child(*arguments, **settings):
+    """The faked command line as a process of its own; `settings` become FakeVideoQA's attributes."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "FAKE": json.dumps(settings), "TERM": "xterm-256color"}
+    return [sys.executable, str(HERE / "test_cli.py"), *arguments], environment
+
+
+def on_terminal(*arguments, stdout_too=True, no_color=False, **settings):
+    """Run with standard error (and output) on a terminal: what that terminal got, what a piped output got."""
+    command, environment = child(*arguments, **settings)
+    if no_color:
+        environment["NO_COLOR"] = "1"
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command, env=environment, stdin=theirs, stderr=theirs, stdout=theirs if stdout_too else subprocess.PIPE
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # how Linux says that the other end was closed
+            break
+        if not part:
+            break
+        seen += part
+    piped = process.stdout.read().decode() if process.stdout else ""
+    assert process.wait(60) == 0
+    os.close(ours)
+    return seen.decode(), piped
+
+
+# The answer
+
+
+def test_answer_alone_is_on_standard_output(flash, clip):
+    code, out, err = flash("ask", clip, "Where does the dog go?")
+    assert (code, out) == (0, "The dog runs to the right.\n")
+    assert "qwen2-vl-2b" in err
+
+
+def test_answer_ends_with_one_newline_and_no_other_space_around_it(flash, clip, library):
+    library.pieces = ("\n ", "Two", "\n", "lines. ", "\n\n")
+    assert flash("ask", clip, "What?", "--quiet")[1] == "Two\nlines.\n"
+
+
+def test_answer_that_was_not_streamed_is_printed_whole(flash, clip, library):
+    library.pieces = ()
+    assert flash("ask", clip, "What?")[1] == "The dog runs to the right.\n"
+
+
+def test_quiet_leaves_the_answer_only(flash, clip, library):
+    library.answer = an_answer(warnings=("a word is unknown",))
+    assert flash("ask", clip, "What?", "--quiet") == (0, "The dog runs to the right.\n", "")
+
+
+def test_warnings_come_before_the_summary(flash, clip, library):
+    library.answer = an_answer(warnings=("The demo model does not know 'zebra'.",))
+    err = flash("ask", clip, "What?")[2]
+    assert err.startswith("flashvlm: warning: The demo model does not know 'zebra'.\n")
+
+
+def test_pieces_are_flushed_as_they_come(clip):
+    command, environment = child("ask", clip, "What?", pause=0.3)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert os.read(process.stdout.fileno(), 1000) == b"The dog"
+
+
+# What is handed to the library
+
+
+def test_options_reach_the_library(flash, clip, library):
+    arguments = "--keep 25% --model demo --frames 8 --max-frames 16 --max-pixels 50176 --start 0:01.5 --end 1:00"
+    arguments += " --selector uniform --system Short. --max-new-tokens 9 --temperature 0.5 --seed 3"
+    arguments += " --device cpu --dtype float32"
+    assert flash("ask", clip, "  What? ", *arguments.split())[0] == 0
+    options = library.asked.pop("options")
+    assert library.asked == {"model": "demo", "device": "cpu", "dtype": "float32", "video": clip, "question": "What?"}
+    assert options.keep.budget(100) == 25
+    assert (options.sampling.frames, options.sampling.max_frames) == (8, 16)
+    assert (options.sampling.start, options.sampling.end) == (1.5, 60)
+    assert (options.max_pixels, options.selector, options.system) == (50176, "uniform", "Short.")
+    assert (options.max_new_tokens, options.temperature, options.seed) == (9, 0.5, 3)
+
+
+def test_dash_reads_the_question_from_standard_input(clip):
+    command, environment = child("ask", clip, "-", "--json")
+    done = subprocess.run(command, env=environment, input="Where is\nthe dog?\n", capture_output=True, text=True)
+    assert json.loads(done.stdout)["question"] == "Where is\nthe dog?"
+
+
+# JSON
+
+
+def test_json_is_one_object_and_nothing_else(flash, clip, library):
+    library.answer = an_answer(answer="Ein Bär läuft.", warnings=("a word is unknown",))
+    code, out, err = flash("ask", clip, "What?", "--json", "--quiet")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == json.loads(json.dumps(library.answer.to_json()))
+    assert '"answer": "Ein Bär läuft."' in out
+    assert out.endswith("}\n")
+
+
+def test_json_is_utf8_whatever_the_locale_and_the_file_name(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.mp4"
+    Path(os.fsdecode(path)).touch()
+    command, environment = child("ask", os.fsdecode(path), "Was läuft?", "--json")
+    done = subprocess.run(command, env={**environment, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    told = json.loads(done.stdout.decode("utf-8"))
+    assert (done.returncode, told["question"]) == (0, "Was läuft?")
+    assert os.fsencode(told["video"]["path"]) == path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["ask"], ["ask", "clip.mp4", "What?", "--nonsense"], ["ask", "clip.mp4", "What?", "--frames", "x"], ["nonsense"]],
+)
+def test_wrong_usage_is_an_object_under_json(flash, arguments):
+    code, out, err = flash(*arguments, "--json")
+    error = json.loads(out)["error"]
+    assert (code, err, error["exit_code"], error["kind"]) == (2, "", 2, "usage")
+    assert error["message"].endswith(".")
+
+
+def test_json_after_double_dash_is_no_option(flash):
+    code, out, err = flash("ask", "--", "--json")
+    assert (code, out) == (2, "")
+    assert "QUESTION" in err
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "kind"),
+    [
+        (UsageError("This makes no sense."), 2, "usage"),
+        (VideoError("This is no video."), 3, "video"),
+        (ModelError("This model is not here."), 4, "model"),
+    ],
+)
+def test_failures_are_one_sentence_and_an_exit_code(flash, clip, library, error, code, kind):
+    library.pieces, library.error = (), error
+    assert flash("ask", clip, "What?") == (code, "", f"flashvlm: {error}\n")
+    assert flash("ask", clip, "What?", "--quiet") == (code, "", f"flashvlm: {error}\n")
+    told, out, err = flash("ask", clip, "What?", "--json")
+    assert (told, err) == (code, "")
+    assert json.loads(out) == {"error": {"message": str(error), "exit_code": code, "kind": kind}}
+
+
+def test_missing_model_is_told(flash, clip, library):
+    library.model_error = ModelError("The model is not here.")
+    assert flash("ask", clip, "What?") == (4, "", "flashvlm: The model is not here.\n")
+
+
+def test_missing_video_is_told_before_a_model_is_loaded(flash, library):
+    library.model_error = AssertionError("a model was loaded")
+    code, out, err = flash("ask", "nowhere.mp4", "What?")
+    assert (code, out, err) == (3, "", "flashvlm: There is no file 'nowhere.mp4'.\n")
+
+
+def test_unexpected_error_is_one_sentence(flash, clip, library):
+    library.pieces, library.error = (), KeyError("grid\nof\nthe video")
+    code, out, err = flash("ask", clip, "What?")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("flashvlm: unexpected error: KeyError: ")
+    assert err.endswith("Set FLASHVLM_DEBUG=1 for the traceback.\n")
+
+
+def test_debugging_shows_the_traceback(flash, clip, library, monkeypatch):
+    monkeypatch.setenv("FLASHVLM_DEBUG", "1")
+    library.error = KeyError("grid")
+    code, _, err = flash("ask", clip, "What?")
+    assert code == 1
+    assert "Traceback" in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_out_of_memory_says_what_to_try(flash, clip, library, error):
+    library.error = error
+    code, _, err = flash("ask", clip, "What?")
+    assert code == 1
+    assert "Out of memory" in err
+    assert "--max-pixels" in err
+    assert "unexpected" not in err
+
+
+def test_failure_after_half_an_answer_begins_on_its_own_line(flash, clip, library):
+    library.error = RuntimeError("broke")
+    code, out, err = flash("ask", clip, "What?")
+    assert (code, out) == (1, "The dog runs to the right.\n")
+    assert err.startswith("flashvlm: ")
+
+
+def test_interrupt_ends_with_130_and_no_traceback(clip):
+    command, environment = child("ask", clip, "What?", pause=20)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert os.read(process.stdout.fileno(), 1000) == b"The dog"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"\n", b"flashvlm: Interrupted.\n")
+
+
+def test_interrupt_is_an_object_under_json(flash, clip, library):
+    library.error = KeyboardInterrupt()
+    code, out, err = flash("ask", clip, "What?", "--json")
+    assert (code, err) == (130, "")
+    assert json.loads(out)["error"]["exit_code"] == 130
+
+
+@pytest.mark.parametrize("arguments", [["ask", "CLIP", "What?"], ["ask", "CLIP", "What?", "--json"], ["ask", "--help"]])
+def test_reader_that_goes_away_ends_it_cleanly(clip, arguments):
+    arguments = [clip if argument == "CLIP" else argument for argument in arguments]
+    command, environment = child(*arguments, pause=0.2)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert (process.returncode, err) == (141, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_full_disk_is_told(clip):
+    command, environment = child("ask", clip, "What?")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# Wrong usage
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--keep -5", "--keep 0", "--keep 150%", "--keep abc", "--keep nan", "--keep 0%", "--keep 1e-3",
+        "--fps 0", "--fps -1", "--fps nan", "--fps x", "--frames 0", "--frames 1.5", "--frames 3 --fps 2",
+        "--max-frames 0", "--max-pixels 1", "--start 1:75", "--start -5", "--start 5 --end 5", "--end x",
+        "--temperature -1", "--temperature inf", "--max-new-tokens 0", "--seed x", "--device tpu", "--dtype int8",
+        "--selector nothing", "--nonsense",
+    ],
+)  # fmt: skip
+def test_odd_values_are_wrong_usage_in_one_sentence(flash, clip, options):
+    code, out, err = flash("ask", clip, "What?", *options.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("flashvlm: ")
+    assert err.count("\n") == 1
+
+
+def test_wrong_usage_that_typer_finds_names_the_help(flash):
+    assert flash("ask", "clip.mp4")[2] == "flashvlm: Missing argument 'QUESTION'. Try 'flashvlm ask --help'.\n"
+
+
+def test_unknown_selector_is_told_the_close_one(flash, clip):
+    err = flash("ask", clip, "What?", "--selector", "unifrom")[2]
+    assert "'unifrom'" in err
+    assert "paper, " in err
+    assert "Did you mean uniform?" in err
+
+
+@pytest.mark.parametrize("question", ["", "  \n"])
+def test_empty_question_is_wrong_usage(flash, clip, question, monkeypatch):
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(read=lambda: question))
+    assert flash("ask", clip, question) == (2, "", "flashvlm: The question is empty.\n")
+    assert flash("ask", clip, "-") == (2, "", "flashvlm: The question is empty.\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["ask", "--help"], ["ask", "clip.mp4"], ["ask", __file__, "?", "--keep", "0"],
+     ["ask", __file__, "?", "--selector", "x"], ["ask", "nowhere.mp4", "?"]],
+)  # fmt: skip
+def test_help_and_wrong_usage_import_nothing_heavy(arguments):
+    program = (
+        "import sys\nfrom flashvlm_cli.app import main\nmain(sys.argv[1:])\n"
+        "print([name for name in ('torch', 'transformers', 'decord', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=HERE.parent)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# The summary
+
+
+@pytest.fixture
+def summary(flash, clip, library, monkeypatch):
+    """What standard error shows of an answer."""
+
+    def show(answer=None, columns=80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        library.answer = answer or an_answer()
+        return flash("ask", clip, "What?")[2]
+
+    return show
+
+
+def test_summary_holds_every_figure(summary):
+    text = summary()
+    for figure in (
+        "qwen2-vl-2b", "qwen2_vl · cpu · bfloat16",
+        "clip.mp4 · 640 × 360 · 0:04 · 29.97 fps", "8 frames in 4 moments · 0:00 to 0:03.5",
+        "256 → 30", "11.7%", "8.5× less",
+        "88.1 MB → 9.21 MB", "9.6× less", "12.3 TFLOP → 981 GFLOP", "12.5× less",
+        "by paper", "18 of 64 tokens at 0:02", "δ 0.312",
+        "first token 1.98 s", "all 7 tokens 2.79 s", "model load 4.20 s",
+    ):  # fmt: skip
+        assert figure in text
+    for stage, took in zip(STAGES, ("410 ms", "930 ms", "4.20 ms", "620 ms", "810 ms"), strict=True):
+        assert re.search(rf"^ {stage} +{took} +[█▏▎▍▌▋▊▉]", text, re.M)
+
+
+def test_summary_shows_where_in_time_the_kept_tokens_lie(summary):
+    lines = summary().splitlines()
+    axis = next(index for index, line in enumerate(lines) if re.search(r"0:00 ─+ 0:0", line))
+    assert lines[axis].endswith("0:03.5")
+    bars = [[line[12 + 8 * column : 19 + 8 * column] for column in range(4)] for line in lines[axis - 4 : axis]]
+    heights = [sum("█" in row[column] for row in bars) for column in range(4)]
+    assert heights == [0, 0, 4, 1]
+    assert bars[3][0] == "▂" * 7
+    assert lines[axis - 2].split()[0] == "important"
+    assert lines[axis - 1].split()[0] == "22"
+    assert lines[axis + 1].split() == ["diverse", *["▀" * 7] * 4]
+    assert lines[axis + 2].split()[0] == "8"
+
+
+def test_summary_says_kept_where_the_selector_does_not_tell_them_apart(summary):
+    answer = an_answer(selection=SelectionFacts("uniform", 30, 0, 0, 0.2))
+    text = summary(answer)
+    assert "by uniform" in text
+    assert "diverse" not in text
+    assert "important" not in text
+    assert re.search(r"^ 30 .*[▁▂▃▄▅▆▇█]", text, re.M)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 33, 64, 200])
+def test_summary_fits_the_terminal_for_any_number_of_moments(summary, columns, count):
+    answer = an_answer([(1 + index % 5, index % 3) for index in range(count)])
+    lines = summary(answer, columns).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert not any("…" in line for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+    assert any(set(line) & set(EVERY_BLOCK) for line in lines)
+
+
+def test_summary_says_how_many_moments_share_a_bar(summary):
+    answer = an_answer([(2, 1)] * 200)
+    assert "a bar is 3 moments" in summary(answer)
+
+
+def test_summary_of_a_still_has_no_times_of_a_video(summary):
+    answer = an_answer([(3, 3)], video=VideoFacts("dog.png", 320, 240, 1, 0.0, 0.0), frames=1)
+    text = summary(answer)
+    assert "dog.png · 320 × 240 · still\n" in text
+    assert "1 frame in 1 moment\n" in text
+    assert "fps" not in text
+
+
+def test_summary_of_everything_kept_claims_no_savings(summary):
+    same = BeforeAfter(1000, 1000)
+    answer = an_answer([(32, 32)] * 3, kv_cache_bytes=same, prefill_flops=same)
+    text = summary(answer)
+    assert "100%" in text
+    assert "less" not in text
+    assert "64 of 64 tokens at every moment" in text
+
+
+def test_long_names_and_rotation_fit(summary):
+    answer = an_answer(
+        model=replace(an_answer().model, name="/models/" + "m" * 90 + "/the-end"),
+        video=VideoFacts("/videos/[bold]" + "v" * 90 + ".mp4", 1920, 1080, 9, 25.0, 3725.0, rotation=90),
+    )
+    lines = summary(answer).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "/the-end ── qwen2_vl" in lines[1]
+    assert any("[bold]vvv" in line for line in lines)
+    assert any("1:02:05 · 25 fps · turned 90°" in line for line in lines)
+
+
+def test_summary_is_plain_where_standard_error_is_no_terminal(summary, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in summary()
+
+
+def test_summary_is_ascii_where_the_encoding_has_no_blocks(clip):
+    command, environment = child("ask", clip, "What?")
+    done = subprocess.run(command, env={**environment, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    text = done.stderr.decode("ascii")
+    assert "256 -> 30" in text
+    assert "####" in text
+    assert "\\u" not in text
+
+
+def test_terminal_gets_colours_and_a_spinner_that_gives_way_to_the_answer(clip):
+    seen, _ = on_terminal("ask", clip, "What?", pause=0.2)
+    spinner, answer = seen.index("\x1b[?25l"), seen.index("The dog")
+    assert spinner < seen.index("\x1b[?25h") < answer
+    assert "\x1b[?25l" not in seen[answer:]
+    assert "The dog runs to the right.\r\n" in seen
+    assert "\x1b[36m" in seen[answer:]
+
+
+def test_spinner_leaves_a_piped_answer_alone(clip):
+    seen, piped = on_terminal("ask", clip, "What?", stdout_too=False, pause=0.1)
+    assert piped == "The dog runs to the right.\n"
+    assert "The dog" not in seen
+    assert "answering" in seen
+
+
+def test_no_color_has_no_colours_on_a_terminal(clip):
+    seen, _ = on_terminal("ask", clip, "What?", no_color=True)
+    assert not re.search(r"\x1b\[[0-9;]*m", seen)
+    assert "256 → 30" in seen
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_quiet_and_json_show_no_spinner(clip, option):
+    seen, _ = on_terminal("ask", clip, "What?", option)
+    assert "\x1b" not in seen
+
+
+# The other commands
+
+
+def test_models_lists_aliases_and_what_is_here(flash):
+    code, out, err = flash("models")
+    assert (code, err) == (0, "")
+    demo, qwen = out.splitlines()
+    assert re.match(r"demo +✓ here +flashvlm-demo +a small world of emoji$", demo)
+    assert re.match(r"qwen2-vl-2b +Qwen/Qwen2-VL-2B-Instruct +real videos \(default\)$", qwen)
+
+
+def test_models_as_json(flash):
+    listed = json.loads(flash("models", "--json")[1])
+    assert [(model["alias"], model["present"], model["default"]) for model in listed] == [
+        ("demo", True, False),
+        ("qwen2-vl-2b", False, True),
+    ]
+
+
+def test_fetch_prints_the_folder(flash):
+    assert flash("fetch", "demo") == (0, "/models/demo/main\n", "")
+    assert flash("fetch", "demo", "--revision", "v1") == (0, "/models/demo/v1\n", "")
+    assert flash("fetch", "nowhere") == (4, "", "flashvlm: The hub cannot be reached.\n")
+
+
+def test_samples_prints_the_folder_only(flash):
+    assert flash("samples") == (0, "/somewhere/samples\n", "")
+
+
+def test_version(flash):
+    assert flash("--version") == (0, f"flashvlm {flashvlm.__version__}\n", "")
+
+
+def test_alone_it_prints_its_help(flash):
+    code, out, err = flash()
+    assert (code, err) == (0, "")
+    assert "Usage: flashvlm" in out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"]])
+def test_help_documents_the_exit_codes(flash, arguments):
+    code, out, _ = flash(*arguments)
+    assert code == 0
+    for line in ("0  answered", "3  the video cannot be read", "130  interrupted"):
+        assert line in out
+
+
+def test_help_shows_the_defaults(flash):
+    out = " ".join(flash("ask", "--help")[1].split())
+    for default in ("10%", "paper", "qwen2-vl-2b", "64", "128", "602112"):
+        assert f"[default: {default}]" in out
+
+
+def test_module_runs_as_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "flashvlm_cli", "--version"], capture_output=True, text=True, cwd=HERE.parent
+    )
+    assert done.stdout == f"flashvlm {flashvlm.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("flashvlm mod", "models"), ("flashvlm ask --sel", "--selector"), ("flashvlm ask --model de", "demo"),
+     ("flashvlm ask --selector uni", "uniform"), ("flashvlm ask --device cu", "cuda")],
+)  # fmt: skip
+def test_shell_completion_offers_names(words, offered):
+    command, environment = child()
+    environment |= {
+        "_FLASHVLM_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert offered in done.stdout.split()
+
+
+# Figures
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (units.scaled(0, "B"), "0 B"), (units.scaled(999, "B"), "999 B"), (units.scaled(999_600, "B"), "1.00 MB"),
+        (units.scaled(12_340, "B"), "12.3 kB"), (units.scaled(9.99e14, "FLOP"), "999 TFLOP"),
+        (units.seconds(0.00004), "0.0 ms"), (units.seconds(0.0042), "4.20 ms"), (units.seconds(0.9996), "1.00 s"),
+        (units.seconds(75.24), "75.2 s"), (units.timestamp(7.46), "0:07.5"), (units.timestamp(59.97), "1:00"),
+        (units.timestamp(3725.4), "1:02:05"), (units.percent(1, 1000), "0.1%"), (units.percent(1, 9999), "0.01%"),
+        (units.percent(9999, 10000), "99.9%"), (units.percent(5, 5), "100%"), (units.factor(96, 10), "9.6×"),
+        (units.factor(1000, 5), "200×"), (units.factor(100, 99), ""), (units.factor(5, 5), ""),
+    ],
+)  # fmt: skip
+def test_figures_are_three_digits_and_a_unit(text, wanted):
+    assert text == wanted
+
+
+def echo_question(self, video, question, options, **callbacks):
+    """FakeVideoQA.ask, whose answer says what was asked of which file."""
+    answer = FakeVideoQA.ask(self, video, question, options, **callbacks)
+    return replace(answer, question=question, video=replace(answer.video, path=video))
+
+
+if __name__ == "__main__":
+    sys.modules["flashvlm.models"] = fake_models()
+    flashvlm.VideoQA = type(  # type: ignore[attr-defined]
+        "FakeVideoQA", (FakeVideoQA,), {"ask": echo_question, **json.loads(os.environ["FAKE"])}
+    )
+    sys.exit(main())
