@@ -1,0 +1,37 @@
+"""How much of the question each token shows, as published (arXiv 2512.20561)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashvlm.selection.fusion import min_max
+
+WORD_TEMPERATURE = 0.05
+TOKEN_TEMPERATURE = 0.01
+POWER = 2.5
+DIMMED_SHARE = 1 - 0.005
+DIMMING = 0.1
+
+
+def relevance(tokens: Tensor, words: Tensor) -> Tensor:
+    """Cosine of each token with the question's words, its nearest words weighing most.
+
+    The published word gate (weights by the words' norms) is taken after normalising, where it is 1: it is left out.
+
+    Args:
+        tokens: (N, D) unit vectors.
+        words: (L, D) unit vectors, L at least 1.
+
+    Returns:
+        (N,) float32, from -1 to 1.
+    """
+    cosines = tokens @ words.T
+    return ((cosines / WORD_TEMPERATURE).softmax(-1) * cosines).sum(-1)
+
+
+def sharpen(relevance: Tensor) -> Tensor:
+    """Stretch (N,) relevance to [0, 1] so that only the top 0.5 % of the tokens stand out."""
+    sharp = min_max((relevance / TOKEN_TEMPERATURE).softmax(0) ** POWER)
+    bright = sharp >= torch.quantile(sharp, DIMMED_SHARE)
+    return min_max(torch.where(bright, sharp, sharp * DIMMING))
