@@ -1,0 +1,68 @@
+"""Which visual tokens the language model gets: pure functions on tensors, none of which knows a model.
+
+Importing this package imports no torch, so that a command line can name the selectors at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from flashvlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flashvlm.selection.result import Selection
+
+# Name -> module and function in this package; a selector is a function of `Inputs` that returns a `Selection`.
+_REGISTRY = {
+    "paper": ("paper", "paper"),
+    "uniform": ("baselines", "uniform"),
+    "random": ("baselines", "random"),
+}
+SELECTORS = tuple(_REGISTRY)
+METRICS = ("cosine",)
+
+
+def select(
+    tokens: Tensor,
+    saliency: Tensor,
+    words: Tensor,
+    *,
+    group_sizes: Sequence[int],
+    budget: int,
+    selector: str = "paper",
+    metric: str = "cosine",
+    seed: int = 0,
+) -> Selection:
+    """Keep `budget` of the N visual tokens of a video.
+
+    Args:
+        tokens: (N, D) floats, the visual tokens in the language model's input space, group after group.
+        saliency: (N,) >= 0, how much attention each token received in the vision encoder.
+        words: (L, D) floats, the language model's input embeddings of the question's words; L may be 0.
+        group_sizes: tokens of each temporal group, in order; they sum to N.
+        budget: how many tokens to keep, at least 1; more than N keeps all.
+        selector: one of `SELECTORS`.
+        metric: one of `METRICS`, what distance between tokens means.
+        seed: what the selector `random` draws with; the others ignore it.
+
+    Returns:
+        The kept tokens: `indices`, `important`, `scores`, `nearest` and `delta`, on the device of `tokens`. The
+        same arguments give the same ones.
+
+    Raises:
+        UsageError: NaN or infinity, shapes that disagree, negative saliency, a budget below 1, groups that do not sum
+            to N, or a selector or metric that does not exist.
+    """
+    for name, value, known in (("selector", selector, SELECTORS), ("metric", metric, METRICS)):
+        if value not in known:
+            raise UsageError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+
+    from flashvlm.selection.inputs import Inputs
+
+    module, function = _REGISTRY[selector]
+    inputs = Inputs.checked(tokens, saliency, words, group_sizes, budget, seed)
+    return getattr(import_module(f"{__name__}.{module}"), function)(inputs)

@@ -1,0 +1,73 @@
+"""What every selector is given, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import index
+from typing import SupportsIndex
+
+import torch
+from torch import Tensor
+
+from flashvlm.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The arguments of `select`, known to make sense together.
+
+    `tokens` (N, D) and `words` (L, D) keep their dtype, `saliency` (N,) is float32, all on the device of `tokens`;
+    `group_sizes` sums to N and `budget` is from 1 to N.
+    """
+
+    tokens: Tensor
+    saliency: Tensor
+    words: Tensor
+    group_sizes: tuple[int, ...]
+    budget: int
+    seed: int
+
+    @classmethod
+    def checked(
+        cls, tokens: Tensor, saliency: Tensor, words: Tensor, group_sizes: Sequence[int], budget: int, seed: int
+    ) -> Inputs:
+        """Take the arguments of `select`.
+
+        Raises:
+            UsageError: one of them makes no sense, alone or with the others; the message names it.
+        """
+        _check_floats("tokens", tokens, "N", "D")
+        _check_floats("saliency", saliency, "N")
+        _check_floats("words", words, "L", "D")
+        count, width = tokens.shape
+        if tokens.numel() == 0:
+            raise UsageError(f"tokens must hold at least one vector, but has shape {tuple(tokens.shape)}.")
+        if len(saliency) != count:
+            raise UsageError(f"saliency must have one value a token, but has {len(saliency)} for {count} tokens.")
+        if saliency.min() < 0:
+            raise UsageError(f"saliency must not be negative, but goes down to {saliency.min().item():g}.")
+        if len(words) and words.shape[1] != width:
+            raise UsageError(f"words must be as wide as tokens ({width}), but are {words.shape[1]} wide.")
+        if any(size < 1 for size in group_sizes) or sum(group_sizes) != count:
+            raise UsageError(f"group_sizes must be positive and sum to the {count} tokens, not to {sum(group_sizes)}.")
+        if not isinstance(budget, SupportsIndex) or index(budget) < 1:
+            raise UsageError(f"budget must be a whole number of tokens, at least 1, not {budget!r}.")
+        return cls(
+            tokens.detach(),
+            saliency.detach().to(tokens.device, torch.float32),
+            words.detach().to(tokens.device),
+            tuple(group_sizes),
+            min(index(budget), count),
+            seed,
+        )
+
+
+def _check_floats(name: str, value: Tensor, *axes: str) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise UsageError(f"{name} must be a tensor of floats.")
+    if value.ndim != len(axes):
+        raise UsageError(f"{name} must have the axes {', '.join(axes)}, but has the shape {tuple(value.shape)}.")
+    # The extremes pass NaN on and, unlike isfinite, need no second tensor of that size.
+    if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
+        raise UsageError(f"{name} must be finite, but holds NaN or infinity.")

@@ -1,0 +1,60 @@
+"""The kept tokens and how well they stand for the dropped ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from flashvlm.selection.coverage import cover
+from flashvlm.selection.inputs import Inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """K kept tokens of N, all tensors on the device of the tokens.
+
+    `indices` (K,) int64 ascends; `important` (K,) bool says of each whether it was kept for the question (True) or
+    for coverage (False), and is all False where a selector makes no such difference; `scores` (N,) float32 is the
+    fused score, zeros where a selector has none.
+    """
+
+    indices: Tensor
+    important: Tensor
+    scores: Tensor
+    tokens: Tensor = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, inputs: Inputs, diverse: Tensor, important: Tensor | None = None, scores: Tensor | None = None
+    ) -> Selection:
+        """Bring the kept tokens into their original order.
+
+        Args:
+            diverse: (K1,) int64 on any device, kept for coverage or for no stated reason.
+            important: (K2,) int64 on the same device, kept for the question; shares none with `diverse`.
+            scores: (N,) float32.
+        """
+        device = inputs.tokens.device
+        if important is None:
+            important = diverse.new_empty(0)
+        if scores is None:
+            scores = torch.zeros(len(inputs.tokens))
+        indices, order = torch.cat([important, diverse]).sort()
+        return cls(indices.to(device), (order < len(important)).to(device), scores.to(device), inputs.tokens)
+
+    @cached_property
+    def _cover(self) -> tuple[Tensor, Tensor]:
+        return cover(self.tokens, self.indices)
+
+    @property
+    def nearest(self) -> Tensor:
+        """(N,) int64: for each token the place in `indices` of the kept one nearest to it; a kept one's own."""
+        return self._cover[0]
+
+    @cached_property
+    def delta(self) -> float:
+        """The measured coverage radius: the largest distance from any token to its nearest kept one, from 0 to 2."""
+        return self._cover[1].max().item()
