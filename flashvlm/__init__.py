@@ -1,3 +1,24 @@
-"""flashvlm: ask a video a question, with only the visual tokens that matter for it."""
+"""flashvlm: ask a video a question, with only the visual tokens that matter for it.
+
+from flashvlm import VideoQA
+VideoQA.from_pretrained("demo").ask("clip.mp4", "What happens?", keep=0.1)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["VideoQA", "__version__"]
+
+if TYPE_CHECKING:
+    from flashvlm.pipeline import VideoQA
+
+
+def __getattr__(name: str) -> Any:
+    # VideoQA brings torch along; the command line's help and errors must not wait for that.
+    if name == "VideoQA":
+        from flashvlm.pipeline import VideoQA
+
+        return VideoQA
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 
 from flashvlm.errors import UsageError
@@ -78,7 +78,7 @@ def parse_time(text: str) -> float:
         raise UsageError(f"A time is given as 90, 1:30 or 0:01:30.5, not {text!r}.")
     *larger, seconds = text.strip().split(":")
     parts = [int(part) for part in larger]
-    if parts and float(seconds) >= 60 or len(parts) == 2 and parts[1] >= 60:
+    if (parts and float(seconds) >= 60) or (len(parts) == 2 and parts[1] >= 60):
         raise UsageError(f"Minutes and seconds after a colon are below 60; {text!r} has more.")
     total = 0
     for part in parts:
@@ -126,7 +126,7 @@ class AskOptions:
         UsageError: a value outside its range.
     """
 
-    keep: Keep = Keep.parse(DEFAULT_KEEP)
+    keep: Keep = field(default_factory=lambda: Keep.parse(DEFAULT_KEEP))
     selector: str = DEFAULT_SELECTOR
     sampling: Sampling = Sampling()
     max_pixels: int = DEFAULT_MAX_PIXELS

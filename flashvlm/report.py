@@ -72,8 +72,11 @@ class SelectionFacts:
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Wall-clock seconds of each stage. `time_to_first_token` counts from the call to the first generated token
-    (model loading apart); `total` to the last one. The measurement of `delta` is in neither: `delta` says what it took."""
+    """Wall-clock seconds of each stage.
+
+    `time_to_first_token` counts from the call to the first generated token, model loading apart; `total` to the last
+    one. Neither holds the measurement of the coverage radius: `delta` says what that took.
+    """
 
     load: float
     decode: float

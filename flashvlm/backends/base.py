@@ -1,0 +1,349 @@
+"""What every model family gives the pipeline, and what all of them share: loading, prompts, words, generation."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, LogitsProcessor, LogitsProcessorList, PreTrainedModel, TextStreamer
+from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+from flashvlm.errors import ModelError, UsageError
+from flashvlm.report import BeforeAfter
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A video as visual tokens.
+
+    `tokens` (N, D) in the language model's input space, `saliency` (N,) float32 >= 0, and the merged grid:
+    `groups` x `height` x `width` == N, in that order.
+    """
+
+    tokens: Tensor
+    saliency: Tensor
+    groups: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of a prompt, as (S,) int64 tensors: `before` the visual tokens and `after` them."""
+
+    before: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the language model said: the text and how many tokens it took (its end token among them)."""
+
+    text: str
+    tokens: int
+
+
+class _AfterPrompt(LogitsProcessor):
+    """A processor that looks at earlier tokens, shown the ids of the whole unpruned prompt before them."""
+
+    def __init__(self, processor: LogitsProcessor, prompt: Tensor) -> None:
+        self.processor, self.prompt = processor, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.processor(torch.cat([self.prompt.expand(len(input_ids), -1), input_ids], dim=1), scores)
+
+
+class _Streamer(TextStreamer):
+    """Hands finished pieces of text on, and says when the first token came."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], on_first_token: Callable[[], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text, self._on_first_token = on_text, on_first_token
+
+    def put(self, value: Tensor) -> None:
+        # generate() hands over the prompt first: here it is empty, for the prompt goes in as embeddings.
+        if value.numel() and self._on_first_token is not None:
+            self._on_first_token()
+            self._on_first_token = None  # type: ignore[assignment]
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)
+
+
+def choose_device(device: str) -> str:
+    """`auto` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: a device that is not here.
+    """
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if here[name])
+    if not here.get(device.split(":")[0], False):
+        raise UsageError(f"There is no {device} device on this machine.")
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 where the device computes in it at full speed, float32 on other CPUs, float16 elsewhere."""
+    if dtype != "auto":
+        return DTYPES[dtype]
+    if device == "cpu":
+        # What torch itself asks before it sends bf16 products to oneDNN: AVX512-bf16 or AMX.
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16 if device.startswith("cuda") else torch.float16
+
+
+def read_settings(folder: Path, *names: str) -> dict[str, Any]:
+    """The first of these JSON files that `folder` has, as a dict; empty where it has none."""
+    for name in names:
+        path = folder / name
+        if path.is_file():
+            try:
+                return json.loads(path.read_text())
+            except ValueError as error:
+                raise ModelError(f"{path} is not valid JSON.") from error
+    return {}
+
+
+class Backend(ABC):
+    """One loaded checkpoint of one family. A family's file says what is marked abstract here, and no more."""
+
+    family: ClassVar[str]
+    model_class: ClassVar[str]
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+        self.model, self.tokenizer, self.folder = model, tokenizer, folder
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Backend:
+        """Load a checkpoint folder through transformers' own classes; safetensors only, no remote code.
+
+        Raises:
+            ModelError: files that are missing, damaged, or do not fit the family.
+            UsageError: a device that is not here.
+        """
+        import transformers
+
+        device = choose_device(device)
+        tokenizer = _load_tokenizer(folder)
+        try:
+            model, info = getattr(transformers, cls.model_class).from_pretrained(
+                folder,
+                dtype=choose_dtype(dtype, device),
+                device_map=None,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(f"The checkpoint in {folder} cannot be loaded: {why}") from error
+        except Exception as error:
+            # safetensors has an exception class of its own for damaged files.
+            if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
+                raise ModelError(f"The weights in {folder} are damaged: {error}.") from error
+            raise
+        if missing := sorted(info["missing_keys"]):
+            raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} more lack.")
+        return cls(model.to(device).eval(), tokenizer, folder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    # What a family has to say.
+
+    @property
+    @abstractmethod
+    def frames_per_group(self) -> int:
+        """How many frames make one temporal group."""
+
+    @abstractmethod
+    def frame_size(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
+        """The (height, width) in pixels that a frame of this size is resized to."""
+
+    @abstractmethod
+    def encode(self, frames: Tensor) -> Encoded:
+        """(F, 3, h, w) uint8 frames of `frame_size` to visual tokens with their saliency."""
+
+    @abstractmethod
+    def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
+        """Positions of the whole unpruned sequence, (axes, S) int64 with S = before + N + after."""
+
+    @property
+    @abstractmethod
+    def visual_token(self) -> int:
+        """The id of the token that stands for a visual token in a prompt."""
+
+    @property
+    @abstractmethod
+    def text_config(self) -> Any:
+        """The language model's configuration."""
+
+    # What all families share.
+
+    def prompt(self, question: str, system: str | None) -> Prompt:
+        """The checkpoint's own chat template around the question, cut where the video stands.
+
+        Raises:
+            UsageError: a question or system prompt that holds a video marker of its own.
+        """
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}
+        ]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids)
+        places = (ids == self.visual_token).nonzero().flatten().tolist()
+        if len(places) != 1:
+            raise UsageError("The question must not contain the model's own marker for a video.")
+        return Prompt(ids[: places[0]], ids[places[0] + 1 :])
+
+    def words(self, question: str) -> Tensor:
+        """Input embeddings of the question's own tokens, (L, D)."""
+        ids = self.tokenizer(question, add_special_tokens=False).input_ids
+        return self.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=self.device))
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of `text` that the tokenizer has no token for, each once."""
+        unknown = self.tokenizer.unk_token_id
+        words = dict.fromkeys(re.findall(r"[\w'-]+", text))
+        return [w for w in words if unknown in self.tokenizer(w, add_special_tokens=False).input_ids]
+
+    def inputs(self, prompt: Prompt, encoded: Encoded, kept: Tensor) -> dict[str, Tensor]:
+        """What the language model gets, batch of one: embeddings and positions of the prompt with the `kept` tokens.
+
+        Args:
+            kept: (K,) int64, ascending places in `encoded.tokens`. Every token keeps the position that it had in the
+                full sequence, and so does the text.
+        """
+        embed = self.model.get_input_embeddings()
+        before, after = embed(prompt.before.to(self.device)), embed(prompt.after.to(self.device))
+        tokens = encoded.tokens[kept].to(before.dtype)
+        count = len(encoded.tokens)
+        places = torch.cat(
+            [
+                torch.arange(len(prompt.before)),
+                len(prompt.before) + kept.cpu(),
+                torch.arange(len(prompt.after)) + len(prompt.before) + count,
+            ]
+        )
+        position_ids = self.position_ids(prompt, encoded)[:, places].unsqueeze(1).to(self.device)
+        return {
+            "inputs_embeds": torch.cat([before, tokens, after]).unsqueeze(0),
+            "attention_mask": torch.ones(1, len(places), dtype=torch.long, device=self.device),
+            "position_ids": position_ids if len(position_ids) > 1 else position_ids[0],
+        }
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: Prompt,
+        encoded: Encoded,
+        kept: Tensor,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        on_text: Callable[[str], None],
+        on_first_token: Callable[[], None],
+    ) -> Generated:
+        """Answer from the kept tokens, through transformers' `generate`.
+
+        At temperature 0 it is greedy; above, it samples (with the checkpoint's own top-k and top-p). Penalties of its
+        `generation_config.json` see the prompt's ids as they would unpruned.
+        """
+        config = copy.deepcopy(self.model.generation_config)
+        processors = LogitsProcessorList()
+        ids = torch.cat(
+            [prompt.before, torch.full((len(encoded.tokens),), self.visual_token), prompt.after]
+        ).to(self.device)  # fmt: skip
+        # generate() takes what is None here from the model's own configuration: neutral values switch a thing off.
+        if config.repetition_penalty not in (None, 1.0):
+            penalty = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
+            processors.append(_AfterPrompt(penalty, ids.unsqueeze(0)))
+            config.repetition_penalty = 1.0
+        if config.no_repeat_ngram_size:
+            processors.append(_AfterPrompt(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size), ids.unsqueeze(0)))
+            config.no_repeat_ngram_size = 0
+        config.max_new_tokens = max_new_tokens
+        config.do_sample = temperature > 0
+        if config.do_sample:
+            config.temperature = temperature
+        else:
+            config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            output = self.model.generate(
+                **self.inputs(prompt, encoded, kept),
+                generation_config=config,
+                logits_processor=processors,
+                streamer=_Streamer(self.tokenizer, on_text, on_first_token),
+            )
+        return Generated(self.tokenizer.decode(output[0], skip_special_tokens=True).strip(), output.shape[1])
+
+    def kv_cache_bytes(self, tokens: BeforeAfter) -> BeforeAfter:
+        """Bytes of keys and values that a prompt of so many tokens leaves in the cache, in the model's dtype."""
+        config = self.text_config
+        heads = config.num_key_value_heads
+        each = 2 * config.num_hidden_layers * heads * self._head_dim * self.dtype.itemsize
+        return BeforeAfter(each * tokens.before, each * tokens.after)
+
+    def prefill_flops(self, tokens: BeforeAfter) -> BeforeAfter:
+        """Floating-point operations of the language model's pass over a prompt: two a weight and token in the layers,
+        causal attention, and the output layer for the last token."""
+        config = self.text_config
+        linear = sum(
+            parameter.numel()
+            for name, parameter in self.model.get_decoder().named_parameters()
+            if parameter.ndim == 2 and "embed_tokens" not in name
+        )
+        # Scores and weighted values: two products of (S x d) with (S x d) a head, half of which the causal mask spares.
+        attention = 2 * config.num_hidden_layers * config.num_attention_heads * self._head_dim
+        last = 2 * config.hidden_size * config.vocab_size
+
+        def flops(count: int) -> int:
+            return 2 * linear * count + attention * count**2 + last
+
+        return BeforeAfter(flops(tokens.before), flops(tokens.after))
+
+    @property
+    def _head_dim(self) -> int:
+        config = self.text_config
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # The tokenizer classes raise whatever their files make them raise.
+        raise ModelError(f"The tokenizer in {folder} is missing or cannot be read.") from error
+    if tokenizer.chat_template is None:
+        # Older checkpoints keep the template with the processor.
+        tokenizer.chat_template = read_settings(folder, "chat_template.json").get("chat_template")
+    if tokenizer.chat_template is None:
+        raise ModelError(f"The checkpoint in {folder} has no chat template.")
+    return tokenizer

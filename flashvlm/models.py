@@ -1,0 +1,140 @@
+"""Which models there are and where their files lie: aliases, Hugging Face ids, folders. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from flashvlm.errors import ModelError
+
+BUNDLED = Path(__file__).parent / "demo"
+DEFAULT_MODEL = "qwen2-vl-2b"
+# Weights as safetensors only, and no code: what a checkpoint needs to be loaded, nothing that runs.
+FILES = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name for a checkpoint: a Hugging Face id, or a folder that comes with the package (`bundled`)."""
+
+    name: str
+    source: str
+    description: str
+    bundled: bool = False
+
+
+ALIASES = {
+    alias.name: alias
+    for alias in (
+        Alias(
+            "demo", "checkpoint", "A small trained Qwen2-VL that comes with flashvlm; knows 26 things.", bundled=True
+        ),
+        Alias("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "Qwen2-VL, 2 B parameters. The default."),
+        Alias("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "Qwen2-VL, 7 B parameters."),
+    )
+}
+
+
+def _hub_id(model: str) -> str:
+    """The Hugging Face id that `model` names; raises ModelError where it cannot be one."""
+    source = ALIASES[model].source if model in ALIASES else model
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+        return source
+    known = ", ".join(ALIASES)
+    raise ModelError(f"There is no model {model!r}: give an alias ({known}), a Hugging Face id or a folder.")
+
+
+def _folder(model: str) -> Path | None:
+    if model in ALIASES:
+        return BUNDLED / ALIASES[model].source if ALIASES[model].bundled else None
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{model} is a file; a model is a folder with config.json, weights and tokenizer.")
+    if path.is_absolute() or model.startswith((".", "~")):
+        raise ModelError(f"There is no model folder {model}.")
+    return None
+
+
+def _missing(folder: Path) -> str | None:
+    """What a checkpoint folder lacks, in words; None where it is complete."""
+    if not (folder / "config.json").is_file():
+        return "config.json"
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "a readable model.safetensors.index.json"
+        lacking = [shard for shard in shards if not (folder / shard).is_file()]
+        return lacking[0] if lacking else None
+    if not (folder / "model.safetensors").is_file():
+        others = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        return "model.safetensors (weights in other formats are not read)" if others else "model.safetensors"
+    return None
+
+
+def _cached(hub_id: str, revision: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, ValueError):
+        return None
+    return folder if _missing(folder) is None else None
+
+
+def present(model: str, revision: str | None = None) -> bool:
+    """Whether the files of `model` (alias, id or folder) are on this machine, whole."""
+    try:
+        folder = _folder(model) or _cached(_hub_id(model), revision)
+    except ModelError:
+        return False
+    return folder is not None and _missing(folder) is None
+
+
+def fetch(model: str, revision: str | None = None) -> Path:
+    """The folder of `model`, downloaded into the Hugging Face cache where it is not on this machine yet.
+
+    Honours `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` and `HF_TOKEN`, as huggingface_hub does.
+
+    Raises:
+        ModelError: no such model, files that are missing, or neither cached nor reachable.
+    """
+    folder = _folder(model)
+    if folder is not None:
+        if (lacking := _missing(folder)) is not None:
+            raise ModelError(f"The model folder {folder} is incomplete: it has no {lacking}.")
+        return folder
+    hub_id = _hub_id(model)
+    cached = _cached(hub_id, revision)
+    if cached is not None:
+        return cached
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    out = (
+        f"fetch it where there is a network (flashvlm fetch {model}), "
+        "give a folder (--model PATH), or try the built-in one (--model demo)"
+    )
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    try:
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES))
+    except GatedRepoError as error:
+        raise ModelError(f"{hub_id} is gated: accept its terms on the hub and log in with 'hf auth login'.") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"There is no model {hub_id} on the hub (or it is private).") from error
+    except OfflineModeIsEnabled as error:
+        raise ModelError(f"{hub_id} is not on this machine and HF_HUB_OFFLINE is set: {out}.") from error
+    # The hub's client raises whatever its transport does; all of it means that the files cannot be had.
+    except Exception as error:
+        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        raise ModelError(f"{hub_id} is not on this machine and {why}: {out}.") from error
+    if (lacking := _missing(folder)) is not None:
+        raise ModelError(f"{hub_id} cannot be used: it has no {lacking}.")
+    return folder

@@ -1,0 +1,233 @@
+"""The one place where the stages meet: decode -> encode -> select -> generate -> report."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import flashvlm
+from flashvlm import backends, models, pixels, video
+from flashvlm.backends.base import DTYPES, Backend, Encoded
+from flashvlm.errors import UsageError
+from flashvlm.options import AskOptions, Keep, Sampling
+from flashvlm.report import Answer, BeforeAfter, ModelFacts, Moment, SelectionFacts, StageSeconds
+from flashvlm.selection import SELECTORS, select
+from flashvlm.selection.result import Selection
+
+
+class VideoQA:
+    """A loaded model that answers questions on videos, any number of either."""
+
+    def __init__(self, backend: Backend, name: str, load_seconds: float = 0.0) -> None:
+        self.backend, self.name, self.load_seconds = backend, name, load_seconds
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path = models.DEFAULT_MODEL, *, device: str = "auto", dtype: str = "auto"
+    ) -> VideoQA:
+        """Load a model: an alias (`demo`), a Hugging Face id, or a checkpoint folder.
+
+        Args:
+            device: `auto`, `cpu`, `cuda` or `mps`.
+            dtype: `auto`, `float32`, `bfloat16` or `float16`.
+
+        Raises:
+            ModelError: the model is not available, incomplete, or of a family without a backend.
+            UsageError: an unknown dtype, or a device that is not here.
+        """
+        begin = time.perf_counter()
+        if dtype not in ("auto", *DTYPES):
+            raise UsageError(f"The dtype is one of auto, {', '.join(DTYPES)}; not {dtype!r}.")
+        backend = backends.load(models.fetch(str(model)), device=device, dtype=dtype)
+        return cls(backend, str(model), time.perf_counter() - begin)
+
+    def ask(
+        self,
+        path: str | Path,
+        question: str,
+        options: AskOptions | None = None,
+        *,
+        on_text: Callable[[str], None] = lambda text: None,
+        on_stage: Callable[[str], None] = lambda stage: None,
+        **settings: Any,
+    ) -> Answer:
+        """Answer one question on one video (or still image).
+
+        Args:
+            options: everything that can be set; `settings` name the fields of `AskOptions` or of `Sampling` one by one
+                instead (`keep=0.1`, `selector="uniform"`, `fps=1`, `start=10`).
+            on_text: gets the answer piece by piece as it is generated.
+            on_stage: gets `decode`, `encode`, `select`, `prefill` and `generate` as each begins.
+
+        Raises:
+            VideoError: the video cannot be read.
+            UsageError: options or a question that make no sense.
+        """
+        options = _options(options or AskOptions(), settings)
+        if not question.strip():
+            raise UsageError("The question is empty.")
+        if options.selector not in SELECTORS:
+            raise UsageError(f"There is no selector {options.selector!r}; there are: {', '.join(SELECTORS)}.")
+        backend, clock = self.backend, _Clock(on_stage, self.backend.device)
+        prompt = backend.prompt(question, options.system)
+
+        def fit(frame: torch.Tensor) -> torch.Tensor:
+            return pixels.resize(frame, backend.frame_size(*frame.shape[1:], options.max_pixels))
+
+        with clock("decode"):
+            clip = video.decode(path, options.sampling, fit)
+        with clock("encode"):
+            encoded = backend.encode(clip.frames)
+        count = len(encoded.tokens)
+        with clock("select"):
+            selection = select(
+                encoded.tokens,
+                encoded.saliency,
+                backend.words(question),
+                group_sizes=[count // encoded.groups] * encoded.groups,
+                budget=options.keep.budget(count),
+                selector=options.selector,
+                seed=options.seed,
+            )
+        clock.start("prefill")
+        generated = backend.generate(
+            prompt,
+            encoded,
+            selection.indices,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
+            on_text=on_text,
+            on_first_token=lambda: clock.start("generate"),
+        )
+        clock.stop()
+        seconds = clock.seconds
+        total = sum(seconds.values())
+        with clock("delta"):
+            delta = selection.delta
+        text = len(prompt.before) + len(prompt.after)
+        tokens = BeforeAfter(count, len(selection.indices))
+        prompt_tokens = BeforeAfter(text + tokens.before, text + tokens.after)
+        important = int(selection.important.sum())
+        unknown = backend.unknown_words(f"{question} {options.system or ''}")
+        return Answer(
+            question=question,
+            answer=generated.text,
+            generated_tokens=generated.tokens,
+            model=self._facts(),
+            video=clip.facts,
+            frames=len(clip.timestamps),
+            tokens=tokens,
+            prompt_tokens=prompt_tokens,
+            kv_cache_bytes=backend.kv_cache_bytes(prompt_tokens),
+            prefill_flops=backend.prefill_flops(prompt_tokens),
+            selection=SelectionFacts(
+                options.selector, tokens.after, important, tokens.after - important, round(delta, 6)
+            ),
+            seconds=StageSeconds(
+                load=self.load_seconds,
+                **{stage: seconds[stage] for stage in ("decode", "encode", "select", "prefill", "delta")},
+                generate=seconds.get("generate", 0.0),
+                time_to_first_token=total - seconds.get("generate", 0.0),
+                total=total,
+            ),
+            moments=_moments(clip.timestamps, encoded, selection, backend.frames_per_group),
+            settings=_settings(options),
+            versions=_versions(),
+            warnings=((f"This model does not know: {', '.join(unknown)}. Its answer may be off.",) if unknown else ()),
+        )
+
+    def _facts(self) -> ModelFacts:
+        backend = self.backend
+        dtype = str(backend.dtype).removeprefix("torch.")
+        return ModelFacts(self.name, str(backend.folder), backend.family, backend.device.type, dtype)
+
+
+class _Clock:
+    """Wall-clock seconds of stages that follow one another; waits for the device before it reads the time."""
+
+    def __init__(self, on_stage: Callable[[str], None], device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._on_stage, self._device = on_stage, device
+        self._stage: str | None = None
+        self._since = 0.0
+
+    def __call__(self, stage: str) -> _Clock:
+        self.start(stage)
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self, stage: str) -> None:
+        self.stop()
+        if stage != "delta":
+            self._on_stage(stage)
+        self._stage, self._since = stage, time.perf_counter()
+
+    def stop(self) -> None:
+        if self._stage is None:
+            return
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds[self._stage] = time.perf_counter() - self._since
+        self._stage = None
+
+
+def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
+    sampling = {name: settings.pop(name) for name in list(settings) if name in Sampling.__dataclass_fields__}
+    unknown = [name for name in settings if name not in AskOptions.__dataclass_fields__]
+    if unknown:
+        raise UsageError(f"There is no option {unknown[0]!r}.")
+    if "keep" in settings:
+        settings["keep"] = Keep.parse(settings["keep"])
+    if sampling:
+        settings["sampling"] = replace(settings.get("sampling", options.sampling), **sampling)
+    return replace(options, **settings)
+
+
+def _settings(options: AskOptions) -> dict[str, Any]:
+    settings = asdict(options)
+    keep = options.keep
+    settings["keep"] = (
+        keep.count if keep.count is not None else f"{(keep.share or 0) * 100:f}".rstrip("0").rstrip(".") + "%"
+    )
+    return settings
+
+
+def _moments(
+    timestamps: tuple[float, ...], encoded: Encoded, selection: Selection, frames_per_group: int
+) -> tuple[Moment, ...]:
+    size = encoded.height * encoded.width
+    kept: list[list[tuple[int, int]]] = [[] for _ in range(encoded.groups)]
+    important: list[list[bool]] = [[] for _ in range(encoded.groups)]
+    for index, for_question in zip(selection.indices.tolist(), selection.important.tolist(), strict=True):
+        group, cell = divmod(index, size)
+        kept[group].append(divmod(cell, encoded.width))
+        important[group].append(for_question)
+    return tuple(
+        Moment(
+            timestamps[group * frames_per_group : (group + 1) * frames_per_group],
+            size,
+            encoded.height,
+            encoded.width,
+            tuple(kept[group]),
+            tuple(important[group]),
+        )
+        for group in range(encoded.groups)
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "transformers", "decord2")}
+    return {"flashvlm": flashvlm.__version__, "python": platform.python_version(), **packages}

@@ -1,0 +1,10 @@
+"""What several test files share: the demo model, loaded once, in fp32 so that answers do not hang on the machine."""
+
+import pytest
+
+from flashvlm import VideoQA
+
+
+@pytest.fixture(scope="session")
+def demo() -> VideoQA:
+    return VideoQA.from_pretrained("demo", device="cpu", dtype="float32")

@@ -1,0 +1,156 @@
+"""Keeping 100 % is the unpruned model: logits, text and positions against transformers' own path."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AttentionInterface, Qwen2VLForConditionalGeneration
+
+from flashvlm import VideoQA
+from flashvlm.errors import UsageError
+from flashvlm.models import fetch
+from flashvlm.pixels import qwen2_vl_patches
+
+QUESTION = "Which way does the dog move?"
+# The demo's chat template with this question, as Qwen2-VL writes it, without a default system prompt.
+PROMPT = (
+    "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>Which way does the dog move?<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+
+
+def frames(count: int, height: int = 168, width: int = 280) -> torch.Tensor:
+    noise = torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(count))
+    return noise.to(torch.uint8)
+
+
+def transformers_inputs(qa: VideoQA, video: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a user of transformers alone would hand to the model for this video and QUESTION."""
+    backend = qa.backend
+    pixel_values, grid = qwen2_vl_patches(
+        video, patch_size=14, temporal_patch_size=2, merge_size=2, image_mean=backend.mean, image_std=backend.std
+    )
+    tokens = int(grid.prod()) // 4
+    text = PROMPT.replace("<|video_pad|>", "<|video_pad|>" * tokens)
+    ids = torch.tensor([backend.tokenizer(text).input_ids])
+    video_id = backend.tokenizer.convert_tokens_to_ids("<|video_pad|>")
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values_videos": pixel_values,
+        "video_grid_thw": grid,
+        "mm_token_type_ids": (ids == video_id).int() * 2,
+    }
+
+
+def our_inputs(qa: VideoQA, video: torch.Tensor, kept: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    encoded = qa.backend.encode(video)
+    kept = torch.arange(len(encoded.tokens)) if kept is None else kept
+    return qa.backend.inputs(qa.backend.prompt(QUESTION, None), encoded, kept)
+
+
+def our_text(qa: VideoQA, video: torch.Tensor, max_new_tokens: int = 12) -> str:
+    encoded = qa.backend.encode(video)
+    kept = torch.arange(len(encoded.tokens))
+    said = qa.backend.generate(
+        qa.backend.prompt(QUESTION, None),
+        encoded,
+        kept,
+        max_new_tokens=max_new_tokens,
+        temperature=0.0,
+        seed=0,
+        on_text=lambda text: None,
+        on_first_token=lambda: None,
+    )
+    return said.text
+
+
+@pytest.mark.parametrize("count", [1, 4, 8], ids=["still", "two moments", "four moments"])
+def test_all_tokens_give_the_logits_of_transformers(demo: VideoQA, count: int) -> None:
+    with torch.inference_mode():
+        theirs = demo.backend.model(**transformers_inputs(demo, frames(count))).logits[:, -1]
+        ours = demo.backend.model(**our_inputs(demo, frames(count))).logits[:, -1]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_a_clip_with_more_moments_than_the_grid_is_wide_gives_the_logits_of_transformers_at_our_positions(
+    demo: VideoQA,
+) -> None:
+    video = frames(40, 112, 112)
+    inputs = our_inputs(demo, video)
+    with torch.inference_mode():
+        theirs = demo.backend.model(
+            **transformers_inputs(demo, video), position_ids=inputs["position_ids"]
+        ).logits[:, -1]  # fmt: skip
+        ours = demo.backend.model(**inputs).logits[:, -1]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    # The text starts one past the last moment: 3 tokens before the video, 20 groups.
+    after = len(demo.backend.prompt(QUESTION, None).after)
+    assert inputs["position_ids"][:, 0, -after].tolist() == [23, 23, 23]
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_all_tokens_give_the_text_of_transformers(demo: VideoQA, count: int) -> None:
+    inputs = transformers_inputs(demo, frames(count))
+    output = demo.backend.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    theirs = demo.backend.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert our_text(demo, frames(count)) == theirs.strip()
+
+
+def test_a_repetition_penalty_sees_the_prompt_as_it_would_unpruned(demo: VideoQA, tmp_path) -> None:
+    folder = tmp_path / "penalised"
+    shutil.copytree(fetch("demo"), folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 3.0}))
+    qa = VideoQA.from_pretrained(folder, device="cpu", dtype="float32")
+    inputs = transformers_inputs(qa, frames(8))
+    output = qa.backend.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    theirs = qa.backend.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert our_text(qa, frames(8)) == theirs.strip()
+
+
+def test_kept_tokens_and_the_text_keep_their_positions(demo: VideoQA) -> None:
+    whole = our_inputs(demo, frames(8))["position_ids"]
+    before = len(demo.backend.prompt(QUESTION, None).before)
+    kept = torch.tensor([0, 7, 61, 130])
+    pruned = our_inputs(demo, frames(8), kept)["position_ids"]
+    # Four groups of 6 x 10 tokens: 0, 7 are in the first row of the first, 61 and 130 in the second and third.
+    expected = [[0, 0, 0], [0, 0, 7], [1, 0, 1], [2, 1, 0]]
+    assert (pruned[:, 0, before : before + 4].T - before).tolist() == expected
+    assert torch.equal(pruned[..., before + 4 :], whole[..., before + 240 :])
+
+
+def test_the_prompt_is_the_chat_template_of_the_checkpoint(demo: VideoQA) -> None:
+    prompt = demo.backend.prompt(QUESTION, None)
+    before, after = PROMPT.split("<|video_pad|>")
+    assert prompt.before.tolist() == demo.backend.tokenizer(before).input_ids
+    assert prompt.after.tolist() == demo.backend.tokenizer(after).input_ids
+
+
+def test_a_video_marker_in_the_question_is_refused(demo: VideoQA) -> None:
+    with pytest.raises(UsageError, match="marker"):
+        demo.backend.prompt("what is <|video_pad|>?", None)
+
+
+def test_saliency_is_the_attention_in_the_last_vision_block_of_transformers(demo: VideoQA) -> None:
+    recorded = []
+
+    def record(module, query, key, value, attention_mask, scaling, **kwargs):
+        weights = (query @ key.transpose(2, 3) * scaling).softmax(dim=-1)
+        recorded.append(weights)
+        return (weights @ value).transpose(1, 2), weights
+
+    AttentionInterface.register("recorded", record)
+    reference = Qwen2VLForConditionalGeneration.from_pretrained(
+        fetch("demo"), dtype=torch.float32, attn_implementation="recorded"
+    )
+    inputs = transformers_inputs(demo, frames(4))
+    with torch.inference_mode():
+        reference.model.visual(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"])
+    expected = []
+    for weights in recorded[-2:]:  # the last block's, a group each
+        weights = weights[0].mean(dim=0)
+        others = weights.fill_diagonal_(0).sum(dim=0) / (len(weights) - 1)
+        expected.append(others.view(-1, 4).mean(dim=1))
+    torch.testing.assert_close(demo.backend.encode(frames(4)).saliency, torch.cat(expected), atol=1e-6, rtol=1e-4)
