@@ -1,0 +1,330 @@
+"""The small world of the demo model: everyday things that appear, move or stay on a textured background.
+
+A `Scene` says what happens, in numbers; `render` draws any moment of it at any size; `cell_labels` says what each
+visual token of it shows. Everything is deterministic by seed. Lengths are in units of the square root of the
+picture's area, so that a thing has the same number of pixels in a wide and in a tall picture of one area.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+KINDS: dict[str, dict[str, str]] = {
+    "animal": {
+        "dog": "🐕", "cat": "🐈", "cow": "🐄", "elephant": "🐘",
+        "penguin": "🐧", "frog": "🐸", "turtle": "🐢", "butterfly": "🦋",
+    },
+    "vehicle": {"car": "🚗", "bus": "🚌", "bicycle": "🚲", "airplane": "✈", "rocket": "🚀", "boat": "⛵"},
+    "food": {"apple": "🍎", "banana": "🍌", "pizza": "🍕", "carrot": "🥕", "cake": "🍰", "burger": "🍔"},
+    "thing": {"umbrella": "🌂", "guitar": "🎸", "key": "🔑", "balloon": "🎈", "book": "📕", "clock": "⏰"},
+}  # fmt: skip
+KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
+NAMES = tuple(KIND_OF)
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+# Pairs of a name and a direction that no training clip holds: the model card reports them apart.
+HELD_OUT_PAIRS = frozenset((name, tuple(DIRECTIONS)[i // 2 % 4]) for i, name in enumerate(NAMES) if i % 2 == 0)
+
+ASPECTS = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16), (5, 4), (4, 5), (3, 2))
+SPRITES = Path(__file__).parent / "sprites"
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing and what it does: visible from `appears` to `vanishes` (fractions of the clip), its centre going
+    in a straight line from `start` to `end` (x and y as fractions of the picture)."""
+
+    name: str
+    size: float
+    appears: float
+    vanishes: float
+    start: tuple[float, float]
+    end: tuple[float, float]
+    direction: str | None
+
+    @property
+    def kind(self) -> str:
+        return KIND_OF[self.name]
+
+    def visible(self, when: float) -> bool:
+        """Whether the thing is in the picture at `when` (fraction of the clip); the last moment counts as in it."""
+        return self.appears <= when < self.vanishes or (self.vanishes >= 1.0 and when >= self.appears)
+
+    def centre(self, when: float) -> tuple[float, float]:
+        """Where its centre is at `when`, as fractions of width and height."""
+        way = (when - self.appears) / (self.vanishes - self.appears)
+        return tuple(a + (b - a) * way for a, b in zip(self.start, self.end, strict=True))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A clip before it is drawn. `aspect` is width : height; `sequence` says that the things come one after another
+    (each appears at least one temporal group after the one before it, and vanishes after it too)."""
+
+    aspect: tuple[int, int]
+    things: tuple[Thing, ...]
+    sequence: bool
+    background_seed: int
+    frames: int
+
+    @property
+    def still(self) -> bool:
+        return self.frames == 1
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Width and height in units of the square root of the area."""
+        width, height = self.aspect
+        return (width / height) ** 0.5, (height / width) ** 0.5
+
+
+def third(fraction: float) -> int:
+    """0, 1 or 2: the third of the picture that a coordinate lies in."""
+    return min(2, int(fraction * 3))
+
+
+def make_scene(
+    rng: np.random.Generator,
+    *,
+    frames: int | None = None,
+    aspect: tuple[int, int] | None = None,
+    sequence: bool | None = None,
+    count: int | None = None,
+    held_out_pairs: bool = False,
+    zoom: float = 1.0,
+) -> Scene:
+    """Make up a scene that is sampled at `frames` frames (1 is a still), its things `zoom` times as large as usual.
+
+    With `held_out_pairs` every moving thing is one of `HELD_OUT_PAIRS`; without, none is.
+    """
+    frames = frames or int(rng.choice([1, 4, 8, 12, 16, 24, 32, 48, 64]))
+    aspect = aspect or ASPECTS[rng.integers(len(ASPECTS))]
+    if sequence is None:
+        sequence = frames >= 8 and bool(rng.random() < (0.55 if frames <= 24 else 0.9))
+    if frames == 1:
+        sequence = False
+    count = count or int(rng.integers(1 + sequence, 5))
+    while True:
+        # A scene in which no place is left for a further thing is made up anew.
+        scene = _try_scene(rng, frames, aspect, sequence, count, held_out_pairs, zoom)
+        if scene is not None:
+            return scene
+
+
+def _spans(rng: np.random.Generator, frames: int, sequence: bool, count: int) -> list[tuple[float, float]]:
+    """When each thing is visible. In a sequence both the beginnings and the ends are in order and a group apart."""
+    if not sequence:
+        return [(0.0, 1.0)] * count
+    groups = frames // 2
+    gap = max(1, round(groups * 0.08))
+    slack = groups - gap * count
+    cuts = np.sort(rng.integers(0, slack + 1, size=count)) if slack > 0 else np.zeros(count, dtype=int)
+    if rng.random() < 0.7:
+        cuts[0] = 0
+    begins = cuts + gap * np.arange(count)
+    ends = []
+    for i, begin in enumerate(begins):
+        earliest = max(begin + gap, ends[-1] + gap if ends else 0)
+        latest = groups - gap * (count - 1 - i)
+        longest = min(latest, max(earliest, begin + 12))
+        ends.append(int(rng.integers(earliest, longest + 1)) if longest > earliest else earliest)
+    if rng.random() < 0.6 and groups - begins[-1] <= 16:
+        ends[-1] = groups
+    if ends[-1] > groups:
+        return []
+    return [(b / groups, e / groups) for b, e in zip(begins.tolist(), ends, strict=True)]
+
+
+def _try_scene(
+    rng: np.random.Generator,
+    frames: int,
+    aspect: tuple[int, int],
+    sequence: bool,
+    count: int,
+    held_out_pairs: bool,
+    zoom: float,
+) -> Scene | None:
+    spans = _spans(rng, frames, sequence, count)
+    if len(spans) != count:
+        return None
+    extent = ((aspect[0] / aspect[1]) ** 0.5, (aspect[1] / aspect[0]) ** 0.5)
+    things: list[Thing] = []
+    for name, (appears, vanishes) in zip(rng.permutation(NAMES)[:count].tolist(), spans, strict=True):
+        steps = round((vanishes - appears) * frames) - 1
+        # Each sampled frame must show the motion, and none may jump: 4 to 36 pixels of 224 from one to the next.
+        travel = (max(0.2, 0.018 * steps), min(0.8, 0.16 * steps))
+        ways = [way for way in DIRECTIONS if ((name, way) in HELD_OUT_PAIRS) == held_out_pairs]
+        moves = bool(ways) and travel[0] < travel[1] and rng.random() < 0.7
+        for _ in range(40):
+            direction = str(rng.choice(ways)) if moves else None
+            size = float(rng.uniform(0.24, 0.36)) * zoom
+            thing = _try_thing(rng, name, size, appears, vanishes, extent, direction, travel)
+            if thing is not None and not any(_meet(thing, other, extent, frames) for other in things):
+                things.append(thing)
+                break
+        else:
+            return None
+    if held_out_pairs and not any(thing.direction for thing in things):
+        return None
+    return Scene(aspect, tuple(things), sequence, int(rng.integers(2**31)), frames)
+
+
+def _try_thing(
+    rng: np.random.Generator,
+    name: str,
+    size: float,
+    appears: float,
+    vanishes: float,
+    extent: tuple[float, float],
+    direction: str | None,
+    travel: tuple[float, float],
+) -> Thing | None:
+    margin = tuple(size / 2 / length for length in extent)
+
+    def place(axis: int) -> float:
+        # Thirds come up alike, and centres keep clear of the lines between them, where nobody could tell which it is.
+        part = int(rng.integers(3))
+        clear = 0.035
+        low = max(margin[axis], part / 3 + clear)
+        high = min(1 - margin[axis], (part + 1) / 3 - clear)
+        return float(rng.uniform(low, max(low, high)))
+
+    start = [place(0), place(1)]
+    end = list(start)
+    if direction is not None:
+        axis = 0 if direction in ("left", "right") else 1
+        end[axis] = place(axis)
+        travelled = (end[axis] - start[axis]) * DIRECTIONS[direction][axis] * extent[axis]
+        if not travel[0] <= travelled <= travel[1]:
+            return None
+    return Thing(name, size, appears, vanishes, (start[0], start[1]), (end[0], end[1]), direction)
+
+
+def _meet(one: Thing, other: Thing, extent: tuple[float, float], frames: int) -> bool:
+    """Whether two things ever touch while both are visible."""
+    reach = (one.size + other.size) / 2 * 1.02
+    for when in np.linspace(max(one.appears, other.appears), min(one.vanishes, other.vanishes), 2 * frames + 1):
+        if one.visible(when) and other.visible(when):
+            apart = (
+                abs(a - b) * length for a, b, length in zip(one.centre(when), other.centre(when), extent, strict=True)
+            )
+            if max(apart) < reach:
+                return True
+    return False
+
+
+@lru_cache(maxsize=1)
+def _sprites() -> dict[str, Image.Image]:
+    return {name: Image.open(SPRITES / f"{name}.png").convert("RGBA") for name in NAMES}
+
+
+@lru_cache(maxsize=512)
+def _sprite(name: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Colours times opacity, and what shows through, as (pixels, pixels, 3) and (pixels, pixels, 1) float32."""
+    picture = np.asarray(_sprites()[name].resize((pixels, pixels), Image.Resampling.LANCZOS), dtype=np.float32)
+    opacity = picture[..., 3:] / 255
+    return picture[..., :3] * opacity, 1 - opacity
+
+
+def background(seed: int, height: int, width: int) -> np.ndarray:
+    """A textured background, (height, width, 3) float32 in 0..255: soft blotches of two colours and some grain."""
+    rng = np.random.default_rng(seed)
+    two = rng.uniform(60, 215, size=(2, 3)).astype(np.float32)
+    cells = int(rng.integers(2, 9))
+    coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
+    blotches = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)[..., None] / 255
+    picture = two[0] + (two[1] - two[0]) * blotches * rng.uniform(0.2, 1.0)
+    grain = Image.fromarray(rng.integers(0, 256, (height, width), dtype=np.uint8))
+    if rng.random() < 0.5:
+        grain = grain.filter(ImageFilter.BoxBlur(1))
+    return picture + (np.asarray(grain, dtype=np.float32)[..., None] - 128) * rng.uniform(0.02, 0.2)
+
+
+def sample_times(frames: int) -> np.ndarray:
+    """When a clip is looked at, as fractions of its length: evenly, the first and the last frame included."""
+    return np.linspace(0.0, 1.0, frames) if frames > 1 else np.zeros(1)
+
+
+def render(scene: Scene, times: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Draw the scene at `times` (fractions of its length).
+
+    Returns:
+        (len(times), height, width, 3) uint8.
+    """
+    unit = (height * width) ** 0.5
+    empty = background(scene.background_seed, height, width)
+    frames = np.empty((len(times), height, width, 3), dtype=np.uint8)
+    for frame, when in zip(frames, times.tolist(), strict=True):
+        picture = empty.copy()
+        for thing in scene.things:
+            if not thing.visible(when):
+                continue
+            pixels = max(4, round(thing.size * unit))
+            x, y = thing.centre(when)
+            left = min(max(round(x * width - pixels / 2), 0), width - pixels)
+            top = min(max(round(y * height - pixels / 2), 0), height - pixels)
+            colours, through = _sprite(thing.name, pixels)
+            spot = picture[top : top + pixels, left : left + pixels]
+            spot *= through
+            spot += colours
+        np.clip(picture, 0, 255, out=picture)
+        frame[:] = picture
+    return frames
+
+
+@dataclass(frozen=True)
+class CellLabels:
+    """What each visual token of a clip shows; arrays of shape (groups, rows, columns).
+
+    `thing` is the place in `NAMES` of what fills the cell, -1 for background, -2 where neither is clear. `motion` is
+    the place in `DIRECTIONS` of its direction, 4 for none, -1 where the group does not show it. `x` and `y`
+    are the centre of the thing, or of the cell for background, as fractions of the picture.
+    """
+
+    thing: np.ndarray
+    motion: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+
+def cell_labels(scene: Scene, times: np.ndarray, rows: int, columns: int) -> CellLabels:
+    """Label the cells of each group of two frames (an odd last frame stands alone, a still counts twice)."""
+    groups = (len(times) + 1) // 2
+    shape = (groups, rows, columns)
+    thing = np.full(shape, -1)
+    motion = np.full(shape, 4)
+    y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
+    xs, ys = np.broadcast_to(x, shape).copy(), np.broadcast_to(y, shape).copy()
+    width, height = scene.extent
+
+    def share(centre: float, length: float, cells: int) -> np.ndarray:
+        """How much of each row or column the span around `centre` covers; pictures fill about 0.88 of their square."""
+        edges = np.arange(cells + 1) / cells
+        half = length * 0.44
+        low, high = np.maximum(edges[:-1], centre - half), np.minimum(edges[1:], centre + half)
+        return np.maximum(0, high - low) * cells
+
+    for group in range(groups):
+        pair = times[2 * group : 2 * group + 2]
+        for one in scene.things:
+            seen = [when for when in pair.tolist() if one.visible(when)]
+            if not seen:
+                continue
+            centres = [one.centre(when) for when in seen]
+            covers = [
+                np.outer(share(cy, one.size / height, rows), share(cx, one.size / width, columns)) for cx, cy in centres
+            ]
+            cover = sum(covers) / len(pair)
+            own = cover >= min(0.3, 0.9 * cover.max())
+            thing[group][(cover > 0.06) & ~own & (thing[group] == -1)] = -2
+            thing[group][own] = NAMES.index(one.name)
+            xs[group][own] = np.mean([c[0] for c in centres])
+            ys[group][own] = np.mean([c[1] for c in centres])
+            if one.direction is not None:
+                motion[group][own] = tuple(DIRECTIONS).index(one.direction) if len(seen) == 2 else -1
+    return CellLabels(thing, motion, xs, ys)
