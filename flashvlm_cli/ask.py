@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flashvlm.errors import UsageError, VideoError
+from flashvlm.models import DEFAULT_MODEL
 from flashvlm.options import (
     DEFAULT_FPS,
     DEFAULT_KEEP,
@@ -29,8 +30,6 @@ from flashvlm_cli import output
 
 if TYPE_CHECKING:
     from flashvlm.report import Answer
-
-DEFAULT_MODEL = "qwen2-vl-2b"
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -188,13 +187,16 @@ def ask(
     silence_libraries()
     if as_json:
         output.print_json(answer_of(model, device, dtype, video, asked, options).to_json())
-    elif quiet:
+    elif quiet or sys.stderr is None:
         stream_answer(lambda on_text: answer_of(model, device, dtype, video, asked, options, on_text))
     else:
+        from flashvlm.models import present
         from flashvlm_cli.console import Progress, print_summary
 
         with Progress() as progress:
             progress.stage("load")
+            if not present(model):
+                progress.stage("fetch")
             answer = stream_answer(
                 lambda on_text: answer_of(model, device, dtype, video, asked, options, on_text, progress.stage),
                 before_first=progress.give_way,
@@ -211,8 +213,8 @@ def answer_of(
     video: str,
     question: str,
     options: AskOptions,
-    on_text: Callable[[str], None] | None = None,
-    on_stage: Callable[[str], None] | None = None,
+    on_text: Callable[[str], None] = lambda text: None,
+    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Answer:
     from flashvlm import VideoQA
 

@@ -41,6 +41,7 @@ THEME = Theme(
 )
 
 STAGES = {
+    "fetch": "fetching the model, this once",
     "load": "loading the model",
     "decode": "reading the video",
     "encode": "looking at the frames",

@@ -33,7 +33,7 @@ def print_json(value: Any) -> None:
 
 
 def warn(message: str) -> None:
-    print(f"flashvlm: warning: {message}", file=sys.stderr, flush=True)
+    _say(f"warning: {message}")
 
 
 def report(failure: Failure, as_json: bool) -> None:
@@ -49,11 +49,16 @@ def report(failure: Failure, as_json: bool) -> None:
             error = {"message": failure.message, "exit_code": failure.exit_code, "kind": failure.kind}
             print_json({"error": error})
         else:
-            print(" ".join(filter(None, ["flashvlm:", failure.message, failure.hint])), file=sys.stderr)
+            _say(f"{failure.message} {failure.hint}".rstrip())
         flush()
     except OSError:
         _abandon(sys.stdout)
         _abandon(sys.stderr)
+
+
+def _say(sentence: str) -> None:
+    if sys.stderr is not None:
+        print(f"flashvlm: {sentence}", file=sys.stderr, flush=True)
 
 
 def flush() -> None:

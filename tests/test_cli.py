@@ -84,23 +84,23 @@ class FakeVideoQA:
     answer: Answer = an_answer()
     error: BaseException | None = None
     model_error: BaseException | None = None
+    loading = 0.0
     pause = 0.0
 
     @classmethod
     def from_pretrained(cls, model, *, device="auto", dtype="auto"):
         if cls.model_error:
             raise cls.model_error
+        time.sleep(cls.loading)
         cls.asked = {"model": model, "device": device, "dtype": dtype}
         return cls()
 
-    def ask(self, video, question, options, *, on_text=None, on_stage=None):
+    def ask(self, video, question, options, *, on_text, on_stage):
         self.asked.update(video=video, question=question, options=options)
         for stage in STAGES:
-            if on_stage:
-                on_stage(stage)
+            on_stage(stage)
         for piece in self.pieces:
-            if on_text:
-                on_text(piece)
+            on_text(piece)
             time.sleep(self.pause)
         if self.error:
             raise self.error
@@ -144,7 +144,7 @@ def fake_samples() -> types.ModuleType:
 @pytest.fixture(autouse=True)
 def library(monkeypatch):
     fake = type("FakeVideoQA", (FakeVideoQA,), {})
-    monkeypatch.setattr(flashvlm, "VideoQA", fake, raising=False)
+    monkeypatch.setitem(vars(flashvlm), "VideoQA", fake)
     monkeypatch.setitem(sys.modules, "flashvlm.models", fake_models())
     monkeypatch.setitem(sys.modules, "flashvlm.samples", fake_samples())
     monkeypatch.setenv("COLUMNS", "80")
@@ -408,6 +408,12 @@ def test_full_disk_is_told(clip):
     assert done.stderr.count("\n") == 1
 
 
+def test_closed_standard_error_leaves_the_answer(clip):
+    command, environment = child("ask", clip, "What?")
+    done = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], env=environment, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (0, b"The dog runs to the right.\n")
+
+
 # Wrong usage
 
 
@@ -586,6 +592,11 @@ def test_spinner_leaves_a_piped_answer_alone(clip):
     assert piped == "The dog runs to the right.\n"
     assert "The dog" not in seen
     assert "answering" in seen
+
+
+@pytest.mark.parametrize(("model", "told"), [("demo", "loading the model"), ("qwen2-vl-2b", "fetching the model")])
+def test_spinner_says_when_the_model_has_to_be_fetched(clip, model, told):
+    assert told in on_terminal("ask", clip, "What?", "--model", model, loading=0.3)[0]
 
 
 def test_no_color_has_no_colours_on_a_terminal(clip):
