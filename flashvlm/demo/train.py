@@ -28,7 +28,7 @@ from flashvlm.demo.blueprint import CELL, IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, C
 from flashvlm.demo.questions import FAMILIES, Question, ask
 from flashvlm.demo.world import ASPECTS, NAMES, Scene, cell_labels, make_scene, render, sample_times
 
-STEPS = {"eyes": 2000, "words": 7000, "answers": 2500}
+STEPS = {"eyes": 2000, "words": 3400, "answers": 1500}
 LEARNING_RATES = {"eyes": 4e-3, "words": 3e-3, "answers": 1e-3}
 SEEDS = {"eyes": 1, "words": 2, "answers": 3}
 QUESTIONS = 16
