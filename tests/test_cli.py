@@ -175,6 +175,7 @@ def flash(capsys):
 def child(*arguments, **settings):
     """The faked command line as a process of its own; `settings` become FakeVideoQA's attributes."""
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "FAKE": json.dumps(settings), "TERM": "xterm-256color"}
+    environment.pop("PYTHONUNBUFFERED", None)  # streams as they are by default
     return [sys.executable, str(HERE / "test_cli.py"), *arguments], environment
 
 
