@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,20 @@ from flashvlm import backends, models, pixels, video
 from flashvlm.backends.base import DTYPES, Backend, Encoded
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, Keep, Sampling
-from flashvlm.report import Answer, BeforeAfter, ModelFacts, Moment, SelectionFacts, StageSeconds
+from flashvlm.report import Answer, BeforeAfter, ModelFacts, Moment, SelectionFacts, StageSeconds, VideoFacts
 from flashvlm.selection import SELECTORS, select
 from flashvlm.selection.result import Selection
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A video, decoded and encoded: its facts, the seconds of its sampled frames, its tokens, and what that took."""
+
+    facts: VideoFacts
+    timestamps: tuple[float, ...]
+    encoded: Encoded
+    decode_seconds: float
+    encode_seconds: float
 
 
 class VideoQA:
@@ -71,31 +82,60 @@ class VideoQA:
             UsageError: options or a question that make no sense.
         """
         options = _options(options or AskOptions(), settings)
-        if not question.strip():
-            raise UsageError("The question is empty.")
-        if options.selector not in SELECTORS:
-            raise UsageError(f"There is no selector {options.selector!r}; there are: {', '.join(SELECTORS)}.")
-        backend, clock = self.backend, _Clock(on_stage, self.backend.device)
-        prompt = backend.prompt(question, options.system)
+        self._check(question, options)
+        watched = self.watch(path, options, on_stage=on_stage)
+        return self.answer(watched, question, options, on_text=on_text, on_stage=on_stage)
+
+    def watch(
+        self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
+    ) -> Watched:
+        """Decode and encode a video once, for any number of questions on it (`answer`).
+
+        Raises:
+            VideoError: the video cannot be read.
+            UsageError: a part of the video that does not exist.
+        """
+        clock = _Clock(on_stage, self.backend.device)
 
         def fit(frame: torch.Tensor) -> torch.Tensor:
-            return pixels.resize(frame, backend.frame_size(*frame.shape[1:], options.max_pixels))
+            height, width = frame.shape[1:]
+            return pixels.resize(frame, self.backend.frame_size(height, width, options.max_pixels))
 
-        with clock("decode"):
-            clip = video.decode(path, options.sampling, fit)
-        with clock("encode"):
-            encoded = backend.encode(clip.frames)
+        clock.start("decode")
+        clip = video.decode(path, options.sampling, fit)
+        clock.start("encode")
+        encoded = self.backend.encode(clip.frames)
+        clock.stop()
+        return Watched(clip.facts, clip.timestamps, encoded, clock.seconds["decode"], clock.seconds["encode"])
+
+    def answer(
+        self,
+        watched: Watched,
+        question: str,
+        options: AskOptions,
+        *,
+        on_text: Callable[[str], None] = lambda text: None,
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> Answer:
+        """Answer a question on a video that `watch` has encoded: select, generate, report.
+
+        Raises:
+            UsageError: a question or selector that makes no sense.
+        """
+        self._check(question, options)
+        backend, encoded, clock = self.backend, watched.encoded, _Clock(on_stage, self.backend.device)
+        prompt = backend.prompt(question, options.system)
         count = len(encoded.tokens)
-        with clock("select"):
-            selection = select(
-                encoded.tokens,
-                encoded.saliency,
-                backend.words(question),
-                group_sizes=[count // encoded.groups] * encoded.groups,
-                budget=options.keep.budget(count),
-                selector=options.selector,
-                seed=options.seed,
-            )
+        clock.start("select")
+        selection = select(
+            encoded.tokens,
+            encoded.saliency,
+            backend.words(question),
+            group_sizes=[count // encoded.groups] * encoded.groups,
+            budget=options.keep.budget(count),
+            selector=options.selector,
+            seed=options.seed,
+        )
         clock.start("prefill")
         generated = backend.generate(
             prompt,
@@ -107,11 +147,11 @@ class VideoQA:
             on_text=on_text,
             on_first_token=lambda: clock.start("generate"),
         )
+        clock.start("delta")
+        delta = selection.delta
         clock.stop()
-        seconds = clock.seconds
-        total = sum(seconds.values())
-        with clock("delta"):
-            delta = selection.delta
+        seconds = {"decode": watched.decode_seconds, "encode": watched.encode_seconds, **clock.seconds}
+        first = sum(seconds[stage] for stage in ("decode", "encode", "select", "prefill"))
         text = len(prompt.before) + len(prompt.after)
         tokens = BeforeAfter(count, len(selection.indices))
         prompt_tokens = BeforeAfter(text + tokens.before, text + tokens.after)
@@ -122,27 +162,30 @@ class VideoQA:
             answer=generated.text,
             generated_tokens=generated.tokens,
             model=self._facts(),
-            video=clip.facts,
-            frames=len(clip.timestamps),
+            video=watched.facts,
+            frames=len(watched.timestamps),
             tokens=tokens,
             prompt_tokens=prompt_tokens,
             kv_cache_bytes=backend.kv_cache_bytes(prompt_tokens),
             prefill_flops=backend.prefill_flops(prompt_tokens),
-            selection=SelectionFacts(
-                options.selector, tokens.after, important, tokens.after - important, round(delta, 6)
-            ),
+            selection=SelectionFacts(options.selector, tokens.after, important, tokens.after - important, delta),
             seconds=StageSeconds(
                 load=self.load_seconds,
-                **{stage: seconds[stage] for stage in ("decode", "encode", "select", "prefill", "delta")},
-                generate=seconds.get("generate", 0.0),
-                time_to_first_token=total - seconds.get("generate", 0.0),
-                total=total,
+                **seconds,
+                time_to_first_token=first,
+                total=first + seconds["generate"],
             ),
-            moments=_moments(clip.timestamps, encoded, selection, backend.frames_per_group),
+            moments=_moments(watched.timestamps, encoded, selection, backend.frames_per_group),
             settings=_settings(options),
             versions=_versions(),
             warnings=((f"This model does not know: {', '.join(unknown)}. Its answer may be off.",) if unknown else ()),
         )
+
+    def _check(self, question: str, options: AskOptions) -> None:
+        if not question.strip():
+            raise UsageError("The question is empty.")
+        if options.selector not in SELECTORS:
+            raise UsageError(f"There is no selector {options.selector!r}; there are: {', '.join(SELECTORS)}.")
 
     def _facts(self) -> ModelFacts:
         backend = self.backend
@@ -158,16 +201,6 @@ class _Clock:
         self._on_stage, self._device = on_stage, device
         self._stage: str | None = None
         self._since = 0.0
-
-    def __call__(self, stage: str) -> _Clock:
-        self.start(stage)
-        return self
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
 
     def start(self, stage: str) -> None:
         self.stop()

@@ -1,0 +1,149 @@
+"""How good the demo model is: `python -m flashvlm.demo.evaluate --clips 1000 -o evaluation.json`.
+
+Held-out clips, from seeds that training never uses, each written as an H.264 file and read back by the ordinary decode
+path, all tokens kept. Beside the questions of the training kind: wordings and pairs of a name and a direction that
+training never had, and every question once more with the video of another clip. An answer is right when it is the
+expected text, case aside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashvlm import VideoQA
+from flashvlm.demo.clips import HELD_OUT_SEED, write_clip
+from flashvlm.demo.questions import FAMILIES, NUMBERS, PLACES, ask
+from flashvlm.demo.world import DIRECTIONS, KINDS, NAMES, make_scene
+from flashvlm.options import AskOptions, Keep
+
+QUESTIONS = 3
+# A guess among the answers that a question admits; for captions there are too many to matter.
+GUESS = {
+    "kind": len(KINDS["animal"]), "motion": len(DIRECTIONS) + 1, "mover": len(NAMES), "where": 9, "start": 9, "end": 9,
+    "exist": 2, "count": len(NUMBERS), "first": len(NAMES), "last": len(NAMES), "before": 2,
+}  # fmt: skip
+assert GUESS["where"] == sum(len(row) for row in PLACES)
+
+_qa: VideoQA
+_options: AskOptions
+_before: Any = None
+
+
+def _load(model: str, keep: str, selector: str, device: str, threads: int) -> None:
+    import torch
+
+    global _qa, _options
+    torch.set_num_threads(threads)
+    _qa = VideoQA.from_pretrained(model, device=device)
+    _options = AskOptions(keep=Keep.parse(keep), selector=selector, max_new_tokens=24)
+
+
+def _records(number: int) -> list[dict[str, Any]]:
+    """Everything asked about held-out clip `number`; every fifth one shows pairs that training never had."""
+    global _before
+    rng = np.random.default_rng([*HELD_OUT_SEED, number])
+    pairs = number % 5 == 4
+    scene = make_scene(rng, frames=int(rng.choice([4, 8, 16, 32])) if pairs else None, held_out_pairs=pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        options = {"crf": str(int(rng.integers(20, 31))), "preset": "veryfast"}
+        write_clip(scene, path, options=options, area=int(rng.uniform(224, 400)) ** 2)
+        watched = _qa.watch(path, _options)
+    other, _before = _before, watched
+    families = ("motion", "mover", "caption") if pairs else FAMILIES
+    found = []
+    for family in rng.permutation(families).tolist():
+        question = ask(scene, family, rng)
+        if question is not None and len(found) < QUESTIONS:
+            found.append(("pairs" if pairs else "held out", question))
+    if not pairs:
+        held_out = [ask(scene, question.family, rng, held_out_wording=True) for _, question in found[:1]]
+        found += [("wordings", question) for question in held_out if question is not None]
+    records = []
+    for kind, question in found:
+        record = {"clip": number, "frames": scene.frames, "set": kind, "family": question.family}
+        record |= {"question": question.text, "answer": question.answer}
+        record["said"] = _qa.answer(watched, question.text, _options).answer
+        if kind == "held out" and other is not None:
+            record["said_to_other"] = _qa.answer(other, question.text, _options).answer
+        records.append(record)
+    return records
+
+
+def interval(right: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z = 1.96
+    share, spread = right / count, z * z / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return centre - half, centre + half
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Accuracy by set and family: count, share right, its interval, chance, and share right with another video."""
+    table: dict[str, dict[str, Any]] = {}
+    for kind in ("held out", "wordings", "pairs"):
+        ours = [record for record in records if record["set"] == kind]
+        for family in ("all", *FAMILIES):
+            some = [record for record in ours if family in ("all", record["family"])]
+            if not some:
+                continue
+            right = sum(record["said"].lower() == record["answer"] for record in some)
+            swapped = [record for record in some if "said_to_other" in record]
+            common = Counter(record["answer"] for record in some).most_common(1)[0][1] / len(some)
+            row = {"count": len(some), "accuracy": right / len(some), "interval": interval(right, len(some))}
+            if family != "all":
+                row["chance"] = max(common, 1 / GUESS[family] if family in GUESS else 0.0)
+            if swapped:
+                other = sum(record["said_to_other"].lower() == record["answer"] for record in swapped)
+                row["other_video"] = other / len(swapped)
+            table[f"{kind} / {family}"] = row
+    return table
+
+
+def markdown(table: dict[str, dict[str, Any]]) -> str:
+    """The table of the model card."""
+    lines = [
+        "| questions | n | right | 95 % interval | chance | with another clip's video |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in table.items():
+        low, high = row["interval"]
+        chance = f"{row['chance']:.1%}" if "chance" in row else ""
+        other = f"{row['other_video']:.1%}" if "other_video" in row else ""
+        lines.append(
+            f"| {name} | {row['count']} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} | {chance} | {other} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--clips", type=int, default=1250, help="a fifth of them for the pairs (default: 1250)")
+    parser.add_argument("--keep", default="100%")
+    parser.add_argument("--selector", default="paper")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("-o", "--out", type=Path, default=Path("runs/demo/evaluation.json"))
+    arguments = parser.parse_args()
+    settings = (arguments.model, arguments.keep, arguments.selector, arguments.device, 1)
+    with ProcessPoolExecutor(arguments.workers, initializer=_load, initargs=settings) as pool:
+        records = [record for some in pool.map(_records, range(arguments.clips), chunksize=5) for record in some]
+    table = summary(records)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({"settings": settings, "table": table, "records": records}, indent=1) + "\n")
+    print(markdown(table), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Pixels: frames in, the vision encoder's input out, with torch alone and one function a processor family.
+
+What comes out agrees with transformers' own processors, which need torchvision, to one grey level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from flashvlm.errors import VideoError
+
+MAX_SIDE_RATIO = 200
+
+
+def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The (height, width) that Qwen2-VL gives a frame of `height` x `width` pixels.
+
+    Both sides become multiples of `factor`, the area lies between `min_pixels` and `max_pixels`, and the side ratio
+    stays as close as that allows. The rule is that of Qwen's image processor (https://github.com/QwenLM/Qwen2-VL).
+
+    Raises:
+        VideoError: one side is more than 200 times the other.
+    """
+    if max(height, width) > MAX_SIDE_RATIO * min(height, width):
+        raise VideoError(
+            f"A frame of {width} x {height} pixels is too narrow: "
+            f"one side may be at most {MAX_SIDE_RATIO} times the other."
+        )
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    scale = math.sqrt(height * width / max_pixels)
+    if new_height * new_width > max_pixels:
+        new_height = max(factor, math.floor(height / scale / factor) * factor)
+        new_width = max(factor, math.floor(width / scale / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * scale / factor) * factor
+        new_width = math.ceil(width * scale / factor) * factor
+    return new_height, new_width
+
+
+def resize(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A (3, H, W) uint8 frame at `size` (h, w): bicubic with antialiasing, as torchvision resizes uint8."""
+    if frame.shape[1:] == size:
+        return frame
+    return torch.nn.functional.interpolate(frame[None], size=size, mode="bicubic", antialias=True)[0]
+
+
+def qwen2_vl_patches(
+    frames: torch.Tensor,
+    *,
+    patch_size: int,
+    temporal_patch_size: int,
+    merge_size: int,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames as Qwen2-VL's vision encoder takes them; the last frame is repeated to fill its temporal patch.
+
+    Args:
+        frames: (F, 3, h, w) uint8, h and w multiples of `patch_size * merge_size` (see `smart_resize`).
+
+    Returns:
+        `pixel_values` (P, 3 * temporal_patch_size * patch_size**2) float32, one row a patch, the `merge_size`**2
+        patches that become one token next to each other; and `grid_thw` (1, 3) int64, the patches in time, height
+        and width.
+    """
+    p, tp, m = patch_size, temporal_patch_size, merge_size
+    missing = -len(frames) % tp
+    if missing:
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+    t, h, w = len(frames) // tp, frames.shape[2] // p, frames.shape[3] // p
+    # (value / 255 - mean) / std as one multiplication and one addition on float32, written once, in patch order.
+    std = torch.tensor(image_std, dtype=torch.float64)
+    scale = (1 / (255 * std)).float().view(3, 1, 1, 1)
+    shift = (-torch.tensor(image_mean, dtype=torch.float64) / std).float().view(3, 1, 1, 1)
+    patches = frames.view(t, tp, 3, h // m, m, p, w // m, m, p).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    pixel_values = torch.empty(patches.shape, dtype=torch.float32, device=frames.device)
+    torch.mul(patches, scale.to(frames.device), out=pixel_values).add_(shift.to(frames.device))
+    return pixel_values.view(t * h * w, -1), torch.tensor([[t, h, w]])

@@ -1,0 +1,472 @@
+"""Decode: a path and a sampling plan in, upright frames with their true timestamps out.
+
+Videos are read with decord. What is known of it (decord2 3.4, held by the tests) shapes this module:
+
+- It turns frames upright itself, by the container's display matrix, and does not say by how much.
+- A seek is exact only where the n-th packet of the file is the n-th frame to be shown. With open groups of pictures
+  (x265's default) it is not, and decord then hands out a wrong frame without a word. So every seek is checked here, and
+  once one fails the video is read forward from its first frame.
+- It numbers the frames that an edit list hides (a trimmed MP4), but never hands them out.
+- It gives up on HEVC with closed groups of pictures and reordered B-frames, and it cannot rewind MPEG-TS. What decord
+  cannot read exactly is read with PyAV where that is installed.
+- Where frames are missing it repeats another one, unless `fault_tol` forbids it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import struct
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+from flashvlm.errors import UsageError, VideoError
+from flashvlm.options import DEFAULT_FPS, MIN_FRAMES, Sampling
+from flashvlm.report import VideoFacts
+
+if TYPE_CHECKING:
+    import torch
+
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
+# EXIF's orientations without a mirror, in degrees clockwise.
+EXIF_ROTATIONS = {3: 180, 6: 90, 8: 270}
+# Containers round times, and decord gives them as float32: closer than this is the same time, in seconds.
+TIME_TOLERANCE = 5e-4
+# A packet without a timestamp comes out of decord as far more seconds before 0 than this.
+NO_TIMESTAMP = -1e9
+# As strict as decord can be told: not one frame may stand in for another.
+NO_REPEATED_FRAMES = "0.000000001"
+# decord stops skipping when its decoding thread is slow; without a frame for this long it is stuck.
+STALL_SECONDS = 20.0
+
+
+UNREADABLE = "this is not a video or a picture that can be read"
+NO_VIDEO = "there is no video in this file"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames that were looked at, (F, 3, h, w) uint8 as displayed, and the second at which each of them appears.
+
+    Time counts from the beginning of the video; timestamps are those of the file, also where its frame rate varies.
+    """
+
+    facts: VideoFacts
+    frames: torch.Tensor
+    timestamps: tuple[float, ...]
+
+
+def decode(path: str | Path, sampling: Sampling, transform: Callable[[torch.Tensor], torch.Tensor]) -> Clip:
+    """Read the frames that `sampling` asks for (see `choose_frames`) from a video or a still picture.
+
+    Every frame is decoded at its own size, turned upright, handed to `transform` as (3, H, W) uint8, and dropped:
+    memory holds what `transform` returned, which must be of one size, and what decord decodes ahead in the meantime. A
+    picture (JPEG, PNG, WebP; the first one of an animated file; but a GIF is a video) counts as a video of one frame,
+    with no duration and no frame rate. `facts.rotation` is what an MP4, a MOV or a picture says; frames of other files
+    are turned just the same.
+
+    Raises:
+        VideoError: the file is missing, cannot be read, is cut short, is damaged, or holds no video.
+        UsageError: `sampling.start` is at or past the end of the video.
+    """
+    path = Path(path)
+    rotation = _check_file(path)
+    try:
+        return _read_clip(path, _open_picture(path) or _Decord(path, rotation), sampling, transform)
+    except _InexactError as reason:
+        return _read_clip(path, _PyAV(path, rotation, str(reason)), sampling, transform)
+
+
+def choose_frames(starts: Sequence[float], duration: float, sampling: Sampling) -> list[int]:
+    """The indices, rising and distinct, of the frames to look at.
+
+    Which come into question: the frames that appear from `sampling.start` to `sampling.end`, both included; where there
+    are none, the one that is on screen at `start`. How many: `fps` times the seconds asked for, at least MIN_FRAMES, at
+    most `max_frames`, and an even number (rounded down) from MIN_FRAMES on, as Qwen2-VL joins two frames; or `frames`
+    of them; never more than come into question. Which ones: those nearest to as many evenly spaced times, from the
+    first frame's to the last one's, both included; a single one is taken from the middle. At a constant frame rate this
+    is Qwen's linspace over frame indices (https://github.com/QwenLM/Qwen2-VL, qwen-vl-utils).
+
+    Args:
+        starts: the second at which each frame appears, rising.
+        duration: of the video, in seconds; 0 for a still picture.
+
+    Raises:
+        UsageError: `sampling.start` is at or past the end of the video.
+    """
+    start = sampling.start or 0.0
+    end = duration if sampling.end is None else min(sampling.end, duration)
+    if start > 0 and start >= duration:
+        what = f"the video, which lasts {duration:.2f} s" if duration else "a still picture, which has no duration"
+        raise UsageError(f"--start ({start:g} s) is not before the end of {what}.")
+    last = max(bisect_right(starts, end + TIME_TOLERANCE) - 1, 0)
+    first = min(bisect_left(starts, start - TIME_TOLERANCE), last)
+    available = last - first + 1
+    if sampling.frames is not None:
+        count = min(sampling.frames, available)
+    else:
+        wanted = int((sampling.fps or DEFAULT_FPS) * (end - start + TIME_TOLERANCE))
+        count = min(max(wanted, MIN_FRAMES), sampling.max_frames, available)
+        count -= count % 2 if count >= MIN_FRAMES else 0
+    if count == 1:
+        return [_nearest(starts, (starts[first] + starts[last]) / 2)]
+    step = (starts[last] - starts[first]) / (count - 1)
+    chosen = [_nearest(starts, starts[first] + step * number) for number in range(count)]
+    # Where the frame rate varies, one frame may be the nearest to several times: its neighbours step in.
+    for number in range(count):
+        lowest = chosen[number - 1] + 1 if number else first
+        chosen[number] = min(max(chosen[number], lowest), last - (count - 1 - number))
+    return chosen
+
+
+def _nearest(starts: Sequence[float], moment: float) -> int:
+    after = min(bisect_right(starts, moment), len(starts) - 1)
+    return after - 1 if after and moment - starts[after - 1] <= starts[after] - moment else after
+
+
+class _Reader(Protocol):
+    """A file opened: when each frame appears (seconds, rising), how long all last, and the pictures themselves."""
+
+    starts: Sequence[float]
+    duration: float
+    rotation: int
+
+    def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The frames of these rising indices, one by one, upright, (H, W, 3) uint8."""
+        ...
+
+
+class _InexactError(Exception):
+    """decord cannot read this file, or cannot be trusted to hand out the frames that are asked for."""
+
+    def __init__(self, reason: str = "the video is damaged, or of a kind that only PyAV can read (pip install av)"):
+        super().__init__(reason)
+
+
+def _read_clip(
+    path: Path, reader: _Reader, sampling: Sampling, transform: Callable[[torch.Tensor], torch.Tensor]
+) -> Clip:
+    import torch
+
+    count, duration = len(reader.starts), reader.duration
+    chosen = choose_frames(reader.starts, duration, sampling)
+    frames = []
+    for picture in reader.read(chosen):
+        height, width = picture.shape[:2]
+        frames.append(transform(picture.permute(2, 0, 1)))
+    facts = VideoFacts(
+        path=str(path),
+        width=width,
+        height=height,
+        frame_count=count,
+        fps=count / duration if duration else 0.0,
+        duration=duration,
+        rotation=reader.rotation,
+    )
+    return Clip(facts, torch.stack(frames), tuple(reader.starts[index] for index in chosen))
+
+
+class _Picture:
+    """A still picture, laid on white where it is transparent."""
+
+    def __init__(self, image: torch.Tensor, rotation: int):
+        self.starts: Sequence[float] = (0.0,)
+        self.duration, self.rotation = 0.0, rotation
+        self._image = image
+
+    def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
+        yield from (self._image for _ in chosen)
+
+
+def _open_picture(path: Path) -> _Picture | None:
+    """The picture at `path`; None where the file is none."""
+    import numpy as np
+    import torch
+    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=PICTURE_FORMATS) as image:
+            rotation = EXIF_ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), 0)
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                upright = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+            return _Picture(torch.from_numpy(np.array(upright.convert("RGB"))), rotation)
+    except UnidentifiedImageError:
+        return None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{path}: the picture cannot be read; it is damaged, cut short or too large.") from error
+
+
+class _Decord:
+    """A video read with decord.
+
+    Inside, frames have decord's numbers, which count those that an edit list hides. decord's own position is the number
+    of the frame it gives next, less `_behind`: after a start from the beginning, the hidden frames that never came.
+    """
+
+    def __init__(self, path: Path, rotation: int):
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)
+        self._decord = decord
+        self._errors = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, StopIteration)
+        try:
+            with _silent_stderr():
+                # The prefix keeps FFmpeg from taking a colon in the name for a protocol.
+                self._video = decord.VideoReader(f"file:{path}", num_threads=0, fault_tol=NO_REPEATED_FRAMES)
+                spans = self._video.get_frame_timestamp(list(range(len(self._video))))
+                self._keys = self._video.get_key_indices()
+        except (*self._errors, AssertionError, IndexError, UnicodeError) as error:
+            raise _InexactError(NO_VIDEO if "video stream" in str(error) else UNREADABLE) from error
+        starts, ends = spans.T.astype(float).round(6).tolist()
+        rising = all(earlier < later for earlier, later in pairwise(starts))
+        if not rising or starts[0] < NO_TIMESTAMP or starts[-1] < 0 or self._keys[:1] != [0]:
+            raise _InexactError
+        self._hidden = bisect_left(starts, -TIME_TOLERANCE)
+        self.starts: Sequence[float] = starts[self._hidden :]
+        self.duration = _duration(self.starts, ends[-1])
+        self.rotation = rotation
+        self._count = len(starts)
+        self._seekable = True
+        self._last = -1
+        self._behind = 0
+
+    def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
+        for index in chosen:
+            try:
+                picture = self._frame(index + self._hidden)
+            except self._errors as error:
+                raise _InexactError from error
+            yield picture
+
+    def _frame(self, number: int) -> torch.Tensor:
+        """Frame `number`, which comes after the ones given so far."""
+        key = self._keys[bisect_right(self._keys, number) - 1]
+        picture = None
+        if self._last < 0 or (self._seekable and key > self._last + 1):
+            picture = self._land(key)
+            if picture is None and key > 0:
+                self._seekable = False
+                picture = self._land(0)
+            if picture is None:
+                raise _InexactError
+        while picture is None or self._last < number:
+            picture = self._step(number)
+        return picture
+
+    def _land(self, key: int) -> torch.Tensor | None:
+        """Seek to key frame `key` and give it; None where decord landed elsewhere."""
+        if self._position() == key:
+            # decord takes a seek to where it is for done, and checks nothing.
+            self._next()
+        with _silent_stderr():
+            self._video.seek_accurate(key)
+        # decord looks at the timestamp of what it landed on, and only counts that frame as read if it is the key frame.
+        exact = self._position() == key + 1
+        if not exact and (key > 0 or not self._hidden):
+            return None
+        self._behind = 0 if exact else self._hidden
+        self._last = key + self._behind
+        return self._next()
+
+    def _step(self, number: int) -> torch.Tensor:
+        """Go on to frame `number` or to the next key frame, whichever is first; without a seek, and give it."""
+        position = self._position()
+        after = bisect_right(self._keys, position)
+        # Within a group of pictures decord's seek only skips.
+        stop = min(number - self._behind, self._keys[after] - 1 if after < len(self._keys) else self._count)
+        deadline = time.monotonic() + STALL_SECONDS
+        while position < stop:
+            with _silent_stderr():
+                self._video.seek_accurate(stop)
+            if self._position() > position:
+                deadline = time.monotonic() + STALL_SECONDS
+            elif time.monotonic() > deadline:
+                raise _InexactError
+            position = self._position()
+        self._last = position + self._behind
+        return self._next()
+
+    def _next(self) -> torch.Tensor:
+        with self._decord.bridge.use_torch():
+            return self._video.next()
+
+    def _position(self) -> int:
+        return self._decord.video_reader._CAPI_VideoReaderGetCurrentPosition(self._video._handle)
+
+
+class _PyAV:
+    """A video read with PyAV from its first frame on: slower than decord, and right where decord is not."""
+
+    def __init__(self, path: Path, rotation: int, reason: str):
+        try:
+            import av
+        except ImportError:
+            raise VideoError(f"{path}: {reason}.") from None
+        self._av, self._path, self.rotation = av, path, rotation
+        with self._opened() as (container, stream):
+            packets = [packet for packet in container.demux(stream) if packet.pts is not None and not packet.is_discard]
+            unit = float(stream.time_base)
+        first = next((packet.pts for packet in packets if packet.is_keyframe), math.inf)
+        packets = sorted((packet for packet in packets if packet.pts >= first), key=lambda packet: packet.pts)
+        if not packets:
+            raise VideoError(f"{path}: {NO_VIDEO}.")
+        self._times = [packet.pts for packet in packets]
+        self.starts: Sequence[float] = [(moment - first) * unit for moment in self._times]
+        self.duration = _duration(self.starts, self.starts[-1] + (packets[-1].duration or 0) * unit)
+
+    def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
+        import numpy as np
+        import torch
+
+        wanted = set(chosen)
+        with self._opened() as (container, stream):
+            for number, frame in enumerate(container.decode(stream)):
+                if number >= len(self._times) or frame.pts != self._times[number]:
+                    break
+                if number in wanted:
+                    wanted.remove(number)
+                    picture = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                    yield torch.from_numpy(np.ascontiguousarray(picture))
+                if not wanted:
+                    return
+        raise VideoError(
+            f"{self._path}: the video is damaged; its frame at {self.starts[min(wanted)]:.2f} s is missing."
+        )
+
+    @contextlib.contextmanager
+    def _opened(self):
+        problem = UNREADABLE
+        try:
+            with self._av.open(f"file:{self._path}", metadata_errors="replace") as container:
+                if not container.streams.video:
+                    raise VideoError(f"{self._path}: {NO_VIDEO}.")
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                problem = "the video is damaged and cannot be decoded"
+                yield container, stream
+        except (self._av.FFmpegError, UnicodeError) as error:
+            raise VideoError(f"{self._path}: {problem}.") from error
+
+
+def _duration(starts: Sequence[float], end: float) -> float:
+    """When the last frame leaves the screen; where the file does not say, it stays as long as the others on average."""
+    if end > starts[-1] or len(starts) == 1:
+        return max(end, 0.0)
+    return starts[-1] + (starts[-1] - starts[0]) / (len(starts) - 1)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep decord, which writes warnings straight to file descriptor 2, from being heard."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _check_file(path: Path) -> int:
+    """Refuse what is no readable, whole file; the angle by which an MP4 or MOV says its pictures are to be turned.
+
+    FFmpeg reads what there is of a file that is cut short, and does not tell. Most containers give their own length.
+
+    Raises:
+        VideoError: there is no such file, it may not be read, it is empty or cut short.
+    """
+    try:
+        if path.is_dir():
+            raise VideoError(f"{path}: this is a folder, not a video.")
+        if path.exists() and not path.is_file():
+            raise VideoError(f"{path}: this is not an ordinary file.")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                raise VideoError(f"{path}: the file is empty.")
+            declared, rotation, frames = _container_facts(file, size)
+    except (FileNotFoundError, NotADirectoryError):
+        raise VideoError(f"{path}: there is no such file.") from None
+    except PermissionError:
+        raise VideoError(f"{path}: there is no permission to read it.") from None
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{path}: the file cannot be opened.") from error
+    if declared > size:
+        raise VideoError(f"{path}: the file is cut short: {size} bytes of at least {declared} are there.")
+    if frames > size:
+        # decord would reserve memory for so many, and end the process.
+        raise VideoError(f"{path}: the file is damaged: it claims to have {frames} frames in {size} bytes.")
+    return rotation
+
+
+def _container_facts(file: BinaryIO, size: int) -> tuple[int, int, int]:
+    """What a container says of itself: bytes, display rotation in degrees clockwise, frames. 0: it does not say."""
+    head = file.read(64)
+    declared = rotation = frames = 0
+    with contextlib.suppress(struct.error, IndexError):
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+            for kind, body, end in _boxes(file, size):
+                if kind in (b"mdat", b"moov", b"moof"):
+                    declared = max(declared, end)
+                elif kind == b"tkhd":
+                    rotation = rotation or _track_rotation(file, body)
+                elif kind == b"stts":
+                    file.seek(body + 4)
+                    (runs,) = struct.unpack(">I", file.read(4))
+                    table = file.read(8 * runs) if 8 * runs < size else b""
+                    frames = max(frames, runs, sum(run for run, _ in struct.iter_unpack(">II", table)))
+        elif head[:4] == b"RIFF":
+            (length,) = struct.unpack("<I", head[4:8])
+            declared = length + 8 if length < 2**32 - 1 else 0
+        elif head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska, WebM: an EBML header, then one segment
+            header, start, _ = _ebml_size(head, 4)
+            length, start, unknown = _ebml_size(head, start + header + 4)
+            declared = 0 if unknown else start + length
+    return declared, rotation, frames
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes of an MP4 or MOV, and those inside on the way to the sample tables: kind, start of the body, end."""
+    start = 0
+    while start + 8 <= size:
+        file.seek(start)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        body = start + 8
+        if length == 1:
+            (length,) = struct.unpack(">Q", file.read(8))
+            body += 8
+        elif length == 0:
+            length = size - start
+        if start + length < body:
+            return
+        yield kind, body, start + length
+        start = body if kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl") else start + length
+
+
+def _track_rotation(file: BinaryIO, body: int) -> int:
+    """The rotation in the matrix of the track header at byte `body`; 0 for a track without a picture."""
+    file.seek(body)
+    wide = file.read(1) == b"\x01"
+    file.seek(body + (52 if wide else 40))
+    cosine, sine, *_, width, _ = struct.unpack(">9i2I", file.read(44))
+    return round(math.degrees(math.atan2(sine, cosine))) % 360 if width else 0
+
+
+def _ebml_size(data: bytes, start: int) -> tuple[int, int, bool]:
+    """The EBML size at byte `start`: its value, where it ends, and whether it stands for "unknown"."""
+    width = 9 - data[start].bit_length()
+    value = int.from_bytes(data[start : start + width], "big") & (1 << 7 * width) - 1
+    return value, start + width, value == (1 << 7 * width) - 1
