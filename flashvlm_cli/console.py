@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -149,25 +150,22 @@ def print_summary(answer: Answer) -> None:
 
 
 def print_models(models: Sequence[Mapping[str, Any]]) -> None:
-    """Print the aliases with their sources, and whether they are on this machine."""
-    plain = is_plain(sys.stdout)
-    widths = {key: max(len(model[key]) for model in models) for key in ("alias", "source")}
+    """Print the aliases with their sources, and whether they are on this machine: one line each where it is piped."""
+    sources = ["built in" if model["bundled"] else model["source"] for model in models]
+    alias_width = max(len(model["alias"]) for model in models)
+    before = alias_width + GAP + len("✓ here") + GAP + max(map(len, sources)) + GAP
+    room = max(Console().width - before, len("description")) if is_terminal(sys.stdout) else sys.maxsize
     lines = []
-    for model in models:
-        here, style = ("✓ here", "saved") if model["present"] else ("", "aside")
-        about = model["description"] + (" (default)" if model["default"] else "")
-        lines.append(
-            Text.assemble(
-                (model["alias"].ljust(widths["alias"]), "value"),
-                "  ",
-                (here.ljust(6), style),
-                "  ",
-                model["source"].ljust(widths["source"]),
-                "  ",
-                (about, "aside"),
-            )
+    for model, source in zip(models, sources, strict=True):
+        about = textwrap.wrap(model["description"], room) or [""]
+        line = Text.assemble(
+            (model["alias"].ljust(alias_width + GAP), "value"),
+            (("✓ here" if model["present"] else "").ljust(len("✓ here") + GAP), "saved"),
+            source,
         )
-    _print(lines, sys.stdout, plain, None)
+        lines.append(Text.assemble(line, " " * (before - line.cell_len), (about[0], "aside")))
+        lines += [Text.assemble(" " * before, (more, "aside")) for more in about[1:]]
+    _print(lines, sys.stdout, is_plain(sys.stdout), None)
 
 
 def _title(answer: Answer, width: int) -> Text:
@@ -215,7 +213,7 @@ def _savings(answer: Answer, width: int) -> list[Text]:
     factors = [units.factor(pair.before, pair.after) for _, pair, _ in figures]
     factors = [f"{factor} less" if factor else "" for factor in factors]
     widths = [max(map(len, column)) for column in (befores, afters, shares, factors)]
-    room = width - sum(widths) - len(" →    ") - 2 * bool(widths[3]) - 2
+    room = width - sum(widths) - len(" → ") - 3 * GAP
     lines = []
     for row, (label, pair, _) in enumerate(figures):
         text = Text.assemble(

@@ -619,8 +619,8 @@ def test_models_lists_aliases_and_what_is_here(flash):
     code, out, err = flash("models")
     assert (code, err) == (0, "")
     demo, qwen = out.splitlines()
-    assert re.match(r"demo +✓ here +flashvlm-demo +a small world of emoji$", demo)
-    assert re.match(r"qwen2-vl-2b +Qwen/Qwen2-VL-2B-Instruct +real videos \(default\)$", qwen)
+    assert re.match(r"demo +✓ here +built in +a small world of emoji$", demo)
+    assert re.match(r"qwen2-vl-2b +Qwen/Qwen2-VL-2B-Instruct +real videos$", qwen)
 
 
 def test_models_as_json(flash):
