@@ -33,7 +33,12 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
+    context_settings={
+        "help_option_names": ["--help", "-h"],
+        # Flags that are absent are false. Typer would import pydantic to make that of None, a third of the time it takes
+        # to show the help of a command.
+        "default_map": dict.fromkeys(("help", "install_completion", "show_completion"), False),
+    },
 )
 app.command(epilog=EXIT_CODES)(ask)
 app.command()(models)

@@ -688,6 +688,13 @@ def test_shell_completion_offers_names(words, offered):
     assert offered in done.stdout.split()
 
 
+def test_completion_script_can_be_installed():
+    command, environment = child()
+    environment["_FLASHVLM_COMPLETE"] = "source_bash"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "complete -o default -F _flashvlm_completion flashvlm" in done.stdout
+
+
 # Figures
 
 
