@@ -8,7 +8,7 @@ import numpy as np
 
 from flashvlm.demo.world import DIRECTIONS, KINDS, NAMES, Scene, Thing, third
 
-PLURALS = {"animal": "animals", "vehicle": "vehicles", "food": "foods", "thing": "things", "object": "objects"}
+PLURALS = {"animal": "animals", "vehicle": "vehicles", "food": "foods", "object": "objects"}
 NUMBERS = ("none", "one", "two", "three", "four")
 PLACES = (
     ("top left", "top", "top right"),
@@ -20,7 +20,7 @@ PLACES = (
 WORDINGS: dict[str, tuple[str, ...]] = {
     "kind": (
         "Which {kind} is there?", "What {kind} is in the video?", "Which {kind} do you see?", "Name the {kind}.",
-        "What is the {kind}?", "What {kind} is there?",
+        "What is the {kind}?", "What {kind} is there?", "Which {kind} is shown?",
         "Which {kind} is in the video?",
     ),
     "motion": (
@@ -34,7 +34,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "where": (
         "Where is the {x}?", "What is the position of the {x}?", "In which part of the picture is the {x}?",
-        "Where do you see the {x}?",
+        "Where do you see the {x}?", "Where is the {x} located?",
         "Where in the picture is the {x}?",
     ),
     "start": (
@@ -62,13 +62,14 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "What appears last?", "Which object appears last?", "What is the last object?", "What comes last?",
         "Which object is last?",
     ),
-    "before": (
-        "Does the {x} appear before the {y}?", "Is the {x} before the {y}?", "Does the {x} come before the {y}?",
-        "Is the {x} there before the {y}?",
+    "order": (
+        "Which comes {end}, the {x} or the {y}?", "Which appears {end}, the {x} or the {y}?",
+        "Which is {end}, the {x} or the {y}?", "What comes {end}, the {x} or the {y}?",
+        "What appears {end}, the {x} or the {y}?",
     ),
     "caption": (
         "What happens?", "What happens in the video?", "Describe the video.", "What do you see?",
-        "What is there to see?",
+        "What is happening?", "What is happening in the video?",
         "Describe what happens.",
     ),
 }  # fmt: skip
@@ -151,12 +152,12 @@ def ask(scene: Scene, family: str, rng: np.random.Generator, *, held_out_wording
                 words, answer = {"kinds": PLURALS[kind]}, NUMBERS[wanted]
         case "first" | "last" if scene.sequence:
             answer = things[0 if family == "first" else -1].name
-        case "before" if scene.sequence:
-            one, other = sorted(rng.permutation(len(things))[:2].tolist())
-            earlier = bool(rng.random() < 0.5)
-            names = (things[one].name, things[other].name)
-            words = dict(zip("xy", names if earlier else reversed(names), strict=True))
-            answer = "yes" if earlier else "no"
+        case "order" if scene.sequence:
+            pair = sorted(rng.permutation(len(things))[:2].tolist())
+            names = [things[place].name for place in pair]
+            end = pick(["first", "last"])
+            answer = names[0 if end == "first" else 1]
+            words = {"end": end, **dict(zip("xy", rng.permutation(names).tolist(), strict=True))}
         case "caption" if len(things) <= 2 and not scene.still:
             answer = caption(scene)
     if answer is None:
