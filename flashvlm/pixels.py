@@ -30,8 +30,8 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
             f"one side may be at most {MAX_SIDE_RATIO} times the other."
         )
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
-    scale = math.sqrt(height * width / max_pixels)
     if new_height * new_width > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
         new_height = max(factor, math.floor(height / scale / factor) * factor)
         new_width = max(factor, math.floor(width / scale / factor) * factor)
     elif new_height * new_width < min_pixels:
