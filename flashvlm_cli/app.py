@@ -35,8 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={
         "help_option_names": ["--help", "-h"],
-        # Flags that are absent are false. Typer would import pydantic to make that of None, a third of the time it takes
-        # to show the help of a command.
+        # Flags that are absent are false. Typer would import pydantic to make that of None: a third of the time
+        # that the help of a command takes.
         "default_map": dict.fromkeys(("help", "install_completion", "show_completion"), False),
     },
 )
