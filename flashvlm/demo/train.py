@@ -28,11 +28,12 @@ from flashvlm.demo.blueprint import CELL, IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, C
 from flashvlm.demo.questions import FAMILIES, Question, ask
 from flashvlm.demo.world import ASPECTS, NAMES, Scene, cell_labels, make_scene, render, sample_times
 
-STEPS = {"eyes": 2000, "words": 4000, "answers": 1300}
+STEPS = {"eyes": 2000, "words": 8500, "answers": 1300}
 LEARNING_RATES = {"eyes": 4e-3, "words": 3e-3, "answers": 1e-3}
 SEEDS = {"eyes": 1, "words": 2, "answers": 3}
 QUESTIONS = 16
-SMALL_SHARE = 0.65
+SMALL_SHARE = {"eyes": 0.6, "words": 0.82, "answers": 0.0}
+SAVE_EVERY = 250
 # Grids (rows, columns of tokens) that `pixels.smart_resize` gives the aspects of `ASPECTS` at the demo's pixel limits.
 GRIDS = {
     (1, 1): (8, 8), (4, 3): (6, 9), (3, 4): (9, 6), (16, 9): (6, 10), (9, 16): (10, 6),
@@ -337,8 +338,8 @@ def answer_loss(
     asked = labels != -100
     logits = F.linear(hidden[asked], model.get_input_embeddings().weight).float()
     losses = F.cross_entropy(logits, labels[asked], reduction="none")
-    # Every answer counts alike, however long it is.
-    weights = (1 / asked.sum(-1, keepdim=True)).expand(asked.shape)[asked]
+    # A long answer counts more than a short one, but each of its words less.
+    weights = asked.sum(-1, keepdim=True).rsqrt().expand(asked.shape)[asked]
     loss = (losses * weights).sum() / weights.sum()
     with torch.no_grad():
         wrong = torch.zeros(asked.shape, device=asked.device)
@@ -364,8 +365,10 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / (0.02 * steps), (steps - step) / (0.3 * steps))
 
 
-def train(stage: str, out: Path, steps: int, lr: float) -> None:
-    """Run or resume one stage; its state is in `out`/`stage`.pt."""
+def train(stage: str, out: Path, steps: int, lr: float, stop_after: int | None = None) -> None:
+    """Run or resume one stage of `steps` (now as far as step `stop_after`); its state is kept in `out`/`stage`.pt."""
+    out.mkdir(parents=True, exist_ok=True)
+    stop = steps if stop_after is None else stop_after
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(SEEDS[stage])
     tokenizer = build_tokenizer()
@@ -390,14 +393,14 @@ def train(stage: str, out: Path, steps: int, lr: float) -> None:
         begin = state["step"]
     seen: dict[str, list[float]] = {}
     since = time.monotonic()
-    for step in range(begin, steps):
+    for step in range(begin, stop):
         rng = np.random.default_rng([SEEDS[stage], step])
         torch.manual_seed(step)
         with torch.autocast(device, torch.bfloat16):
             if stage == "eyes":
-                loss, figures = eyes_loss(model, codes, rng, small=step < SMALL_SHARE * steps)
+                loss, figures = eyes_loss(model, codes, rng, small=step < SMALL_SHARE[stage] * steps)
             else:
-                small = stage == "words" and step < SMALL_SHARE * steps
+                small = step < SMALL_SHARE[stage] * steps
                 loss, figures = answer_loss(model, codes, conversation, rng, small=small, ideal=stage == "words")
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
@@ -410,11 +413,11 @@ def train(stage: str, out: Path, steps: int, lr: float) -> None:
             if not torch.isnan(value):
                 seen.setdefault(name, []).append(float(value))
         done = step + 1
-        if done % 50 == 0 or done == steps:
+        if done % 50 == 0 or done == stop:
             means = "  ".join(f"{name} {np.mean(values):.3f}" for name, values in seen.items())
             print(f"{stage} {done}/{steps}  {time.monotonic() - since:.0f} s  {means}", flush=True)
             seen = {}
-        if done % 250 == 0 or done == steps:
+        if done % SAVE_EVERY == 0 or done == stop:
             state = {
                 "step": done,
                 "weights": trained.state_dict(),
@@ -435,7 +438,6 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
     for stage in STEPS if arguments.stage == "all" else [arguments.stage]:
         if stage in STEPS:
             train(stage, out, arguments.steps or STEPS[stage], arguments.lr or LEARNING_RATES[stage])

@@ -104,14 +104,14 @@ def make_scene(
     """
     frames = frames or int(rng.choice([1, 4, 8, 12, 16, 24, 32, 48, 64]))
     aspect = aspect or ASPECTS[rng.integers(len(ASPECTS))]
-    if sequence is None:
-        sequence = frames >= 8 and bool(rng.random() < (0.55 if frames <= 24 else 0.9))
-    if frames == 1:
-        sequence = False
-    count = count or int(rng.integers(1 + sequence, 5))
     while True:
-        # A scene in which no place is left for a further thing is made up anew.
-        scene = _try_scene(rng, frames, aspect, sequence, count, held_out_pairs, zoom)
+        in_turn = sequence
+        if in_turn is None:
+            in_turn = frames >= 8 and bool(rng.random() < (0.55 if frames <= 24 else 0.9))
+        in_turn = in_turn and frames > 1
+        things = count or int(rng.integers(1 + in_turn, 5))
+        # A scene in which no place is left for a further thing, or nothing can move as wished, is made up anew.
+        scene = _try_scene(rng, frames, aspect, in_turn, things, held_out_pairs, zoom)
         if scene is not None:
             return scene
 

@@ -1,0 +1,180 @@
+"""`flashvlm ask` from the file to the answer, with the demo model on the samples."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flashvlm import VideoQA
+from flashvlm.errors import UsageError, VideoError
+from flashvlm.options import AskOptions, Keep, Sampling
+from flashvlm.samples import samples_dir
+from flashvlm_cli.app import main
+
+SAMPLES = samples_dir()
+LINES = [json.loads(line) for line in (SAMPLES / "questions.jsonl").read_text().splitlines()]
+ASK = ["--model", "demo", "--device", "cpu", "--dtype", "float32"]
+
+
+def share_right(demo: VideoQA, keep: str) -> float:
+    right = 0
+    for name in dict.fromkeys(line["video"] for line in LINES):
+        options = AskOptions(keep=Keep.parse(keep))
+        watched = demo.watch(SAMPLES / name, options)
+        for line in (line for line in LINES if line["video"] == name):
+            right += demo.answer(watched, line["question"], options).answer == line["answer"]
+    return right / len(LINES)
+
+
+def test_the_demo_model_answers_the_samples(demo: VideoQA) -> None:
+    assert share_right(demo, "100%") >= 0.9
+
+
+def test_a_tenth_of_the_tokens_answers_most_of_the_samples(demo: VideoQA) -> None:
+    assert share_right(demo, "10%") >= 0.7
+
+
+def test_the_answer_hangs_on_the_video(demo: VideoQA) -> None:
+    said = [demo.ask(SAMPLES / name, "What happens?", keep="100%").answer for name in ("one.mp4", "hevc.mp4")]
+    assert said[0] != said[1]
+
+
+def test_the_object_of_json_holds_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", str(SAMPLES / "sequence.mp4"), "What comes first?", "--json", "--keep", "10%", *ASK]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    moments = answer["moments"]
+    kept = [len(moment["kept"]) for moment in moments]
+    assert answer["frames"] == sum(len(moment["timestamps"]) for moment in moments) == 24
+    assert answer["tokens"]["before"] == sum(moment["tokens"] for moment in moments)
+    assert answer["tokens"]["after"] == sum(kept) == answer["selection"]["budget"]
+    assert answer["selection"]["important"] == sum(sum(moment["important"]) for moment in moments)
+    assert answer["selection"]["important"] + answer["selection"]["diverse"] == answer["tokens"]["after"]
+    assert all(
+        0 <= row < moment["grid_height"] and 0 <= column < moment["grid_width"]
+        for moment in moments
+        for row, column in moment["kept"]
+    )
+    times = [second for moment in moments for second in moment["timestamps"]]
+    assert times == sorted(times) and times[0] == 0 and times[-1] <= answer["video"]["duration"]
+    seconds = answer["seconds"]
+    stages = sum(seconds[stage] for stage in ("decode", "encode", "select", "prefill"))
+    assert seconds["time_to_first_token"] == pytest.approx(stages)
+    assert answer["prompt_tokens"]["before"] - answer["prompt_tokens"]["after"] == sum(
+        m["tokens"] for m in moments
+    ) - sum(kept)
+    # Keys and values of 4 layers, 2 heads of 64, in fp32.
+    assert answer["kv_cache_bytes"]["after"] == answer["prompt_tokens"]["after"] * 2 * 4 * 2 * 64 * 4
+    assert answer["settings"]["keep"] == "10%"
+    assert answer["versions"]["transformers"]
+
+
+def test_streamed_pieces_are_the_answer(demo: VideoQA) -> None:
+    pieces: list[str] = []
+    stages: list[str] = []
+    answer = demo.ask(SAMPLES / "one.mp4", "What happens?", on_text=pieces.append, on_stage=stages.append)
+    assert "".join(pieces).strip() == answer.answer
+    assert stages == ["decode", "encode", "select", "prefill", "generate"]
+
+
+@pytest.mark.parametrize("selector", ["paper", "uniform", "random"])
+@pytest.mark.parametrize("keep", ["1", "5%", "100%"])
+def test_a_budget_is_kept_to_the_token(demo: VideoQA, selector: str, keep: str) -> None:
+    answer = demo.ask(SAMPLES / "still.jpg", "How many objects are there?", keep=keep, selector=selector)
+    assert answer.tokens.after == Keep.parse(keep).budget(answer.tokens.before)
+    assert (answer.selection.delta < 1e-6) == (keep == "100%")
+
+
+def test_the_same_question_gets_the_same_answer_and_tokens(demo: VideoQA) -> None:
+    one, other = (demo.ask(SAMPLES / "two.mp4", "What moves down?", keep=0.05) for _ in range(2))
+    assert one.answer == other.answer and one.moments == other.moments
+
+
+def test_a_seed_makes_sampling_repeatable(demo: VideoQA) -> None:
+    def say(seed: int) -> str:
+        return demo.ask(SAMPLES / "one.mp4", "What happens?", temperature=5.0, seed=seed, max_new_tokens=12).answer
+
+    assert say(1) == say(1)
+    assert len({say(seed) for seed in range(4)}) > 1
+
+
+def test_a_part_of_a_video_is_looked_at_alone(demo: VideoQA) -> None:
+    answer = demo.ask(SAMPLES / "long.mp4", "What do you see?", start=60.0, end=90.0, frames=6)
+    times = [second for moment in answer.moments for second in moment.timestamps]
+    assert len(times) == 6 and min(times) >= 60 and max(times) <= 90
+
+
+def test_max_pixels_makes_frames_smaller(demo: VideoQA) -> None:
+    answer = demo.ask(SAMPLES / "still.jpg", "Where is the car?", max_pixels=28 * 28 * 30)
+    assert answer.tokens.before <= 30
+
+
+def test_unknown_words_are_named(demo: VideoQA) -> None:
+    answer = demo.ask(SAMPLES / "one.mp4", "Is there a zebra?")
+    assert len(answer.warnings) == 1 and "zebra" in answer.warnings[0] and "there" not in answer.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["ask", "no-such.mp4", "What happens?"], 3),
+        (["ask", str(Path(__file__)), "What happens?"], 3),
+        (["ask", str(SAMPLES), "What happens?"], 3),
+        (["ask", str(SAMPLES / "one.mp4"), "What happens?", "--start", "1:00"], 2),
+        (["ask", str(SAMPLES / "one.mp4"), "What is <|video_pad|>?"], 2),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, *ASK]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("flashvlm: ") and len(printed.err.splitlines()) == 1
+
+
+def test_options_by_name_are_checked(demo: VideoQA) -> None:
+    with pytest.raises(UsageError, match="no option"):
+        demo.ask(SAMPLES / "one.mp4", "What happens?", kep=0.1)
+    with pytest.raises(UsageError, match="selector"):
+        demo.ask(SAMPLES / "one.mp4", "What happens?", selector="best")
+    with pytest.raises(VideoError):
+        demo.ask("nowhere.mp4", "What happens?")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "budget"),
+    [
+        ("10%", 512, 51),
+        ("10%", 515, 52),  # 51.5, half up
+        ("0.1", 5, 1),  # 0.5, half up
+        ("0.01%", 100, 1),  # at least one
+        ("1.0", 512, 512),
+        ("100%", 512, 512),
+        ("1", 512, 1),
+        ("256", 512, 256),
+        ("256", 100, 100),
+        ("22.2%", 1000, 222),
+    ],
+)
+def test_keep_is_a_share_or_a_count(text: str, tokens: int, budget: int) -> None:
+    assert Keep.parse(text).budget(tokens) == budget
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "0%", "0.0", "-1", "-5%", "101%", "1.5", "ten", "", "%", ".", "nan", "1e3", "10 %%"]
+)
+def test_other_budgets_are_wrong_usage(text: str) -> None:
+    with pytest.raises(UsageError):
+        Keep.parse(text)
+
+
+def test_a_python_fraction_means_what_its_text_does() -> None:
+    assert Keep.parse(0.1) == Keep.parse("0.1")
+    assert Keep.parse(1.0).budget(10) == 10
+    assert Keep.parse(1).budget(10) == 1
+
+
+def test_sampling_refuses_what_contradicts_itself() -> None:
+    with pytest.raises(UsageError, match="not both"):
+        Sampling(fps=1, frames=4)
+    with pytest.raises(UsageError, match="after"):
+        replace(Sampling(), start=5.0, end=5.0)

@@ -1,0 +1,113 @@
+"""The demo's world: deterministic, balanced, and its questions answerable from what is drawn."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flashvlm.demo import train
+from flashvlm.demo.blueprint import WORDS, build_tokenizer
+from flashvlm.demo.clips import make_samples
+from flashvlm.demo.questions import FAMILIES, WORDINGS, ask
+from flashvlm.demo.world import HELD_OUT_PAIRS, cell_labels, make_scene, render, sample_times
+from flashvlm.samples import samples_dir
+
+
+def scenes(count: int, **settings):
+    return [make_scene(np.random.default_rng([99, number]), **settings) for number in range(count)]
+
+
+def test_a_seed_makes_the_same_clip() -> None:
+    one, other = (make_scene(np.random.default_rng(5), frames=8) for _ in range(2))
+    assert one == other
+    pictures = [render(scene, sample_times(8), 112, 112) for scene in (one, other)]
+    assert np.array_equal(*pictures)
+
+
+def test_no_training_clip_holds_a_held_out_pair() -> None:
+    assert not {(thing.name, thing.direction) for scene in scenes(200) for thing in scene.things} & HELD_OUT_PAIRS
+    for scene in scenes(30, held_out_pairs=True, frames=8):
+        pairs = {(thing.name, thing.direction) for thing in scene.things if thing.direction}
+        assert pairs and pairs <= HELD_OUT_PAIRS
+
+
+def test_yes_and_no_and_first_and_second_come_up_alike() -> None:
+    rng = np.random.default_rng(0)
+    asked = [ask(scene, "exist", rng) for scene in scenes(400, frames=8)]
+    yes = Counter(question.answer for question in asked if question)["yes"] / 400
+    assert 0.42 < yes < 0.58
+    orders = [ask(scene, "order", rng) for scene in scenes(400, frames=16, sequence=True)]
+    named_first = [question.text.endswith(f"the {question.answer}?") for question in orders if question]
+    assert len(named_first) == 400 and 0.42 < sum(named_first) / 400 < 0.58
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_word_of_a_family_is_in_the_vocabulary_and_held_out_wordings_add_none(family: str) -> None:
+    def words(wordings) -> set[str]:
+        return {word for text in wordings for word in re.sub(r"\{\w+\}|[^a-z ]", " ", text.lower()).split()}
+
+    trained = words(wording for wordings in WORDINGS.values() for wording in wordings[:-1])
+    assert words(WORDINGS[family]) <= set(WORDS)
+    assert words(WORDINGS[family][-1:]) <= trained
+    tokenizer = build_tokenizer()
+    rng = np.random.default_rng(1)
+    for scene in scenes(40):
+        question = ask(scene, family, rng)
+        if question is not None:
+            assert tokenizer.unk_token_id not in tokenizer(f"{question.text} {question.answer}").input_ids
+
+
+def test_labels_say_where_the_pictures_are() -> None:
+    for scene in scenes(20, frames=4, sequence=False, aspect=(1, 1)):
+        labels = cell_labels(scene, sample_times(4), 8, 8)
+        empty = render(replace(scene, things=()), sample_times(4), 224, 224)
+        change = np.abs(render(scene, sample_times(4), 224, 224).astype(int) - empty).max(-1) > 8
+        cells = change.reshape(2, 2, 8, 28, 8, 28).mean(axis=(1, 3, 5))
+        assert cells[labels.thing >= 0].mean() > 0.35
+        assert cells[labels.thing == -1].max() < 0.25
+
+
+def test_the_samples_are_what_the_generator_makes(tmp_path: Path) -> None:
+    make_samples(tmp_path)
+    assert (tmp_path / "questions.jsonl").read_text() == (samples_dir() / "questions.jsonl").read_text()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {path.name for path in samples_dir().iterdir()}
+    assert all((samples_dir() / name).stat().st_size < 300_000 for name in names)
+    assert {json.loads(line)["video"] for line in (tmp_path / "questions.jsonl").read_text().splitlines()} < names
+
+
+def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "SAVE_EVERY", 1)
+    train.train("words", tmp_path / "whole", steps=2, lr=1e-3)
+    train.train("words", tmp_path / "parts", steps=2, lr=1e-3, stop_after=1)
+    train.train("words", tmp_path / "parts", steps=2, lr=1e-3)
+    whole, parts = (torch.load(tmp_path / name / "words.pt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 2
+    for name, weight in whole["weights"].items():
+        torch.testing.assert_close(parts["weights"][name], weight)
+
+
+def test_the_encoder_and_reader_of_the_training_are_those_of_transformers(demo) -> None:
+    model, grid = demo.backend.model, (6, 10)
+    patches = torch.randn(3, 240, 1176, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        theirs = model.model.visual(patches.flatten(0, 1), grid_thw=torch.tensor([[3, 12, 20]])).pooler_output
+        ours = train.see(model.model.visual, patches, grid)
+        torch.testing.assert_close(ours.flatten(0, 1), theirs, atol=1e-4, rtol=1e-4)
+        conversation = train.Conversation(demo.backend.tokenizer)
+        before = torch.tensor(conversation.before)
+        text = torch.randint(10, 100, (1, 2, 9), generator=torch.Generator().manual_seed(1))
+        embed = model.get_input_embeddings()
+        shared = torch.cat([embed(before), theirs]).unsqueeze(0)
+        at, text_at = train.positions(len(before), 3, grid, 9)
+        hidden = train.read(model, shared, at, text, text_at)
+        for number in range(2):
+            whole = torch.cat([shared, embed(text[:, number])], dim=1)
+            position_ids = torch.cat([at, text_at.expand(3, -1)], dim=1).unsqueeze(1)
+            expected = model.model.language_model(inputs_embeds=whole, position_ids=position_ids).last_hidden_state
+            torch.testing.assert_close(hidden[:, number], expected[:, -9:], atol=1e-4, rtol=1e-4)
