@@ -38,8 +38,8 @@ PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
 EXIF_ROTATIONS = {3: 180, 6: 90, 8: 270}
 # Containers round times, and decord gives them as float32: closer than this is the same time, in seconds.
 TIME_TOLERANCE = 5e-4
-# A packet without a timestamp comes out of decord as far more seconds before 0 than this.
-NO_TIMESTAMP = -1e9
+# A missing timestamp comes out of decord as far more seconds than this, before or after 0.
+NO_TIMESTAMP = 1e9
 # As strict as decord can be told: not one frame may stand in for another.
 NO_REPEATED_FRAMES = "0.000000001"
 # decord stops skipping when its decoding thread is slow; without a frame for this long it is stuck.
@@ -226,8 +226,10 @@ class _Decord:
         except (*self._errors, AssertionError, IndexError, UnicodeError) as error:
             raise _InexactError(NO_VIDEO if "video stream" in str(error) else UNREADABLE) from error
         starts, ends = spans.T.astype(float).round(6).tolist()
+        if len(starts) == 1:
+            starts, ends = [0.0], [ends[0] - starts[0]]
         rising = all(earlier < later for earlier, later in pairwise(starts))
-        if not rising or starts[0] < NO_TIMESTAMP or starts[-1] < 0 or self._keys[:1] != [0]:
+        if not rising or abs(starts[0]) > NO_TIMESTAMP or starts[-1] < 0 or self._keys[:1] != [0]:
             raise _InexactError
         self._hidden = bisect_left(starts, -TIME_TOLERANCE)
         self.starts: Sequence[float] = starts[self._hidden :]
@@ -312,15 +314,20 @@ class _PyAV:
             raise VideoError(f"{path}: {reason}.") from None
         self._av, self._path, self.rotation = av, path, rotation
         with self._opened() as (container, stream):
-            packets = [packet for packet in container.demux(stream) if packet.pts is not None and not packet.is_discard]
+            packets = [
+                (packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
+                for packet in container.demux(stream)
+                if packet.pts is not None
+            ]
             unit = float(stream.time_base)
-        first = next((packet.pts for packet in packets if packet.is_keyframe), math.inf)
-        packets = sorted((packet for packet in packets if packet.pts >= first), key=lambda packet: packet.pts)
-        if not packets:
+        # Nothing can be decoded before the first key frame, and an edit list may hide what can.
+        first = next((moment for moment, _, is_key, _ in packets if is_key), math.inf)
+        shown = sorted((moment, length) for moment, length, _, hidden in packets if moment >= first and not hidden)
+        if not shown:
             raise VideoError(f"{path}: {NO_VIDEO}.")
-        self._times = [packet.pts for packet in packets]
-        self.starts: Sequence[float] = [(moment - first) * unit for moment in self._times]
-        self.duration = _duration(self.starts, self.starts[-1] + (packets[-1].duration or 0) * unit)
+        self._times = [moment for moment, _ in shown]
+        self.starts: Sequence[float] = [round((moment - self._times[0]) * unit, 6) for moment in self._times]
+        self.duration = _duration(self.starts, self.starts[-1] + shown[-1][1] * unit)
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
         import numpy as np
