@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, LogitsProcessor, LogitsProcessorList, PreTrainedModel, TextStreamer
+from transformers import AutoTokenizer, LogitsProcessor, LogitsProcessorList, TextStreamer
 from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from flashvlm.errors import ModelError, UsageError
@@ -126,7 +126,7 @@ class Backend(ABC):
     family: ClassVar[str]
     model_class: ClassVar[str]
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
 
     @classmethod

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,11 +73,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGeneration:
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Any:
     """An untrained model of the demo's size, its word embeddings set to the codes of `Codes` and tied."""
 
-    def token_id(token: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(token))
+    def token_id(token: str) -> Any:
+        return tokenizer.convert_tokens_to_ids(token)
 
     config = Qwen2VLConfig(
         text_config={
@@ -110,14 +111,14 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGene
         vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=True,
     )
-    model = Qwen2VLForConditionalGeneration(config)
+    model: Any = Qwen2VLForConditionalGeneration(config)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(Codes(tokenizer).words)
         _let_words_find_their_like(model)
     return model
 
 
-def _let_words_find_their_like(model: Qwen2VLForConditionalGeneration) -> None:
+def _let_words_find_their_like(model: Any) -> None:
     """Start two heads of the first two layers so that a word attends to the visual tokens of what it names.
 
     Queries and keys share one random projection there, in the half of the head that positions hardly turn. Training
@@ -177,7 +178,7 @@ class Codes:
         return self.things[thing] + self.MOTION * self.motions[motion] + self.PLACE * place
 
 
-def save(model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write an ordinary checkpoint folder: bf16 safetensors, tokenizer, chat template, preprocessor settings."""
     model.generation_config.do_sample = False
     model.generation_config.eos_token_id = model.config.text_config.eos_token_id

@@ -10,6 +10,7 @@ import json
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -64,7 +65,7 @@ def write_clip(
     pictures = render(scene, times / times[-1], height, width)
     base = Fraction(1, 1000)
     with av.open(str(path), "w") as out:
-        stream = out.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options=options or {})
+        stream: Any = out.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options=options or {})
         stream.height, stream.width = (height, width) if rotation % 180 == 0 else (width, height)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = stream.time_base = base

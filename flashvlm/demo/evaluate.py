@@ -21,7 +21,7 @@ import numpy as np
 
 from flashvlm import VideoQA
 from flashvlm.demo.clips import HELD_OUT_SEED, write_clip
-from flashvlm.demo.questions import FAMILIES, NUMBERS, PLACES, ask
+from flashvlm.demo.questions import FAMILIES, NUMBERS, PLACES, Question, ask
 from flashvlm.demo.world import DIRECTIONS, KINDS, NAMES, make_scene
 from flashvlm.options import AskOptions, Keep
 
@@ -60,7 +60,7 @@ def _records(number: int) -> list[dict[str, Any]]:
         watched = _qa.watch(path, _options)
     other, _before = _before, watched
     families = ("motion", "mover", "caption") if pairs else FAMILIES
-    found = []
+    found: list[tuple[str, Question]] = []
     for family in rng.permutation(families).tolist():
         question = ask(scene, family, rng)
         if question is not None and len(found) < QUESTIONS:

@@ -144,7 +144,8 @@ def ask(scene: Scene, family: str, rng: np.random.Generator, *, held_out_wording
             there = bool(rng.random() < 0.5)
             name = pick(here if there else [name for name in NAMES if name not in here])
             words, answer = {"x": name, "a": article(name)}, "yes" if there else "no"
-        case "count":
+        case "count" if not scene.sequence:
+            # Only things that are there together are counted.
             counts = {kind: sum(t.kind == kind for t in things) for kind in ("animal", "vehicle", "food")}
             counts["object"] = len(things)
             wanted = rng.integers(0, len(NUMBERS))

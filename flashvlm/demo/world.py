@@ -127,7 +127,7 @@ def _spans(rng: np.random.Generator, frames: int, sequence: bool, count: int) ->
     if rng.random() < 0.7:
         cuts[0] = 0
     begins = cuts + gap * np.arange(count)
-    ends = []
+    ends: list[int] = []
     for i, begin in enumerate(begins):
         earliest = max(begin + gap, ends[-1] + gap if ends else 0)
         latest = groups - gap * (count - 1 - i)
@@ -156,8 +156,8 @@ def _try_scene(
     things: list[Thing] = []
     for name, (appears, vanishes) in zip(rng.permutation(NAMES)[:count].tolist(), spans, strict=True):
         steps = round((vanishes - appears) * frames) - 1
-        # Each sampled frame must show the motion, and none may jump: 4 to 36 pixels of 224 from one to the next.
-        travel = (max(0.2, 0.018 * steps), min(0.8, 0.16 * steps))
+        # Each sampled frame must show the motion, and none may jump: 4 to 22 pixels of 224 from one to the next.
+        travel = (max(0.2, 0.018 * steps), min(0.8, 0.1 * steps))
         ways = [way for way in DIRECTIONS if ((name, way) in HELD_OUT_PAIRS) == held_out_pairs]
         moves = bool(ways) and travel[0] < travel[1] and rng.random() < 0.7
         for _ in range(40):
@@ -319,7 +319,7 @@ def cell_labels(scene: Scene, times: np.ndarray, rows: int, columns: int) -> Cel
             covers = [
                 np.outer(share(cy, one.size / height, rows), share(cx, one.size / width, columns)) for cx, cy in centres
             ]
-            cover = sum(covers) / len(pair)
+            cover = np.sum(covers, axis=0) / len(pair)
             own = cover >= min(0.3, 0.9 * cover.max())
             thing[group][(cover > 0.06) & ~own & (thing[group] == -1)] = -2
             thing[group][own] = NAMES.index(one.name)
