@@ -33,7 +33,7 @@ SPECIAL = (
 # (`Codes`): new words go to the end, and only a training from nothing may do more.
 WORDS = """
     which is there what in the video do you see name way does move direction of where go moves object moving
-    goes position part picture start at end how many are count appears first comes last happening or located
+    goes position part picture start at end how many are count appears first comes last happening visible located
     happens describe to dog cat cow elephant penguin frog turtle butterfly car bus bicycle airplane rocket boat
     apple banana pizza carrot cake burger umbrella guitar key balloon book clock animal vehicle food thing
     animals vehicles foods shown objects left right up down none one two three four top middle bottom a an yes

@@ -1,7 +1,4 @@
-"""Scenes as video files, and the sample clips: `python -m flashvlm.demo.clips samples` makes them again.
-
-Needs PyAV (the extra `av`).
-"""
+"""Scenes as video files, and the sample clips: `python -m flashvlm.demo.clips samples` makes them again."""
 
 from __future__ import annotations
 
@@ -87,7 +84,7 @@ def make_samples(folder: Path) -> None:
     plans: dict[str, tuple[dict, dict, tuple[str, ...]]] = {
         "one.mp4": ({"frames": 12, "count": 1, "sequence": False}, {"options": x264}, ("caption", "motion", "kind")),
         "two.mp4": ({"frames": 16, "count": 2, "sequence": False}, {"options": x264}, ("mover", "count", "exist")),
-        "sequence.mp4": ({"frames": 24, "count": 3, "sequence": True}, {"options": x264}, ("first", "last", "order")),
+        "sequence.mp4": ({"frames": 24, "count": 3, "sequence": True}, {"options": x264}, ("first", "last", "present")),
         "av1.mp4": ({"frames": 12, "count": 3, "sequence": False}, {"codec": "libsvtav1"}, ("where", "exist", "count")),
         "vp9.webm": (
             {"frames": 12, "count": 2, "sequence": False},

@@ -29,7 +29,7 @@ QUESTIONS = 3
 # A guess among the answers that a question admits; for captions there are too many to matter.
 GUESS = {
     "kind": len(KINDS["animal"]), "motion": len(DIRECTIONS) + 1, "mover": len(NAMES), "where": 9, "start": 9, "end": 9,
-    "exist": 2, "count": len(NUMBERS), "first": len(NAMES), "last": len(NAMES), "order": 2,
+    "exist": 2, "count": len(NUMBERS), "first": len(NAMES), "last": len(NAMES), "present": 2,
 }  # fmt: skip
 assert GUESS["where"] == sum(len(row) for row in PLACES)
 
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--selector", default="paper")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--card", type=Path, help="write the model card here")
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/demo/evaluation.json"))
     arguments = parser.parse_args()
     settings = (arguments.model, arguments.keep, arguments.selector, arguments.device, 1)
@@ -143,6 +144,9 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps({"settings": settings, "table": table, "records": records}, indent=1) + "\n")
     print(markdown(table), end="")
+    if arguments.card:
+        template = (Path(__file__).parent / "card.md").read_text()
+        arguments.card.write_text(template.format(clips=f"{arguments.clips:,}", table=markdown(table)))
 
 
 if __name__ == "__main__":

@@ -62,10 +62,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "What appears last?", "Which object appears last?", "What is the last object?", "What comes last?",
         "Which object is last?",
     ),
-    "order": (
-        "Which comes {end}, the {x} or the {y}?", "Which appears {end}, the {x} or the {y}?",
-        "Which is {end}, the {x} or the {y}?", "What comes {end}, the {x} or the {y}?",
-        "What appears {end}, the {x} or the {y}?",
+    "present": (
+        "Is the {x} there at the {end}?", "Do you see the {x} at the {end}?", "Is the {x} in the video at the {end}?",
+        "Is there {a} {x} at the {end}?", "Is {a} {x} visible at the {end}?",
+        "Is the {x} visible at the {end}?",
     ),
     "caption": (
         "What happens?", "What happens in the video?", "Describe the video.", "What do you see?",
@@ -100,9 +100,7 @@ def _deed(thing: Thing) -> str:
 
 
 def caption(scene: Scene) -> str:
-    """What happens, in a sentence: one thing after another in a sequence, else in the order of `NAMES`."""
-    if scene.sequence:
-        return " then ".join(_deed(thing) for thing in scene.things)
+    """What happens, in a sentence: every thing and what it does, in the order of `NAMES`."""
     return " and ".join(_deed(thing) for thing in sorted(scene.things, key=lambda thing: NAMES.index(thing.name)))
 
 
@@ -153,12 +151,11 @@ def ask(scene: Scene, family: str, rng: np.random.Generator, *, held_out_wording
                 words, answer = {"kinds": PLURALS[kind]}, NUMBERS[wanted]
         case "first" | "last" if scene.sequence:
             answer = things[0 if family == "first" else -1].name
-        case "order" if scene.sequence:
-            pair = sorted(rng.permutation(len(things))[:2].tolist())
-            names = [things[place].name for place in pair]
-            end = pick(["first", "last"])
-            answer = names[0 if end == "first" else 1]
-            words = {"end": end, **dict(zip("xy", rng.permutation(names).tolist(), strict=True))}
+        case "present" if scene.sequence:
+            end, there = pick(["start", "end"]), bool(rng.random() < 0.5)
+            if thing := pick([thing for thing in things if thing.visible(0.0 if end == "start" else 1.0) == there]):
+                words = {"x": thing.name, "a": article(thing.name), "end": end}
+                answer = "yes" if there else "no"
         case "caption" if len(things) <= 2 and not scene.still:
             answer = caption(scene)
     if answer is None:
