@@ -163,18 +163,21 @@ class Codes:
         self.things = torch.stack([*(of(n) + self.KIND * of(KIND_OF[n]) for n in NAMES), of("nothing")])
         self.motions = torch.stack([*(of(way) for way in DIRECTIONS), torch.zeros(WIDTH)])
 
-    def _between(self, anchors: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    def _shares(self, at: torch.Tensor) -> torch.Tensor:
+        """How much each anchor stands for these coordinates in 0..1, (..., ANCHORS): two neighbours at most."""
         scaled = at.clamp(0, 1) * (self.ANCHORS - 1)
-        low = scaled.floor().long().clamp(max=self.ANCHORS - 2)
-        share = (scaled - low).unsqueeze(-1)
-        return anchors[low] * (1 - share) + anchors[low + 1] * share
+        return (1 - (scaled.unsqueeze(-1) - torch.arange(self.ANCHORS)).abs()).clamp(min=0)
+
+    def places(self, labels: CellLabels) -> tuple[torch.Tensor, torch.Tensor]:
+        """How much each row and each column anchor stands for a cell's place, (groups, rows, columns, ANCHORS) each."""
+        return self._shares(torch.from_numpy(labels.y).float()), self._shares(torch.from_numpy(labels.x).float())
 
     def targets(self, labels: CellLabels) -> torch.Tensor:
         """The ideal tokens, (groups, rows, columns, WIDTH) float32; an unclear cell counts as background here."""
         thing = torch.from_numpy(np.maximum(labels.thing, -1))
         motion = torch.from_numpy(np.where(labels.motion < 0, 4, labels.motion))
-        place = self._between(self.columns, torch.from_numpy(labels.x).float())
-        place = place + self._between(self.rows, torch.from_numpy(labels.y).float())
+        down, across = self.places(labels)
+        place = down @ self.rows + across @ self.columns
         return self.things[thing] + self.MOTION * self.motions[motion] + self.PLACE * place
 
 

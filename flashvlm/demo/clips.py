@@ -84,7 +84,7 @@ def make_samples(folder: Path) -> None:
     plans: dict[str, tuple[dict, dict, tuple[str, ...]]] = {
         "one.mp4": ({"frames": 12, "count": 1, "sequence": False}, {"options": x264}, ("caption", "motion", "kind")),
         "two.mp4": ({"frames": 16, "count": 2, "sequence": False}, {"options": x264}, ("mover", "count", "exist")),
-        "sequence.mp4": ({"frames": 24, "count": 3, "sequence": True}, {"options": x264}, ("first", "last", "present")),
+        "sequence.mp4": ({"frames": 24, "count": 3, "sequence": True}, {"options": x264}, ("first", "last", "moment")),
         "av1.mp4": ({"frames": 12, "count": 3, "sequence": False}, {"codec": "libsvtav1"}, ("where", "exist", "count")),
         "vp9.webm": (
             {"frames": 12, "count": 2, "sequence": False},

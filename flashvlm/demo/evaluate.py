@@ -29,7 +29,7 @@ QUESTIONS = 3
 # A guess among the answers that a question admits; for captions there are too many to matter.
 GUESS = {
     "kind": len(KINDS["animal"]), "motion": len(DIRECTIONS) + 1, "mover": len(NAMES), "where": 9, "start": 9, "end": 9,
-    "exist": 2, "count": len(NUMBERS), "first": len(NAMES), "last": len(NAMES), "present": 2,
+    "exist": 2, "count": len(NUMBERS), "first": len(NAMES), "last": len(NAMES), "moment": len(NAMES) + 1,
 }  # fmt: skip
 assert GUESS["where"] == sum(len(row) for row in PLACES)
 

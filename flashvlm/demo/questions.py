@@ -62,10 +62,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "What appears last?", "Which object appears last?", "What is the last object?", "What comes last?",
         "Which object is last?",
     ),
-    "present": (
-        "Is the {x} there at the {end}?", "Do you see the {x} at the {end}?", "Is the {x} in the video at the {end}?",
-        "Is there {a} {x} at the {end}?", "Is {a} {x} visible at the {end}?",
-        "Is the {x} visible at the {end}?",
+    "moment": (
+        "What is there at the {end}?", "What do you see at the {end}?", "What is visible at the {end}?",
+        "Which object is there at the {end}?", "Which object do you see at the {end}?",
+        "Which object is visible at the {end}?",
     ),
     "caption": (
         "What happens?", "What happens in the video?", "Describe the video.", "What do you see?",
@@ -151,11 +151,11 @@ def ask(scene: Scene, family: str, rng: np.random.Generator, *, held_out_wording
                 words, answer = {"kinds": PLURALS[kind]}, NUMBERS[wanted]
         case "first" | "last" if scene.sequence:
             answer = things[0 if family == "first" else -1].name
-        case "present" if scene.sequence:
-            end, there = pick(["start", "end"]), bool(rng.random() < 0.5)
-            if thing := pick([thing for thing in things if thing.visible(0.0 if end == "start" else 1.0) == there]):
-                words = {"x": thing.name, "a": article(thing.name), "end": end}
-                answer = "yes" if there else "no"
+        case "moment" if scene.sequence:
+            # In a sequence only one thing can be there at either end, or none.
+            end = pick(["start", "end"])
+            seen = [thing.name for thing in things if thing.visible(0.0 if end == "start" else 1.0)]
+            words, answer = {"end": end}, seen[0] if seen else "nothing"
         case "caption" if len(things) <= 2 and not scene.still:
             answer = caption(scene)
     if answer is None:
