@@ -56,7 +56,8 @@ def _records(number: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         options = {"crf": str(int(rng.integers(20, 31))), "preset": "veryfast"}
-        write_clip(scene, path, options=options, area=int(rng.uniform(224, 400)) ** 2)
+        fps = 8.0 if scene.frames <= 16 else 4.0
+        write_clip(scene, path, options=options, fps=fps, area=int(rng.uniform(224, 400)) ** 2)
         watched = _qa.watch(path, _options)
     other, _before = _before, watched
     families = ("motion", "mover", "caption") if pairs else FAMILIES

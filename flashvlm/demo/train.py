@@ -28,7 +28,7 @@ from flashvlm.demo.blueprint import CELL, IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, C
 from flashvlm.demo.questions import FAMILIES, Question, ask
 from flashvlm.demo.world import ASPECTS, NAMES, Scene, cell_labels, make_scene, render, sample_times
 
-STEPS = {"eyes": 3200, "words": 6600, "answers": 1400}
+STEPS = {"eyes": 3200, "words": 6600, "answers": 2300}
 LEARNING_RATES = {"eyes": 4e-3, "words": 3e-3, "answers": 1.5e-3}
 SEEDS = {"eyes": 1, "words": 2, "answers": 3}
 QUESTIONS = 16
