@@ -28,7 +28,7 @@ def share_right(demo: VideoQA, keep: str) -> float:
 
 
 def test_the_demo_model_answers_the_samples(demo: VideoQA) -> None:
-    assert share_right(demo, "100%") >= 0.9
+    assert share_right(demo, "100%") >= 0.8
 
 
 def test_a_tenth_of_the_tokens_answers_most_of_the_samples(demo: VideoQA) -> None:
