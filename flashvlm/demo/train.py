@@ -28,7 +28,7 @@ from flashvlm.demo.blueprint import CELL, IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, C
 from flashvlm.demo.questions import FAMILIES, Question, ask
 from flashvlm.demo.world import ASPECTS, NAMES, Scene, cell_labels, make_scene, render, sample_times
 
-STEPS = {"eyes": 3200, "words": 6600, "answers": 2300}
+STEPS = {"eyes": 3200, "words": 6600, "answers": 2800}
 LEARNING_RATES = {"eyes": 4e-3, "words": 3e-3, "answers": 1.5e-3}
 SEEDS = {"eyes": 1, "words": 2, "answers": 3}
 QUESTIONS = 16
@@ -40,14 +40,14 @@ GRIDS = {
     (5, 4): (7, 8), (4, 5): (8, 7), (3, 2): (6, 9),
 }  # fmt: skip
 # How often a clip has so many frames; first with short ones, which teach nearly as much for a fraction of the time.
-FRAMES = {1: 6, 4: 14, 8: 22, 12: 20, 16: 18, 24: 9, 32: 6, 48: 3, 64: 3}
+FRAMES = {1: 4, 4: 8, 8: 12, 12: 12, 16: 14, 24: 14, 32: 14, 48: 10, 64: 8}
 SHORT_FRAMES = {1: 6, 4: 20, 8: 30, 12: 24, 16: 12, 24: 8}
 # The first part of a stage works on small pictures, in which things are as large but fill more of them.
 ZOOM = 1.6
 SMALL_GRIDS = {(1, 1): (5, 5), (5, 4): (5, 6), (4, 5): (6, 5)}
 # Families that are harder to learn come up more often.
 WEIGHTS = {
-    "moment": 1.5, "count": 1.6, "caption": 1.7, "first": 1.0, "last": 1.0, "start": 1.4, "end": 1.4, "mover": 1.0,
+    "moment": 1.5, "count": 1.6, "caption": 1.7, "first": 2.0, "last": 1.0, "start": 1.6, "end": 1.4, "mover": 1.4,
     "kind": 0.5, "exist": 0.8, "where": 0.8, "motion": 0.7,
 }  # fmt: skip
 
