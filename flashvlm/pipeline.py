@@ -156,6 +156,8 @@ class VideoQA:
         tokens = BeforeAfter(count, len(selection.indices))
         prompt_tokens = BeforeAfter(text + tokens.before, text + tokens.after)
         important = int(selection.important.sum())
+        # A selector that makes no such difference has neither.
+        diverse = tokens.after - important if important else 0
         unknown = backend.unknown_words(f"{question} {options.system or ''}")
         return Answer(
             question=question,
@@ -168,7 +170,7 @@ class VideoQA:
             prompt_tokens=prompt_tokens,
             kv_cache_bytes=backend.kv_cache_bytes(prompt_tokens),
             prefill_flops=backend.prefill_flops(prompt_tokens),
-            selection=SelectionFacts(options.selector, tokens.after, important, tokens.after - important, delta),
+            selection=SelectionFacts(options.selector, tokens.after, important, diverse, delta),
             seconds=StageSeconds(
                 load=self.load_seconds,
                 **seconds,

@@ -58,7 +58,8 @@ class Moment:
 
 @dataclass(frozen=True)
 class SelectionFacts:
-    """How the tokens were chosen. `important + diverse == tokens.after` where the selector tells them apart.
+    """How the tokens were chosen. `important + diverse == tokens.after` where the selector tells them apart, else both
+    are 0.
 
     `delta` is the measured coverage radius: the largest cosine distance from any token to its nearest kept one.
     """

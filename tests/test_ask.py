@@ -83,6 +83,8 @@ def test_a_budget_is_kept_to_the_token(demo: VideoQA, selector: str, keep: str) 
     answer = demo.ask(SAMPLES / "still.jpg", "How many objects are there?", keep=keep, selector=selector)
     assert answer.tokens.after == Keep.parse(keep).budget(answer.tokens.before)
     assert (answer.selection.delta < 1e-6) == (keep == "100%")
+    split = answer.selection.important + answer.selection.diverse
+    assert split == (answer.tokens.after if selector == "paper" and keep == "5%" else 0)
 
 
 def test_the_same_question_gets_the_same_answer_and_tokens(demo: VideoQA) -> None:

@@ -138,9 +138,13 @@ class Backend(ABC):
             UsageError: a device that is not here.
         """
         import transformers
+        from transformers.utils import logging
 
         device = choose_device(device)
         tokenizer = _load_tokenizer(folder)
+        # The library prints nothing; transformers draws a bar while it loads.
+        shows_progress = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         try:
             model, info = getattr(transformers, cls.model_class).from_pretrained(
                 folder,
@@ -160,6 +164,9 @@ class Backend(ABC):
             if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
                 raise ModelError(f"The weights in {folder} are damaged: {error}.") from error
             raise
+        finally:
+            if shows_progress:
+                logging.enable_progress_bar()
         if missing := sorted(info["missing_keys"]):
             raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} more lack.")
         return cls(model.to(device).eval(), tokenizer, folder)

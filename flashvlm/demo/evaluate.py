@@ -131,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--clips", type=int, default=1250, help="a fifth of them for the pairs (default: 1250)")
+    parser.add_argument("--begin", type=int, default=0, help="number of the first clip")
     parser.add_argument("--keep", default="100%")
     parser.add_argument("--selector", default="paper")
     parser.add_argument("--device", default="auto")
@@ -139,15 +140,21 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/demo/evaluation.json"))
     arguments = parser.parse_args()
     settings = (arguments.model, arguments.keep, arguments.selector, arguments.device, 1)
+    numbers = range(arguments.begin, arguments.begin + arguments.clips)
     with ProcessPoolExecutor(arguments.workers, initializer=_load, initargs=settings) as pool:
-        records = [record for some in pool.map(_records, range(arguments.clips), chunksize=5) for record in some]
+        records = [record for some in pool.map(_records, numbers, chunksize=5) for record in some]
     table = summary(records)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"settings": settings, "table": table, "records": records}, indent=1) + "\n")
+    arguments.out.write_text(
+        json.dumps({"settings": settings, "begin": arguments.begin, "table": table, "records": records}, indent=1)
+        + "\n"
+    )
     print(markdown(table), end="")
     if arguments.card:
         template = (Path(__file__).parent / "card.md").read_text()
-        arguments.card.write_text(template.format(clips=f"{arguments.clips:,}", table=markdown(table)))
+        arguments.card.write_text(
+            template.format(clips=f"{arguments.clips:,}", begin=arguments.begin, table=markdown(table))
+        )
 
 
 if __name__ == "__main__":

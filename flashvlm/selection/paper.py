@@ -17,6 +17,7 @@ IMPORTANT_SHARE = 0.5
 def paper(inputs: Inputs) -> Selection:
     """Half the budget to the highest fused scores, half to diversity among the rest. Groups play no part.
 
+    A budget that keeps everything makes no difference between the two.
     Without words the relevance is neutral and the score rests on saliency. It runs on the CPU in float32 wherever
     the tokens are: a similarity that differs in its last bit changes who is even and who is odd in all rounds after,
     and with it most of the diverse tokens, so that no two devices would keep the same ones.
@@ -31,6 +32,8 @@ def paper(inputs: Inputs) -> Selection:
     else:
         shown = torch.ones_like(saliency)
     scores = fuse(saliency, shown)
+    if inputs.budget == len(scores):
+        return Selection.of(inputs, torch.arange(inputs.budget), scores=scores)
     # Scores at the floor are equal, and the published code leaves them as torch's unstable sort on the CPU does.
     ranked = scores.argsort(descending=True)
     important = ranked[: int(inputs.budget * IMPORTANT_SHARE)]
