@@ -112,11 +112,7 @@ def see(visual: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
     position_ids = torch.stack(order, dim=-1).to(patches.device)
     with torch.no_grad():
         cos, sin = visual.rotary_pos_emb(patches, position_ids)
-    embed = visual.patch_embed.proj.weight.flatten(1)
-    return _see(visual, F.linear(patches, embed), cos, sin)
-
-
-def _see(visual: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
     groups, count, _ = hidden.shape
     for block in visual.blocks:
         attention = block.attn
