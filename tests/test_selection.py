@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashvlm.errors import UsageError
 from flashvlm.selection import SELECTORS, coverage, diversity, select
-from flashvlm.selection.metric import unit_vectors
+from flashvlm.selection.metric import Space, unit_vectors
 
 GOLDEN = Path(__file__).parent / "golden" / "selection_reference.npz"
 every_selector = pytest.mark.parametrize("selector", SELECTORS)
@@ -181,7 +181,7 @@ def test_delta_is_zero_when_all_are_kept():
 
 def test_a_kept_zero_vector_stands_for_the_others():
     tokens = torch.eye(4)[[0, 0, 1, 1]] * torch.tensor([1.0, 1.0, 0.0, 0.0])[:, None]
-    nearest, distance = coverage.cover(tokens, torch.tensor([0, 3]))
+    nearest, distance = coverage.cover(Space.of(tokens, "cosine"), torch.tensor([0, 3]))
     assert nearest.tolist() == [0, 0, 1, 1]
     assert distance.tolist() == [0, 0, 0, 0]
 

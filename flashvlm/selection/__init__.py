@@ -23,7 +23,7 @@ _REGISTRY = {
     "random": ("baselines", "random"),
 }
 SELECTORS = tuple(_REGISTRY)
-METRICS = ("cosine",)
+METRICS = ("cosine", "centered", "euclidean")
 
 
 def select(
@@ -32,7 +32,8 @@ def select(
     words: Tensor,
     *,
     group_sizes: Sequence[int],
-    budget: int,
+    budget: int | None = None,
+    delta: float | None = None,
     selector: str = "paper",
     metric: str = "cosine",
     seed: int = 0,
@@ -64,5 +65,5 @@ def select(
     from flashvlm.selection.inputs import Inputs
 
     module, function = _REGISTRY[selector]
-    inputs = Inputs.checked(tokens, saliency, words, group_sizes, budget, seed)
+    inputs = Inputs.checked(tokens, saliency, words, group_sizes, budget, delta, metric, seed)
     return getattr(import_module(f"{__name__}.{module}"), function)(inputs)

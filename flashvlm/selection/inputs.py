@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
@@ -18,7 +19,8 @@ class Inputs:
     """The arguments of `select`, known to make sense together.
 
     `tokens` (N, D) and `words` (L, D) keep their dtype, `saliency` (N,) is float32, all on the device of `tokens`;
-    `group_sizes` sums to N and `budget` is from 1 to N.
+    `group_sizes` sums to N, `budget` is from 1 to N, and `metric` is one that `Space.of` knows. Where a radius is asked
+    for, `delta` holds it and `budget` is N.
     """
 
     tokens: Tensor
@@ -26,11 +28,21 @@ class Inputs:
     words: Tensor
     group_sizes: tuple[int, ...]
     budget: int
+    delta: float | None
+    metric: str
     seed: int
 
     @classmethod
     def checked(
-        cls, tokens: Tensor, saliency: Tensor, words: Tensor, group_sizes: Sequence[int], budget: int, seed: int
+        cls,
+        tokens: Tensor,
+        saliency: Tensor,
+        words: Tensor,
+        group_sizes: Sequence[int],
+        budget: int | None,
+        delta: float | None,
+        metric: str,
+        seed: int,
     ) -> Inputs:
         """Take the arguments of `select`.
 
@@ -51,14 +63,20 @@ class Inputs:
             raise UsageError(f"words must be as wide as tokens ({width}), but are {words.shape[1]} wide.")
         if any(size < 1 for size in group_sizes) or sum(group_sizes) != count:
             raise UsageError(f"group_sizes must be positive and sum to the {count} tokens, not to {sum(group_sizes)}.")
-        if not isinstance(budget, SupportsIndex) or index(budget) < 1:
+        if (budget is None) == (delta is None):
+            raise UsageError("Give a budget or a delta, one of the two.")
+        if delta is not None and not 0 <= delta < math.inf:
+            raise UsageError(f"delta must be a distance of 0 or more, not {delta!r}.")
+        if budget is not None and (not isinstance(budget, SupportsIndex) or index(budget) < 1):
             raise UsageError(f"budget must be a whole number of tokens, at least 1, not {budget!r}.")
         return cls(
             tokens.detach(),
             saliency.detach().to(tokens.device, torch.float32),
             words.detach().to(tokens.device),
             tuple(group_sizes),
-            min(index(budget), count),
+            count if budget is None else min(index(budget), count),
+            delta,
+            metric,
             seed,
         )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flashvlm.selection.coverage import cover
 from flashvlm.selection.inputs import Inputs
+from flashvlm.selection.metric import Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,13 +19,17 @@ class Selection:
 
     `indices` (K,) int64 ascends; `important` (K,) bool says of each whether it was kept for the question (True) or
     for coverage (False), and is all False where a selector makes no such difference; `scores` (N,) float32 is the
-    fused score, zeros where a selector has none.
+    fused score, zeros where a selector has none. `vectors` (K, D) are what the language model gets for the kept
+    tokens, in the dtype of `tokens` (N, D): themselves, unless a selector merges others into them. `metric` is what
+    distance means.
     """
 
     indices: Tensor
     important: Tensor
     scores: Tensor
+    vectors: Tensor = field(repr=False)
     tokens: Tensor = field(repr=False)
+    metric: str
 
     @classmethod
     def of(
@@ -43,11 +48,13 @@ class Selection:
         if scores is None:
             scores = torch.zeros(len(inputs.tokens))
         indices, order = torch.cat([important, diverse]).sort()
-        return cls(indices.to(device), (order < len(important)).to(device), scores.to(device), inputs.tokens)
+        indices = indices.to(device)
+        for_question = (order < len(important)).to(device)
+        return cls(indices, for_question, scores.to(device), inputs.tokens[indices], inputs.tokens, inputs.metric)
 
     @cached_property
     def _cover(self) -> tuple[Tensor, Tensor]:
-        return cover(self.tokens, self.indices)
+        return cover(Space.of(self.tokens, self.metric), self.indices)
 
     @property
     def nearest(self) -> Tensor:
