@@ -141,6 +141,7 @@ class VideoQA:
             prompt,
             encoded,
             selection.indices,
+            selection.vectors,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             seed=options.seed,

@@ -47,7 +47,7 @@ def transformers_inputs(qa: VideoQA, video: torch.Tensor) -> dict[str, torch.Ten
 def our_inputs(qa: VideoQA, video: torch.Tensor, kept: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     encoded = qa.backend.encode(video)
     kept = torch.arange(len(encoded.tokens)) if kept is None else kept
-    return qa.backend.inputs(qa.backend.prompt(QUESTION, None), encoded, kept)
+    return qa.backend.inputs(qa.backend.prompt(QUESTION, None), encoded, kept[None], encoded.tokens[kept][None])
 
 
 def our_text(qa: VideoQA, video: torch.Tensor, max_new_tokens: int = 12) -> str:
@@ -57,6 +57,7 @@ def our_text(qa: VideoQA, video: torch.Tensor, max_new_tokens: int = 12) -> str:
         qa.backend.prompt(QUESTION, None),
         encoded,
         kept,
+        encoded.tokens[kept],
         max_new_tokens=max_new_tokens,
         temperature=0.0,
         seed=0,

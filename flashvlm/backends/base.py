@@ -239,28 +239,24 @@ class Backend(ABC):
         words = dict.fromkeys(re.findall(r"[\w'-]+", text))
         return [w for w in words if unknown in self.tokenizer(w, add_special_tokens=False).input_ids]
 
-    def inputs(self, prompt: Prompt, encoded: Encoded, kept: Tensor) -> dict[str, Tensor]:
-        """What the language model gets, batch of one: embeddings and positions of the prompt with the `kept` tokens.
+    def inputs(self, prompt: Prompt, encoded: Encoded, kept: Tensor, vectors: Tensor) -> dict[str, Tensor]:
+        """What the language model gets: embeddings and positions of the prompt with the kept tokens, B times over.
 
         Args:
-            kept: (K,) int64, ascending places in `encoded.tokens`. Every token keeps the position that it had in the
+            kept: (B, K) int64, ascending places in `encoded.tokens`. Every token keeps the position that it had in the
                 full sequence, and so does the text.
+            vectors: (B, K, D), what stands at these places.
         """
         embed = self.model.get_input_embeddings()
         before, after = embed(prompt.before.to(self.device)), embed(prompt.after.to(self.device))
-        tokens = encoded.tokens[kept].to(before.dtype)
-        count = len(encoded.tokens)
-        places = torch.cat(
-            [
-                torch.arange(len(prompt.before)),
-                len(prompt.before) + kept.cpu(),
-                torch.arange(len(prompt.after)) + len(prompt.before) + count,
-            ]
-        )
-        position_ids = self.position_ids(prompt, encoded)[:, places].unsqueeze(1).to(self.device)
+        batch, count, begin = len(kept), len(encoded.tokens), len(prompt.before)
+        text = [torch.arange(begin), torch.arange(len(prompt.after)) + begin + count]
+        places = torch.cat([text[0].expand(batch, -1), begin + kept.cpu(), text[1].expand(batch, -1)], dim=1)
+        position_ids = self.position_ids(prompt, encoded)[:, places].to(self.device)
+        parts = [before.expand(batch, -1, -1), vectors.to(before), after.expand(batch, -1, -1)]
         return {
-            "inputs_embeds": torch.cat([before, tokens, after]).unsqueeze(0),
-            "attention_mask": torch.ones(1, len(places), dtype=torch.long, device=self.device),
+            "inputs_embeds": torch.cat(parts, dim=1),
+            "attention_mask": torch.ones_like(places, device=self.device),
             "position_ids": position_ids if len(position_ids) > 1 else position_ids[0],
         }
 
@@ -270,6 +266,7 @@ class Backend(ABC):
         prompt: Prompt,
         encoded: Encoded,
         kept: Tensor,
+        vectors: Tensor,
         *,
         max_new_tokens: int,
         temperature: float,
@@ -281,7 +278,42 @@ class Backend(ABC):
 
         At temperature 0 it is greedy; above, it samples (with the checkpoint's own top-k and top-p). Penalties of its
         `generation_config.json` see the prompt's ids as they would unpruned.
+
+        Args:
+            kept: (K,) int64, ascending places in `encoded.tokens`.
+            vectors: (K, D), what stands at these places.
         """
+        inputs = self.inputs(prompt, encoded, kept.unsqueeze(0), vectors.unsqueeze(0))
+        streamer = _Streamer(self.tokenizer, on_text, on_first_token)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            output = self._generate(prompt, encoded, inputs, max_new_tokens, temperature, streamer)
+        return Generated(self.tokenizer.decode(output[0], skip_special_tokens=True).strip(), output.shape[1])
+
+    @torch.inference_mode()
+    def answers(
+        self, prompt: Prompt, encoded: Encoded, kept: Tensor, vectors: Tensor, *, max_new_tokens: int
+    ) -> list[str]:
+        """Answer one question from B selections of K tokens each, at once: greedily, as `generate` would one by one.
+
+        Args:
+            kept: (B, K) int64, ascending places in `encoded.tokens`.
+            vectors: (B, K, D), what stands at these places.
+        """
+        inputs = self.inputs(prompt, encoded, kept, vectors)
+        output = self._generate(prompt, encoded, inputs, max_new_tokens)
+        return [self.tokenizer.decode(said, skip_special_tokens=True).strip() for said in output]
+
+    def _generate(
+        self,
+        prompt: Prompt,
+        encoded: Encoded,
+        inputs: dict[str, Tensor],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        streamer: TextStreamer | None = None,
+    ) -> Tensor:
+        """The (B, T) ids that follow B prompts."""
         config = copy.deepcopy(self.model.generation_config)
         processors = LogitsProcessorList()
         ids = torch.cat(
@@ -301,15 +333,7 @@ class Backend(ABC):
             config.temperature = temperature
         else:
             config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            output = self.model.generate(
-                **self.inputs(prompt, encoded, kept),
-                generation_config=config,
-                logits_processor=processors,
-                streamer=_Streamer(self.tokenizer, on_text, on_first_token),
-            )
-        return Generated(self.tokenizer.decode(output[0], skip_special_tokens=True).strip(), output.shape[1])
+        return self.model.generate(**inputs, generation_config=config, logits_processor=processors, streamer=streamer)
 
     def kv_cache_bytes(self, tokens: BeforeAfter) -> BeforeAfter:
         """Bytes of keys and values that a prompt of so many tokens leaves in the cache, in the model's dtype."""
