@@ -21,6 +21,14 @@ _REGISTRY = {
     "paper": ("paper", "paper"),
     "uniform": ("baselines", "uniform"),
     "random": ("baselines", "random"),
+    "frames": ("baselines", "frames"),
+    "saliency": ("baselines", "saliency"),
+    "temporal": ("temporal", "temporal"),
+    "vispruner": ("vispruner", "vispruner"),
+    "divprune": ("divprune", "divprune"),
+    "cdpruner": ("cdpruner", "cdpruner"),
+    "mmtok": ("mmtok", "mmtok"),
+    "tome": ("tome", "tome"),
 }
 SELECTORS = tuple(_REGISTRY)
 METRICS = ("cosine", "centered", "euclidean")

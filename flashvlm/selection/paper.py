@@ -7,7 +7,7 @@ import torch
 from flashvlm.selection.diversity import bipartite_rounds
 from flashvlm.selection.fusion import fuse, min_max
 from flashvlm.selection.inputs import Inputs
-from flashvlm.selection.metric import unit_vectors
+from flashvlm.selection.metric import Space, unit_vectors
 from flashvlm.selection.relevance import relevance, sharpen
 from flashvlm.selection.result import Selection
 
@@ -37,5 +37,5 @@ def paper(inputs: Inputs) -> Selection:
     # Scores at the floor are equal, and the published code leaves them as torch's unstable sort on the CPU does.
     ranked = scores.argsort(descending=True)
     important = ranked[: int(inputs.budget * IMPORTANT_SHARE)]
-    diverse = bipartite_rounds(units, ranked[len(important) :], inputs.budget - len(important))
+    diverse = bipartite_rounds(Space(units, units), ranked[len(important) :], inputs.budget - len(important))
     return Selection.of(inputs, diverse, important, scores)

@@ -1,0 +1,102 @@
+"""Tokens that cover the question's words and the video at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashvlm.selection.coverage import BLOCK
+from flashvlm.selection.inputs import Inputs
+from flashvlm.selection.metric import Space, unit_vectors
+from flashvlm.selection.result import Selection
+
+# Published settings: of the softmax over the tokens for a word and for a token, and the weight of the latter cover.
+WORD_TEMPERATURE = 0.02
+TOKEN_TEMPERATURE = 0.2
+TOKEN_WEIGHT = 0.5
+# A table of all covers takes at most 1 GiB; beyond, covers are computed when they are asked for.
+TABLE_BYTES = 2**30
+# Gains that are brought up to date at once.
+CANDIDATES = 8
+
+
+def mmtok(inputs: Inputs) -> Selection:
+    """Greedy maximum coverage of words and tokens: MMTok (arXiv 2508.18264).
+
+    It maximises the mean over the words of the best cover by a kept token, plus half the mean over all tokens of
+    theirs. The covers of one word, or token, by all tokens are the softmax of its similarities to them. Once nothing
+    adds to the sum, the first tokens fill up the budget.
+    """
+    covers = Covers(inputs)
+    kept = greedy_coverage(covers, inputs.budget)
+    if (missing := inputs.budget - len(kept)) > 0:
+        rest = torch.ones(len(inputs.tokens), dtype=torch.bool, device=kept.device).index_fill(0, kept, False)
+        kept = torch.cat([kept, rest.nonzero()[:missing, 0]])
+    return Selection.of(inputs, kept)
+
+
+class Covers:
+    """How well each of N tokens covers each of L words and of N tokens, weighted."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._space = Space.of(inputs.tokens, inputs.metric)
+        self._words = _word_covers(inputs)
+        count = len(inputs.tokens)
+        self._rows = torch.arange(count, device=inputs.tokens.device).split(max(1, BLOCK // count))
+        table = 4 * count**2 <= TABLE_BYTES
+        blocks = [self._likeness(rows) for rows in self._rows] if table else None
+        sums = [(self._likeness(rows) if blocks is None else blocks[i]).sum(1) for i, rows in enumerate(self._rows)]
+        self._weight = TOKEN_WEIGHT / (count * torch.cat(sums))
+        self._table = None if blocks is None else torch.cat(blocks).mul_(self._weight)
+
+    def total(self) -> Tensor:
+        """(N,): the sum of each token's covers."""
+        return torch.cat([self.of(rows).sum(1) for rows in self._rows])
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """(C, L + N) for C tokens."""
+        shown = self._likeness(tokens) * self._weight if self._table is None else self._table[tokens]
+        return torch.cat([self._words[tokens], shown], 1)
+
+    def _likeness(self, tokens: Tensor) -> Tensor:
+        # No similarity exceeds a token's to itself, which is 1: the exponential cannot overflow.
+        return (self._space.left[tokens] @ self._space.right.T).sub_(1).div_(TOKEN_TEMPERATURE).exp_()
+
+
+def greedy_coverage(covers: Covers, count: int) -> Tensor:
+    """Choose up to `count` tokens, each the one that adds most to the sum over all columns of the best cover.
+
+    Lazily: a gain only shrinks as others are chosen, so that an outdated one is a bound, and few are brought up to date
+    at each step.
+
+    Returns:
+        (count,) int64 in the order of choice; fewer where no token is left that adds anything.
+    """
+    gains = covers.total()
+    best = torch.zeros_like(covers.of(torch.zeros(1, dtype=torch.int64, device=gains.device))[0])
+    fresh = torch.ones_like(gains, dtype=torch.bool)
+    chosen: list[Tensor] = []
+    while len(chosen) < count:
+        place = gains.argmax()
+        if gains[place] <= 0:
+            break
+        if fresh[place]:
+            chosen.append(place)
+            best = torch.maximum(best, covers.of(place[None])[0])
+            gains[place] = -torch.inf
+            fresh[:] = False
+            continue
+        stale = torch.where(fresh, -torch.inf, gains).topk(min(CANDIDATES, len(gains))).indices
+        gains[stale] = torch.where(
+            gains[stale] == -torch.inf, -torch.inf, (covers.of(stale) - best).clamp_(min=0).sum(1)
+        )
+        fresh[stale] = True
+    return torch.stack(chosen) if chosen else gains.new_empty(0, dtype=torch.int64)
+
+
+def _word_covers(inputs: Inputs) -> Tensor:
+    """(N, L): for each word a softmax over the tokens, divided by the number of words."""
+    if not len(inputs.words):
+        return inputs.saliency.new_empty(len(inputs.tokens), 0)
+    cosines = unit_vectors(inputs.tokens) @ unit_vectors(inputs.words).T
+    return (cosines / WORD_TEMPERATURE).softmax(0) / len(inputs.words)

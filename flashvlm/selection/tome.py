@@ -1,0 +1,52 @@
+"""Similar tokens merged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flashvlm.selection.coverage import BLOCK
+from flashvlm.selection.inputs import Inputs
+from flashvlm.selection.merge import gathered
+from flashvlm.selection.metric import Space
+from flashvlm.selection.result import Selection
+
+# The part of the tokens that a round merges away, at most a half.
+MERGED_SHARE = 0.25
+
+
+def tome(inputs: Inputs) -> Selection:
+    """Bipartite soft matching in rounds until K tokens remain: Token Merging (arXiv 2210.09461).
+
+    A round splits the tokens of the whole video, in order, into even and odd places, finds for each even token the most
+    similar odd one, and merges the most similar pairs into their odd tokens: the mean, weighted by how many tokens
+    went into each. `vectors` holds the merged tokens, `indices` those that the others were merged into.
+    """
+    vectors, indices = inputs.tokens.float(), torch.arange(len(inputs.tokens), device=inputs.tokens.device)
+    sizes = torch.ones_like(indices, dtype=torch.float32)
+    while (excess := len(indices) - inputs.budget) > 0:
+        merged = min(excess, len(indices) // 2, max(1, int(len(indices) * MERGED_SHARE)))
+        source, target = closest_pairs(Space.of(vectors, inputs.metric), merged)
+        rest = torch.ones_like(indices, dtype=torch.bool).index_fill(0, source, False)
+        into = torch.arange(len(indices), device=source.device).index_copy(0, source, target)
+        order, members = gathered((rest.cumsum(0) - 1)[into], len(indices) - merged)
+        sums = torch.segment_reduce((vectors * sizes[:, None])[order], "sum", lengths=members)
+        sizes = torch.segment_reduce(sizes[order], "sum", lengths=members)
+        vectors, indices = sums / sizes[:, None], indices[rest]
+    return replace(Selection.of(inputs, indices), vectors=vectors.to(inputs.tokens.dtype))
+
+
+def closest_pairs(space: Space, count: int) -> tuple[Tensor, Tensor]:
+    """Match each token in an even place with the most similar one in an odd place.
+
+    Returns:
+        source, target: (count,) int64, the even and the odd place of the most similar pairs; of equals the first.
+    """
+    even, odd = space.left[::2], space.right[1::2].T
+    rows = max(1, BLOCK // max(odd.shape))
+    blocks = [(block @ odd).max(1) for block in even.split(rows)]
+    similarity, nearest = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    ranked = similarity.argsort(descending=True, stable=True)[:count]
+    return 2 * ranked, 2 * nearest[ranked] + 1
