@@ -14,7 +14,8 @@ import torch
 
 import flashvlm
 from flashvlm import backends, models, pixels, video
-from flashvlm.backends.base import DTYPES, Backend, Encoded
+from flashvlm.backends.base import Backend, Encoded
+from flashvlm.backends.loading import DTYPES
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, Keep, Sampling
 from flashvlm.report import Answer, BeforeAfter, ModelFacts, Moment, SelectionFacts, StageSeconds, VideoFacts
@@ -102,9 +103,9 @@ class VideoQA:
             return pixels.resize(frame, self.backend.frame_size(height, width, options.max_pixels))
 
         clock.start("decode")
-        clip = video.decode(path, options.sampling, fit)
+        clip = video.decode(path, self.backend.sampling(options.sampling), fit)
         clock.start("encode")
-        encoded = self.backend.encode(clip.frames)
+        encoded = self.backend.encode(clip.frames, clip.seconds_per_frame)
         clock.stop()
         return Watched(clip.facts, clip.timestamps, encoded, clock.seconds["decode"], clock.seconds["encode"])
 
@@ -244,12 +245,16 @@ def _settings(options: AskOptions) -> dict[str, Any]:
 def _moments(
     timestamps: tuple[float, ...], encoded: Encoded, selection: Selection, frames_per_group: int
 ) -> tuple[Moment, ...]:
-    size = encoded.height * encoded.width
+    size = encoded.class_tokens + encoded.height * encoded.width
     kept: list[list[tuple[int, int]]] = [[] for _ in range(encoded.groups)]
     important: list[list[bool]] = [[] for _ in range(encoded.groups)]
+    class_token: list[bool | None] = [None] * encoded.groups
     for index, for_question in zip(selection.indices.tolist(), selection.important.tolist(), strict=True):
-        group, cell = divmod(index, size)
-        kept[group].append(divmod(cell, encoded.width))
+        group, place = divmod(index, size)
+        if place < encoded.class_tokens:
+            class_token[group] = for_question
+            continue
+        kept[group].append(divmod(place - encoded.class_tokens, encoded.width))
         important[group].append(for_question)
     return tuple(
         Moment(
@@ -259,6 +264,7 @@ def _moments(
             encoded.width,
             tuple(kept[group]),
             tuple(important[group]),
+            class_token[group],
         )
         for group in range(encoded.groups)
     )

@@ -45,7 +45,8 @@ class Moment:
 
     `timestamps` are the seconds of the frames in it. `kept` lists the kept tokens' cells as (row, column) of the
     group's `grid_height` x `grid_width` grid, row by row; `important` says of each whether it was kept for the
-    question (true) or for coverage (false).
+    question (true) or for coverage (false). `tokens` counts a class token too, which stands for a whole frame and has
+    no cell: `class_token` says the same of it, and is None where it was dropped or the model has none.
     """
 
     timestamps: tuple[float, ...]
@@ -54,6 +55,17 @@ class Moment:
     grid_width: int
     kept: tuple[tuple[int, int], ...]
     important: tuple[bool, ...]
+    class_token: bool | None = None
+
+    @property
+    def kept_count(self) -> int:
+        """How many tokens were kept, the class token among them."""
+        return len(self.kept) + (self.class_token is not None)
+
+    @property
+    def important_count(self) -> int:
+        """How many tokens were kept for the question, the class token among them."""
+        return sum(self.important) + bool(self.class_token)
 
 
 @dataclass(frozen=True)

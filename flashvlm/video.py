@@ -55,11 +55,13 @@ class Clip:
     """The frames that were looked at, (F, 3, h, w) uint8 as displayed, and the second at which each of them appears.
 
     Time counts from the beginning of the video; timestamps are those of the file, also where its frame rate varies.
+    `seconds_per_frame` is the length of what was looked at over the number of frames: what Qwen calls 1 / sample fps.
     """
 
     facts: VideoFacts
     frames: torch.Tensor
     timestamps: tuple[float, ...]
+    seconds_per_frame: float
 
 
 def decode(path: str | Path, sampling: Sampling, transform: Callable[[torch.Tensor], torch.Tensor]) -> Clip:
@@ -169,7 +171,11 @@ def _read_clip(
         duration=duration,
         rotation=reader.rotation,
     )
-    return Clip(facts, torch.stack(frames), tuple(reader.starts[index] for index in chosen))
+    end = duration if sampling.end is None else min(sampling.end, duration)
+    length = max(end - (sampling.start or 0.0), 0.0)
+    # Rounded, so that the noise of a container's times does not make 0.99999 of a whole second.
+    seconds_per_frame = round(length / len(chosen), 4)
+    return Clip(facts, torch.stack(frames), tuple(reader.starts[index] for index in chosen), seconds_per_frame)
 
 
 class _Picture:

@@ -47,11 +47,11 @@ def columns(moments: Sequence[Moment], told_apart: bool, width: int, height: int
     shown = -(-len(moments) // per_column)
     groups = [moments[i * len(moments) // shown : (i + 1) * len(moments) // shown] for i in range(shown)]
     if told_apart:
-        rising = [sum(sum(moment.important) for moment in group) / len(group) for group in groups]
-        kept = [sum(len(moment.kept) for moment in group) / len(group) for group in groups]
+        rising = [sum(moment.important_count for moment in group) / len(group) for group in groups]
+        kept = [sum(moment.kept_count for moment in group) / len(group) for group in groups]
         hanging = [every - important for every, important in zip(kept, rising, strict=True)]
     else:
-        rising = [sum(len(moment.kept) for moment in group) / len(group) for group in groups]
+        rising = [sum(moment.kept_count for moment in group) / len(group) for group in groups]
         hanging = []
     scale = max(*rising, *hanging, 1e-9) if rising else 1.0
     slot = min(WIDEST_SLOT, width // shown)

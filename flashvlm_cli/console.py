@@ -241,9 +241,9 @@ def _moments(answer: Answer, width: int) -> list[Text]:
     meaning = [[(f"by {chosen.selector}", "")]]
     if told_apart:
         meaning += [[("▲ for the question", "important")], [("▼ for coverage", "diverse")]]
-    most = max(answer.moments, key=lambda moment: len(moment.kept))
-    peak = [[(f"{units.count(len(most.kept))} of {_plural(most.tokens, 'token')}", "")]]
-    if all(len(moment.kept) == len(most.kept) for moment in answer.moments):
+    most = max(answer.moments, key=lambda moment: moment.kept_count)
+    peak = [[(f"{units.count(most.kept_count)} of {_plural(most.tokens, 'token')}", "")]]
+    if all(moment.kept_count == most.kept_count for moment in answer.moments):
         peak[0].append((" at every moment", ""))
     else:
         peak[0].append((f" at {units.timestamp(most.timestamps[0])}", ""))

@@ -12,6 +12,7 @@ from flashvlm.errors import ModelError
 # `model_type` of a checkpoint's config.json -> the class that serves it.
 FAMILIES = {
     "qwen2_vl": "flashvlm.backends.qwen2_vl:Qwen2VL",
+    "qwen2_5_vl": "flashvlm.backends.qwen2_5_vl:Qwen25VL",
 }
 
 

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from flashvlm.errors import ModelError, UsageError
+from flashvlm.backends.loading import choose_attention, choose_device, choose_dtype, load_tokenizer, load_weights
+from flashvlm.errors import UsageError
+from flashvlm.options import DEFAULT_FPS, Sampling
 from flashvlm.report import BeforeAfter
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A video as visual tokens.
+    """A video as visual tokens, group by group.
 
-    `tokens` (N, D) in the language model's input space, `saliency` (N,) float32 >= 0, and the merged grid:
-    `groups` x `height` x `width` == N, in that order.
+    `tokens` (N, D) in the language model's input space and `saliency` (N,) float32 >= 0. Each of the `groups` has
+    `class_tokens` that stand for no place in the picture, then `height` x `width` cells, row by row.
+    `seconds_per_group` is the time from one group to the next.
     """
 
     tokens: Tensor
@@ -35,6 +35,8 @@ class Encoded:
     groups: int
     height: int
     width: int
+    class_tokens: int = 0
+    seconds_per_group: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,49 +84,17 @@ class _Streamer(TextStreamer):
             self._on_text(text)
 
 
-def choose_device(device: str) -> str:
-    """`auto` is CUDA, then MPS, then the CPU.
-
-    Raises:
-        UsageError: a device that is not here.
-    """
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if here[name])
-    if not here.get(device.split(":")[0], False):
-        raise UsageError(f"There is no {device} device on this machine.")
-    return device
-
-
-def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 where the device computes in it at full speed, float32 on other CPUs, float16 elsewhere."""
-    if dtype != "auto":
-        return DTYPES[dtype]
-    if device == "cpu":
-        # What torch itself asks before it sends bf16 products to oneDNN: AVX512-bf16 or AMX.
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-    if device.startswith("cuda") and not torch.cuda.is_bf16_supported():
-        return torch.float16
-    return torch.bfloat16 if device.startswith("cuda") else torch.float16
-
-
-def read_settings(folder: Path, *names: str) -> dict[str, Any]:
-    """The first of these JSON files that `folder` has, as a dict; empty where it has none."""
-    for name in names:
-        path = folder / name
-        if path.is_file():
-            try:
-                return json.loads(path.read_text())
-            except ValueError as error:
-                raise ModelError(f"{path} is not valid JSON.") from error
-    return {}
-
-
 class Backend(ABC):
     """One loaded checkpoint of one family. A family's file says what is marked abstract here, and no more."""
 
     family: ClassVar[str]
     model_class: ClassVar[str]
+    # The published prompt format, for checkpoints that come without a chat template.
+    chat_template: ClassVar[str | None] = None
+    # How many frames are looked at where the user does not say; None: so many a second, as `Sampling` has it.
+    default_frames: ClassVar[int | None] = None
+    # Whether the attention layers themselves get positions that pruning leaves gaps in (M-RoPE does not hand them on).
+    positions_have_gaps: ClassVar[bool] = False
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
@@ -137,39 +107,12 @@ class Backend(ABC):
             ModelError: files that are missing, damaged, or do not fit the family.
             UsageError: a device that is not here.
         """
-        import transformers
-        from transformers.utils import logging
-
         device = choose_device(device)
-        tokenizer = _load_tokenizer(folder)
-        # The library prints nothing; transformers draws a bar while it loads.
-        shows_progress = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            model, info = getattr(transformers, cls.model_class).from_pretrained(
-                folder,
-                dtype=choose_dtype(dtype, device),
-                device_map=None,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(f"The checkpoint in {folder} cannot be loaded: {why}") from error
-        except Exception as error:
-            # safetensors has an exception class of its own for damaged files.
-            if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-                raise ModelError(f"The weights in {folder} are damaged: {error}.") from error
-            raise
-        finally:
-            if shows_progress:
-                logging.enable_progress_bar()
-        if missing := sorted(info["missing_keys"]):
-            raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} more lack.")
-        return cls(model.to(device).eval(), tokenizer, folder)
+        chosen = choose_dtype(dtype, device)
+        attention = choose_attention(device, chosen, gaps=cls.positions_have_gaps)
+        tokenizer = load_tokenizer(folder, cls.chat_template)
+        model = load_weights(folder, cls.model_class, device=device, dtype=chosen, attention=attention)
+        return cls(model, tokenizer, folder)
 
     @property
     def device(self) -> torch.device:
@@ -191,8 +134,12 @@ class Backend(ABC):
         """The (height, width) in pixels that a frame of this size is resized to."""
 
     @abstractmethod
-    def encode(self, frames: Tensor) -> Encoded:
-        """(F, 3, h, w) uint8 frames of `frame_size` to visual tokens with their saliency."""
+    def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:
+        """(F, 3, h, w) uint8 frames of `frame_size` to visual tokens with their saliency.
+
+        Args:
+            seconds_per_frame: how long each of them stands for; a family that does not count seconds ignores it.
+        """
 
     @abstractmethod
     def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
@@ -210,6 +157,12 @@ class Backend(ABC):
 
     # What all families share.
 
+    def sampling(self, asked: Sampling) -> Sampling:
+        """What was asked for, with the family's own number of frames where nothing was."""
+        if self.default_frames is None or asked.fps is not None or asked.frames is not None:
+            return asked
+        return replace(asked, frames=min(self.default_frames, asked.max_frames))
+
     def prompt(self, question: str, system: str | None) -> Prompt:
         """The checkpoint's own chat template around the question, cut where the video stands.
 
@@ -220,9 +173,11 @@ class Backend(ABC):
             {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}
         ]
         if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids)
+        # As transformers' processors do: a tokenizer with a first token of its own adds it, unless the template has it.
+        first = self.tokenizer.bos_token
+        ids = torch.tensor(self.tokenizer(text, add_special_tokens=not (first and text.startswith(first))).input_ids)
         places = (ids == self.visual_token).nonzero().flatten().tolist()
         if len(places) != 1:
             raise UsageError("The question must not contain the model's own marker for a video.")
@@ -252,13 +207,17 @@ class Backend(ABC):
         batch, count, begin = len(kept), len(encoded.tokens), len(prompt.before)
         text = [torch.arange(begin), torch.arange(len(prompt.after)) + begin + count]
         places = torch.cat([text[0].expand(batch, -1), begin + kept.cpu(), text[1].expand(batch, -1)], dim=1)
-        position_ids = self.position_ids(prompt, encoded)[:, places].to(self.device)
+        position_ids = self.kept_positions(prompt, encoded, places).to(self.device)
         parts = [before.expand(batch, -1, -1), vectors.to(before), after.expand(batch, -1, -1)]
         return {
             "inputs_embeds": torch.cat(parts, dim=1),
             "attention_mask": torch.ones_like(places, device=self.device),
             "position_ids": position_ids if len(position_ids) > 1 else position_ids[0],
         }
+
+    def kept_positions(self, prompt: Prompt, encoded: Encoded, places: Tensor) -> Tensor:
+        """The positions (axes, B, S') of the tokens at `places` (B, S') of the unpruned sequence: those they had."""
+        return self.position_ids(prompt, encoded)[:, places]
 
     @torch.inference_mode()
     def generate(
@@ -364,17 +323,3 @@ class Backend(ABC):
     def _head_dim(self) -> int:
         config = self.text_config
         return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        # The tokenizer classes raise whatever their files make them raise.
-        raise ModelError(f"The tokenizer in {folder} is missing or cannot be read.") from error
-    if tokenizer.chat_template is None:
-        # Older checkpoints keep the template with the processor.
-        tokenizer.chat_template = read_settings(folder, "chat_template.json").get("chat_template")
-    if tokenizer.chat_template is None:
-        raise ModelError(f"The checkpoint in {folder} has no chat template.")
-    return tokenizer

@@ -1,0 +1,229 @@
+"""Loading: device, dtype and attention as they suit the machine; weights, tokenizer and settings of a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from flashvlm.errors import ModelError, UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Where a Linux container says how much memory it may use and does use: cgroup version 2, then version 1.
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+
+
+def choose_device(device: str) -> str:
+    """`auto` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: a device that is not here.
+    """
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if here[name])
+    if not here.get(device.split(":")[0], False):
+        raise UsageError(f"There is no {device} device on this machine.")
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 where the device computes in it at full speed, float32 on other CPUs, float16 elsewhere."""
+    if dtype != "auto":
+        return DTYPES[dtype]
+    if device == "cpu":
+        # What torch itself asks before it sends bf16 products to oneDNN: AVX512-bf16 or AMX.
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16 if device.startswith("cuda") else torch.float16
+
+
+def choose_attention(device: str, dtype: torch.dtype, *, gaps: bool) -> str:
+    """FlashAttention 2 where it is installed and can be used, else torch's own scaled dot product.
+
+    Args:
+        gaps: the family hands positions with gaps to every attention layer. transformers' FlashAttention takes a gap
+            for the beginning of another sequence, so it is out of the question there.
+    """
+    from transformers.utils import is_flash_attn_2_available
+
+    halves = (torch.bfloat16, torch.float16)
+    usable = device.startswith("cuda") and dtype in halves and not gaps and is_flash_attn_2_available()
+    return "flash_attention_2" if usable else "sdpa"
+
+
+def read_settings(folder: Path, *names: str) -> dict[str, Any]:
+    """The first of these JSON files that `folder` has, as a dict; empty where it has none."""
+    for name in names:
+        path = folder / name
+        if path.is_file():
+            try:
+                settings = json.loads(path.read_text())
+            except ValueError as error:
+                raise ModelError(f"{path} is not valid JSON.") from error
+            if not isinstance(settings, dict):
+                raise ModelError(f"{path} does not hold a JSON object.")
+            return settings
+    return {}
+
+
+def video_settings(folder: Path) -> dict[str, Any]:
+    """How the checkpoint wants its frames prepared, from the file that transformers takes it from."""
+    nested = read_settings(folder, "processor_config.json").get("video_processor")
+    return nested or read_settings(folder, "video_preprocessor_config.json", "preprocessor_config.json")
+
+
+def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
+    """The checkpoint's tokenizer with its chat template: the processor's, then the tokenizer's own, then this one.
+
+    Raises:
+        ModelError: no tokenizer that can be read, or no chat template at all.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # The tokenizer classes raise whatever their files make them raise.
+        raise ModelError(f"The tokenizer in {folder} is missing or cannot be read.") from error
+    if not (folder / "chat_template.jinja").is_file():
+        # Older checkpoints keep the processor's template here.
+        tokenizer.chat_template = (
+            read_settings(folder, "chat_template.json").get("chat_template") or tokenizer.chat_template or chat_template
+        )
+    if tokenizer.chat_template is None:
+        raise ModelError(f"The checkpoint in {folder} has no chat template.")
+    return tokenizer
+
+
+def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dtype, attention: str) -> Any:
+    """The model of the transformers class `model_class`, ready for inference: safetensors only, no remote code.
+
+    On a CPU and in the dtype of the files the weights are mapped from disk, not copied.
+
+    Raises:
+        ModelError: weights that are missing, damaged, do not fit the class, or do not fit into memory.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    check_memory(folder, device, dtype)
+    # The library prints nothing; transformers draws a bar while it loads.
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, info = getattr(transformers, model_class).from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"The checkpoint in {folder} cannot be loaded: {why}") from error
+    except Exception as error:
+        # safetensors has an exception class of its own for damaged files.
+        if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
+            raise ModelError(f"The weights in {folder} are damaged: {error}.") from error
+        raise
+    finally:
+        if shows_progress:
+            logging.enable_progress_bar()
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} more lack.")
+    return model.to(device).eval()
+
+
+def check_memory(folder: Path, device: str, dtype: torch.dtype) -> None:
+    """See that the weights fit, before anything is read.
+
+    Raises:
+        ModelError: the weights in `dtype` are larger than the device's free memory, or their files are damaged.
+    """
+    needed, free = weight_bytes(folder, dtype), free_memory(device)
+    if free is not None and needed > free:
+        where = "memory" if device == "cpu" else f"the memory of {device}"
+        name = str(dtype).removeprefix("torch.")
+        raise ModelError(
+            f"The weights in {folder} do not fit into {where}: they take {needed / 1e9:.1f} GB in {name}, "
+            f"and {free / 1e9:.1f} GB are free."
+        )
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Bytes of the folder's weights once loaded in `dtype`, read from the heads of its safetensors files.
+
+    Raises:
+        ModelError: a file whose head cannot be read, or that is shorter than its head says.
+    """
+    index = read_settings(folder, "model.safetensors.index.json")
+    total = 0
+    for name in sorted(set(index.get("weight_map", {}).values())) or ["model.safetensors"]:
+        path = folder / name
+        try:
+            with open(path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if length > path.stat().st_size:
+                    raise ValueError
+                head = json.loads(file.read(length))
+            head.pop("__metadata__", None)
+            end = 8 + length + max((tensor["data_offsets"][1] for tensor in head.values()), default=0)
+            numbers = sum(math.prod(tensor["shape"]) for tensor in head.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ModelError(f"The weights in {folder} are damaged: {name} is no safetensors file.") from error
+        if end > path.stat().st_size:
+            raise ModelError(
+                f"The weights in {folder} are incomplete: {name} has {path.stat().st_size} of {end} bytes."
+            )
+        total += numbers * dtype.itemsize
+    return total
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can still be taken on this device; None where the system does not say."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    if device.startswith("mps"):
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    amounts = [_linux_memory(), *(_cgroup_memory(*paths) for paths in CGROUPS)]
+    known = [amount for amount in amounts if amount is not None]
+    if known:
+        return min(known)
+    try:
+        # Where nothing says what is free, at least what there is.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _linux_memory() -> int | None:
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _cgroup_memory(limit: str, used: str, statistics: str) -> int | None:
+    try:
+        counts = dict(line.split() for line in Path(statistics).read_text().splitlines())
+        # Pages of files count as used, and are given up for anything else.
+        reclaimable = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
+        return int(Path(limit).read_text()) - int(Path(used).read_text()) + reclaimable
+    except (OSError, ValueError):
+        return None
