@@ -13,6 +13,7 @@ import typer
 
 from flashvlm_cli import failures, output
 from flashvlm_cli.ask import ask
+from flashvlm_cli.bench import bench
 from flashvlm_cli.fetch import fetch
 from flashvlm_cli.models import models
 from flashvlm_cli.samples import samples
@@ -44,6 +45,7 @@ app.command(epilog=EXIT_CODES)(ask)
 app.command()(models)
 app.command()(fetch)
 app.command()(samples)
+app.add_typer(bench, name="bench")
 
 
 def print_version(wanted: bool) -> None:

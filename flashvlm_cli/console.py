@@ -133,6 +133,60 @@ class Progress:
             self._live = None
 
 
+class Bar:
+    """A progress bar on standard error with the time to go; nothing where that is no terminal."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Columns
+
+        self._columns = Columns(
+            TextColumn("{task.description}"),
+            BarColumn(complete_style="cyan", finished_style="cyan"),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True, color_system=None if is_plain(sys.stderr) else "auto"),
+            transient=True,
+            disable=not is_terminal(sys.stderr),
+            # As the spinner: nothing of standard output is moved to standard error.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._columns.add_task(label, total=total, completed=done)
+
+    def __enter__(self) -> Bar:
+        self._columns.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._columns.stop()
+
+    def advance(self) -> None:
+        self._columns.advance(self._task)
+
+
+def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print a title and rows of equal length on standard output, the first row being the heads of the columns.
+
+    A column is flush right where its entries begin with a figure, else flush left.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    figures = [
+        any(cell[:1].isdigit() or cell[:1] in "+-−" for cell in column[1:] if cell)
+        for column in zip(*rows, strict=True)
+    ]
+    lines = [Text(title, "title")]
+    for row, cells in enumerate(rows):
+        padded = [
+            cell.rjust(width) if figure else cell.ljust(width)
+            for cell, width, figure in zip(cells, widths, figures, strict=True)
+        ]
+        lines.append(Text((" " * GAP).join(padded), "" if row else "label"))
+    _print([*lines, Text()], sys.stdout, is_plain(sys.stdout), None)
+
+
 def print_summary(answer: Answer) -> None:
     """Draw what answered, what was kept of the video, where it lies in time, what that saved and how long it took."""
     plain = is_plain(sys.stderr)

@@ -1,0 +1,396 @@
+"""Accuracy against budget: each video decoded and encoded once, each question answered from every selection.
+
+A `Run` gathers a record a question as they come, in a file that it can go on with; `summarise` makes the table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import flashvlm
+from flashvlm import models
+from flashvlm.bench import scoring
+from flashvlm.bench.data import Asked, DataSet
+from flashvlm.bench.results import Results
+from flashvlm.errors import UsageError
+from flashvlm.options import AskOptions, Keep
+from flashvlm.selection import METRICS, SELECTORS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flashvlm.backends.base import Encoded
+    from flashvlm.pipeline import VideoQA
+    from flashvlm.selection.result import Selection
+
+UNPRUNED = "100%"
+# One batch of answers holds at most so many tokens, or one answer.
+BATCH_TOKENS = 2**15
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an accuracy run measures, apart from which videos.
+
+    `keep` are budgets as `Keep.parse` reads them; the unpruned model is measured whether it is among them or not.
+    `words`: selectors get the words of the `question`, or of an `unrelated` one. `noise`: selectors get tokens with
+    Gaussian noise of this share of each token's norm. The model gets the true question and the clean tokens all the
+    same. `merge`: the kept vectors are averaged with the dropped ones that they stand for.
+
+    Raises:
+        UsageError: a value that makes no sense.
+    """
+
+    model: str
+    selectors: tuple[str, ...]
+    keep: tuple[str, ...]
+    words: str = "question"
+    noise: float = 0.0
+    metric: str = "cosine"
+    merge: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        for selector in self.selectors:
+            if selector not in SELECTORS:
+                raise UsageError(f"There is no selector {selector!r}; there are: {', '.join(SELECTORS)}.")
+        if len(set(self.selectors)) < max(1, len(self.selectors)):
+            raise UsageError("Name at least one selector, and each once.")
+        if self.metric not in METRICS:
+            raise UsageError(f"There is no metric {self.metric!r}; there are: {', '.join(METRICS)}.")
+        if self.words not in ("question", "unrelated"):
+            raise UsageError(f"--words is question or unrelated, not {self.words!r}.")
+        if not 0 <= self.noise < float("inf"):
+            raise UsageError(f"--noise must be a share of 0 or more, not {self.noise!r}.")
+        for text in self.keep:
+            Keep.parse(text)
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """The budgets that prune, each once, in the order given."""
+        return tuple(dict.fromkeys(text for text in self.keep if Keep.parse(text).share != 1))
+
+    def identity(self, data: DataSet) -> dict[str, Any]:
+        """All that results hang on, as JSON: results with the same may stand in one file."""
+        return {
+            **data.identity,
+            **asdict(self),
+            "selectors": list(self.selectors),
+            "keep": [UNPRUNED, *self.budgets],
+            "weights": _fingerprint(models.fetch(self.model)),
+            "flashvlm": flashvlm.__version__,
+        }
+
+
+def _fingerprint(folder: Path) -> str:
+    """Tells checkpoints apart by the size and the ends of their weight files, without reading gigabytes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{path.name} {size}".encode())
+            for start in (0, max(0, size - 2**20)):
+                file.seek(start)
+                digest.update(file.read(2**20))
+    return digest.hexdigest()[:16]
+
+
+def resolved(device: str, dtype: str) -> tuple[str, str]:
+    """The device and dtype that `auto` stands for here. On the CPU that is float32: as fast as bfloat16 on the demo
+    model, and answers do not hang on the machine.
+
+    Raises:
+        UsageError: a device that is not here.
+    """
+    from flashvlm.backends.base import choose_device, choose_dtype
+
+    device = choose_device(device)
+    if dtype == "auto" and device == "cpu":
+        return device, "float32"
+    return device, str(choose_dtype(dtype, device)).removeprefix("torch.")
+
+
+class Run:
+    """An accuracy run over the videos `numbers` of a data set.
+
+    `records` holds a record a question: those that the file of results has already, and those that `answer` adds.
+    """
+
+    def __init__(self, settings: Settings, data: DataSet, numbers: Sequence[int], results: Path | None = None) -> None:
+        """Begin, or go on with what the file `results` holds.
+
+        Raises:
+            UsageError: `results` holds something else, or was made with other settings.
+            ModelError: the model is not available.
+        """
+        self.settings, self.data, self.numbers = settings, data, numbers
+        self.identity = settings.identity(data)
+        self._results = Results(results, self.identity) if results else None
+        wanted = set(numbers)
+        there = self._results.records if self._results else []
+        self.records: list[Record] = [record for record in there if record["clip"] in wanted]
+        done = {(record["clip"], record["question"]) for record in self.records}
+        left = [(n, tuple(p for p in range(len(data.questions(n))) if (n, p) not in done)) for n in numbers]
+        self._jobs = [(number, places) for number, places in left if places]
+
+    @property
+    def done(self) -> int:
+        """How many of the videos are finished."""
+        return len(self.numbers) - len(self._jobs)
+
+    def answer(self, workers: int = 1) -> Iterator[None]:
+        """Answer what is left, in `workers` processes; one step a video, which is written as soon as it is finished.
+
+        Raises:
+            VideoError: a video cannot be read.
+        """
+        with contextlib.closing(_finished(self.settings, self.data, self._jobs, workers)) as finished:
+            for records in finished:
+                if self._results:
+                    self._results.write(records)
+                self.records += records
+                yield
+
+    def table(self) -> dict[str, Any]:
+        """`summarise` of all records, with the settings that they hang on."""
+        table = summarise(self.settings, self.data, self.records)
+        return {**table, "settings": self.identity, "begin": self.numbers[0], "end": self.numbers[-1]}
+
+
+Job = tuple[int, tuple[int, ...]]
+
+
+def _finished(settings: Settings, data: DataSet, jobs: Sequence[Job], workers: int) -> Generator[list[Record]]:
+    workers = min(workers, len(jobs))
+    if workers < 2:
+        if jobs:
+            qa = load(settings)
+            yield from (measure(qa, settings, data, *job) for job in jobs)
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    # Spawned, not forked: a process that has used torch or CUDA must not fork.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (settings, data, threads))
+    try:
+        for done in as_completed([pool.submit(_work, *job) for job in jobs]):
+            yield done.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[VideoQA, Settings, DataSet]
+
+
+def _start_worker(settings: Settings, data: DataSet, threads: int) -> None:
+    import signal
+
+    import torch
+
+    global _worker
+    # An interrupt is the parent's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    _worker = load(settings), settings, data
+
+
+def _work(number: int, places: tuple[int, ...]) -> list[Record]:
+    return measure(*_worker, number, places)
+
+
+def load(settings: Settings) -> VideoQA:
+    """The model of these settings."""
+    from flashvlm import VideoQA
+
+    return VideoQA.from_pretrained(settings.model, device=settings.device, dtype=settings.dtype)
+
+
+def measure(qa: VideoQA, settings: Settings, data: DataSet, number: int, places: Sequence[int]) -> list[Record]:
+    """Answer the questions `places` on video `number`, unpruned and from every selection.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        watched = qa.watch(data.video(number, Path(folder)), AskOptions())
+    questions = data.questions(number)
+    records = []
+    for place in places:
+        asked = questions[place]
+        begin = time.perf_counter()
+        unpruned, pruned = _answers(qa, settings, data, watched.encoded, number, place)
+        records.append(
+            {
+                "clip": number,
+                "question": place,
+                **asdict(asked),
+                "tokens": len(watched.encoded.tokens),
+                "unpruned": unpruned,
+                "pruned": pruned,
+                "seconds": {
+                    "decode": round(watched.decode_seconds, 4),
+                    "encode": round(watched.encode_seconds, 4),
+                    "answers": round(time.perf_counter() - begin, 4),
+                },
+            }
+        )
+    return records
+
+
+def _answers(
+    qa: VideoQA, settings: Settings, data: DataSet, encoded: Encoded, number: int, place: int
+) -> tuple[Record, dict[str, dict[str, Record]]]:
+    """What the model says with all tokens, and from each selection: by budget, then selector."""
+    import torch
+
+    asked = data.questions(number)[place]
+    text = scoring.prompt(asked)
+    words = qa.backend.words(text if settings.words == "question" else data.unrelated(number, asked))
+    seen = _noisy(encoded.tokens, settings.noise, seed=number)
+    pruned: dict[str, dict[str, Record]] = {}
+    # Answers from equally many tokens are generated as one batch.
+    batches: dict[int, list[tuple[Record, Tensor, Tensor]]] = {}
+    for budget in settings.budgets:
+        pruned[budget] = {}
+        for selector in settings.selectors:
+            begin = time.perf_counter()
+            selection = _select(settings, encoded, seen, words, selector, Keep.parse(budget))
+            record: Record = {"kept": len(selection.indices), "seconds": round(time.perf_counter() - begin, 6)}
+            pruned[budget][selector] = record
+            kept = batches.setdefault(len(selection.indices), [])
+            kept.append((record, selection.indices, selection.vectors))
+    unpruned: Record = {}
+    everything = torch.arange(len(encoded.tokens), device=encoded.tokens.device)
+    batches.setdefault(len(everything), []).append((unpruned, everything, encoded.tokens))
+    prompt = qa.backend.prompt(text, None)
+    for count, batch in batches.items():
+        size = max(1, BATCH_TOKENS // count)
+        for start in range(0, len(batch), size):
+            part = batch[start : start + size]
+            said = qa.backend.answers(
+                prompt,
+                encoded,
+                torch.stack([indices for _, indices, _ in part]),
+                torch.stack([vectors for _, _, vectors in part]),
+                max_new_tokens=settings.max_new_tokens,
+            )
+            for (record, _, _), answer in zip(part, said, strict=True):
+                record |= {"said": answer, "right": scoring.right(asked, answer)}
+    return unpruned, pruned
+
+
+def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, selector: str, keep: Keep) -> Selection:
+    from dataclasses import replace
+
+    from flashvlm.selection import select
+
+    count = len(seen)
+    selection = select(
+        seen,
+        encoded.saliency,
+        words,
+        group_sizes=[count // encoded.groups] * encoded.groups,
+        budget=keep.budget(count),
+        selector=selector,
+        metric=settings.metric,
+        seed=settings.seed,
+    )
+    if seen is not encoded.tokens:
+        clean = encoded.tokens
+        selection = replace(selection, tokens=clean, vectors=clean[selection.indices])
+    if settings.merge:
+        from flashvlm.selection.merge import merge
+
+        selection = replace(selection, vectors=merge(selection))
+    return selection
+
+
+def _noisy(tokens: Tensor, share: float, seed: int) -> Tensor:
+    """(N, D) tokens with Gaussian noise whose length is about `share` of each token's own; themselves at 0."""
+    import torch
+
+    if not share:
+        return tokens
+    noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(seed)).to(tokens.device)
+    scale = share * tokens.float().norm(dim=1, keepdim=True) / tokens.shape[1] ** 0.5
+    return (tokens.float() + scale * noise).to(tokens.dtype)
+
+
+def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> dict[str, Any]:
+    """The table: overall and by family, the unpruned model and every selector at every budget.
+
+    Every row has `accuracy` with its 95 % interval, `retention` (the share of the unpruned accuracy on the same
+    questions) and `difference` in accuracy to the first selector at the same budget, with paired bootstrap intervals;
+    `tie` says that the interval of the difference holds 0. `kept` is the mean share of tokens, `seconds` the median
+    time of the selection.
+    """
+    records = sorted(records, key=lambda record: (record["clip"], record["question"]))
+    columns = [(budget, selector) for budget in settings.budgets for selector in settings.selectors]
+    correct = np.array(
+        [[r["unpruned"]["right"], *(r["pruned"][b][s]["right"] for b, s in columns)] for r in records], dtype=bool
+    ).reshape(len(records), 1 + len(columns))
+    asked = [Asked(r["text"], r["answer"], r["family"], tuple(r["choices"])) for r in records]
+    clips = np.array([record["clip"] for record in records])
+    families = list(dict.fromkeys(sorted(one.family for one in asked)))
+    sections = []
+    for family in ["all", *(families if len(families) > 1 else [])]:
+        chosen = np.array([family in ("all", one.family) for one in asked])
+        rows = _rows(columns, correct[chosen], clips[chosen], len(settings.selectors))
+        if family == "all":
+            for row, (budget, selector) in zip(rows[1:], columns, strict=True):
+                ours = [(record["pruned"][budget][selector], record["tokens"]) for record in records]
+                row["kept"] = float(np.mean([one["kept"] / tokens for one, tokens in ours]))
+                row["seconds"] = float(np.median([one["seconds"] for one, _ in ours]))
+        some = [one for one, ours in zip(asked, chosen, strict=True) if ours]
+        sections.append(
+            {"family": family, "count": len(some), "chance": scoring.chance(some, data.guesses), "rows": rows}
+        )
+    return {"questions": len(records), "clips": len(set(clips.tolist())), "sections": sections}
+
+
+def _rows(columns: Sequence[tuple[str, str]], correct: np.ndarray, clips: np.ndarray, selectors: int) -> list[Record]:
+    samples = scoring.resample(correct, clips)
+    means = correct.mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        retained = samples / samples[:, :1]
+    rows: list[Record] = [
+        {
+            "keep": UNPRUNED,
+            "selector": None,
+            "accuracy": float(means[0]),
+            "accuracy_interval": scoring.interval(samples[:, 0]),
+        }
+    ]
+    for place, (budget, selector) in enumerate(columns, start=1):
+        first = 1 + (place - 1) // selectors * selectors
+        row: Record = {
+            "keep": budget,
+            "selector": selector,
+            "accuracy": float(means[place]),
+            "accuracy_interval": scoring.interval(samples[:, place]),
+            "retention": float(means[place] / means[0]) if means[0] else None,
+            "retention_interval": scoring.interval(retained[:, place]),
+        }
+        if place != first:
+            interval = scoring.interval(samples[:, place] - samples[:, first])
+            assert interval is not None
+            row["difference"] = float(means[place] - means[first])
+            row["difference_interval"] = interval
+            row["tie"] = interval[0] <= 0 <= interval[1]
+        rows.append(row)
+    return rows

@@ -1,0 +1,255 @@
+"""Data sets: questions on videos, with the right answers.
+
+`clips` and `needle` are made up by number from seeds that training never uses and written as H.264 files; a JSONL file
+brings videos and questions of its own. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from flashvlm.demo.clips import HELD_OUT_SEED, write_clip
+from flashvlm.demo.questions import FAMILIES, NUMBERS, PLACES, ask
+from flashvlm.demo.world import DIRECTIONS, KINDS, NAMES, Scene, make_scene
+from flashvlm.errors import UsageError, VideoError
+
+# Clips below this number may serve to tune selectors; what is reported is measured from here on.
+REPORTED = 2000
+# A guess among the answers that a question of the demo world admits; for captions there are too many to matter.
+GUESSES = {
+    "kind": len(KINDS["animal"]), "motion": len(DIRECTIONS) + 1, "mover": len(NAMES),
+    **dict.fromkeys(("where", "start", "end"), sum(map(len, PLACES))),
+    "exist": 2, "count": len(NUMBERS), "first": len(NAMES), "last": len(NAMES), "moment": len(NAMES) + 1,
+}  # fmt: skip
+# Words that questions share whatever they ask about.
+FUNCTION_WORDS = frozenset(
+    {
+        *("a", "an", "the", "this", "that", "these", "those", "it", "you", "there", "and", "or", "many", "much"),
+        *("is", "are", "was", "were", "do", "does", "did", "see", "name", "video", "picture"),
+        *("in", "on", "at", "of", "to", "from", "for", "with", "by"),
+        *("what", "which", "who", "whom", "where", "when", "why", "how"),
+    }
+)
+UNRELATED_WITHIN = 200
+# Generated clips of one run, where nobody says how many.
+GENERATED_LIMIT = 300
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question and its right answer; `choices` are the answers to choose from, none where it is open."""
+
+    text: str
+    answer: str
+    family: str
+    choices: tuple[str, ...] = ()
+
+
+class DataSet(ABC):
+    """Videos by number, each with its questions. `begin` is the first number of what is reported."""
+
+    name: str
+    begin: int = 0
+    guesses: ClassVar[Mapping[str, int]] = {}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this data set from others, as JSON."""
+        return {"data": self.name}
+
+    @property
+    def count(self) -> int | None:
+        """How many videos there are; None where they never end."""
+        return None
+
+    def numbers(self, begin: int | None = None, limit: int | None = None) -> range:
+        """At most `limit` videos from number `begin` on; the data set's own where None.
+
+        Raises:
+            UsageError: there are none.
+        """
+        begin = self.begin if begin is None else begin
+        total = begin + GENERATED_LIMIT if self.count is None else self.count
+        end = total if limit is None else begin + limit
+        numbers = range(begin, end if self.count is None else min(end, self.count))
+        if begin < 0 or not numbers:
+            raise UsageError(f"{self.name} has no video number {begin}" + (f" of {self.count}." if self.count else "."))
+        return numbers
+
+    @abstractmethod
+    def questions(self, number: int) -> tuple[Asked, ...]:
+        """What is asked about video `number`; the video itself is not touched."""
+
+    @abstractmethod
+    def video(self, number: int, folder: Path) -> Path:
+        """The file of video `number`, written into `folder` where it is made up."""
+
+    def unrelated(self, number: int, asked: Asked) -> str:
+        """The next question in the data set, on any video, of another family and with no content word in common.
+
+        Where none is near, the next that reads otherwise; the question itself where there is no other.
+        """
+        total = self.count or number + UNRELATED_WITHIN + 1
+        near = [(number + step) % total for step in range(1, min(total, UNRELATED_WITHIN) + 1)]
+        others = (other for place in near for other in self.questions(place))
+        otherwise = None
+        for other in others:
+            if other.text == asked.text:
+                continue
+            otherwise = otherwise or other.text
+            if other.family != asked.family and not content_words(other.text) & content_words(asked.text):
+                return other.text
+        return otherwise or asked.text
+
+
+def content_words(text: str) -> set[str]:
+    """The words of a question that say what it is about, in lower case."""
+    return set(re.findall(r"\w+", text.lower())) - FUNCTION_WORDS
+
+
+def film(scene: Scene, rng: np.random.Generator, path: Path) -> Path:
+    """Write a scene as an H.264 file of a size and quality drawn by `rng`."""
+    options = {"crf": str(int(rng.integers(20, 31))), "preset": "veryfast"}
+    fps = 8.0 if scene.frames <= 16 else 4.0
+    write_clip(scene, path, options=options, fps=fps, area=int(rng.uniform(224, 400)) ** 2)
+    return path
+
+
+class Clips(DataSet):
+    """Held-out clips of the demo world. The families of questions take turns: each number has one of its own, and its
+    scene is drawn until that can be asked; further questions are of other families."""
+
+    name = "clips"
+    begin = REPORTED
+    guesses = GUESSES
+
+    def __init__(self, questions: int = 1) -> None:
+        self.each = questions
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"data": self.name, "questions": self.each}
+
+    def questions(self, number: int) -> tuple[Asked, ...]:
+        return _held_out(number, self.each)[1]
+
+    def video(self, number: int, folder: Path) -> Path:
+        scene = _held_out(number, self.each)[0]
+        return film(scene, np.random.default_rng([*HELD_OUT_SEED, number, 1]), folder / "clip.mp4")
+
+
+@lru_cache(maxsize=4096)
+def _held_out(number: int, count: int) -> tuple[Scene, tuple[Asked, ...]]:
+    rng = np.random.default_rng([*HELD_OUT_SEED, number])
+    own = FAMILIES[number % len(FAMILIES)]
+    while True:
+        scene = make_scene(rng)
+        first = ask(scene, own, rng)
+        if first is not None:
+            break
+    asked = [first]
+    for family in rng.permutation([family for family in FAMILIES if family != own]).tolist():
+        further = ask(scene, family, rng) if len(asked) < count else None
+        asked += [further] if further else []
+    return scene, tuple(Asked(question.text, question.answer, question.family) for question in asked)
+
+
+class Lines(DataSet):
+    """A JSONL file: a line is `{"video", "question", "answer"}`, with `"choices"` (a list of texts, the answer one of
+    them or its letter) and `"family"` where it has them. Video paths are relative to the file. Lines on one video are
+    asked together."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file.
+
+        Raises:
+            UsageError: it is missing, empty, or has a line that cannot be used; the message names the line.
+            VideoError: a line names a video that is not there.
+        """
+        self.name = str(path)
+        self._asked: dict[Path, list[Asked]] = {}
+        try:
+            content = path.read_bytes()
+            lines = content.decode().splitlines()
+        except FileNotFoundError:
+            raise UsageError(f"There is no file {self.name!r}.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{self.name} cannot be read as UTF-8 text.") from error
+        self._digest = hashlib.sha256(content).hexdigest()[:16]
+        for place, line in enumerate(lines, start=1):
+            if line.strip():
+                name, asked = _read_line(line, f"{path}, line {place}")
+                video = path.parent / name
+                if video not in self._asked and not video.is_file():
+                    raise VideoError(f"{path}, line {place}: there is no video {str(video)!r}.")
+                self._asked.setdefault(video, []).append(asked)
+        if not self._asked:
+            raise UsageError(f"{self.name} holds no question.")
+        self._videos = tuple(self._asked)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"data": self.name, "content": self._digest}
+
+    @property
+    def count(self) -> int:
+        return len(self._videos)
+
+    def questions(self, number: int) -> tuple[Asked, ...]:
+        return tuple(self._asked[self._videos[number]])
+
+    def video(self, number: int, folder: Path) -> Path:
+        return self._videos[number]
+
+
+def _read_line(line: str, where: str) -> tuple[str, Asked]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        raise UsageError(f"{where}: this is not JSON.") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: a line must be a JSON object.")
+    for key in ("video", "question", "answer"):
+        if key not in value:
+            raise UsageError(f"{where}: {key!r} is missing.")
+    for key in ("video", "question", "answer", "family"):
+        if key in value and not (isinstance(value[key], str) and value[key].strip()):
+            raise UsageError(f"{where}: {key!r} must be a text that is not empty.")
+    choices = value.get("choices") or ()
+    if not isinstance(choices, list | tuple) or not all(isinstance(choice, str) and choice for choice in choices):
+        raise UsageError(f"{where}: 'choices' must be a list of texts.")
+    answer = value["answer"]
+    if choices and answer not in choices:
+        place = "ABCDEFGHIJKLMNOPQRSTUVWXYZ".find(answer.strip())
+        if not 0 <= place < len(choices) or len(answer.strip()) != 1:
+            raise UsageError(f"{where}: 'answer' must be one of the 'choices' or its letter.")
+        answer = choices[place]
+    return value["video"], Asked(value["question"], answer, value.get("family", "other"), tuple(choices))
+
+
+@cache
+def data_set(name: str, questions: int = 1) -> DataSet:
+    """`clips`, or the JSONL file of that name.
+
+    Raises:
+        UsageError: there is none, or it cannot be used.
+        VideoError: a video that it names is not there.
+    """
+    if name in GENERATED:
+        return GENERATED[name](questions)
+    if not name.endswith(".jsonl"):
+        raise UsageError(f"--data takes {', '.join(GENERATED)} or a .jsonl file, not {name!r}.")
+    return Lines(Path(name))
+
+
+GENERATED: dict[str, type[Clips]] = {"clips": Clips}

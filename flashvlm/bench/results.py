@@ -1,0 +1,83 @@
+"""The file that results of an accuracy run are written to as they come: settings first, then a JSON line a question."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from flashvlm.errors import UsageError
+
+
+class Results:
+    """Records on disk, whole lines only; what an interrupted run left half-written is dropped.
+
+    `records` are those that the file held when it was opened.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """Open `path` to go on with, or begin it.
+
+        Raises:
+            UsageError: it holds something else, or results with other settings; the message names the first that
+                differs.
+        """
+        self.records: list[dict[str, Any]] = []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b", buffering=0)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = _parsed(path, whole)
+        if lines:
+            _refuse_others(path, lines[0].get("settings", {}), settings)
+            self.records = lines[1:]
+        elif content and not content.startswith(b'{"settings"'):
+            raise UsageError(f"{path} is no file of results; give another one with -o.")
+        self._file.truncate(len(whole))
+        if not lines:
+            self.write([{"settings": settings}])
+
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        """Add records, each line at once."""
+        for record in records:
+            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _parsed(path: Path, content: bytes) -> list[dict[str, Any]]:
+    lines = []
+    for place, line in enumerate(content.splitlines(), start=1):
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict) or (("settings" if place == 1 else "clip") not in value):
+                raise ValueError
+        except ValueError:
+            raise UsageError(f"{path}, line {place}: this is no result; give another file with -o.") from None
+        lines.append(value)
+    return lines
+
+
+def _refuse_others(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    for name in dict.fromkeys([*here, *there]):
+        if there.get(name) != here.get(name):
+            raise UsageError(
+                f"{path} holds results with other settings: {name} is {_shown(there.get(name))} there and "
+                f"{_shown(here.get(name))} here; give another file with -o."
+            )
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else json.dumps(value, ensure_ascii=False)

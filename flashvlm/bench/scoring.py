@@ -1,0 +1,94 @@
+"""When an answer is right, and how sure a share of right answers is."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from flashvlm.bench.data import Asked
+
+ARTICLES = frozenset(("a", "an", "the"))
+LETTERS = string.ascii_uppercase
+RESAMPLES = 5000
+
+
+def normalised(text: str) -> str:
+    """Lower case, punctuation as space, articles left out, one space between words."""
+    words = re.sub(r"[^\w\s]|_", " ", text.lower()).split()
+    return " ".join(word for word in words if word not in ARTICLES)
+
+
+def prompt(asked: Asked) -> str:
+    """The question as the model gets it: with lettered choices below it where it has them."""
+    if not asked.choices:
+        return asked.text
+    choices = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, asked.choices, strict=False)]
+    return "\n".join([asked.text, *choices, "Answer with the letter of the right choice."])
+
+
+def right(asked: Asked, said: str) -> bool:
+    """Whether `said` answers the question.
+
+    Without choices: the expected text, both `normalised`. With choices: the right one's text, likewise, or its letter:
+    alone, or in front of the text as `B.`, `B:`, `B)` or `(B)`.
+    """
+    # A text that is nothing but articles and punctuation is compared as it stands.
+    if (normalised(said) or said.strip()) == (normalised(asked.answer) or asked.answer.strip()):
+        return True
+    if not asked.choices:
+        return False
+    letter = re.match(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])(?=[.:)]|\s*$))", said)
+    return letter is not None and LETTERS.index((letter[1] or letter[2]).upper()) == asked.choices.index(asked.answer)
+
+
+def chance(asked: Sequence[Asked], guesses: Mapping[str, int]) -> float:
+    """What an answer without looking would get right: in each family the likelier of its commonest answer and a guess
+    among the answers it admits; over several families, their mean by number of questions."""
+    total = 0.0
+    for family in {one.family for one in asked}:
+        ours = [one for one in asked if one.family == family]
+        common = Counter(normalised(one.answer) for one in ours).most_common(1)[0][1] / len(ours)
+        among = [len(one.choices) or guesses.get(family, 0) for one in ours]
+        guess = sum(1 / number for number in among if number) / len(ours)
+        total += max(common, guess) * len(ours)
+    return total / len(asked)
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z = 1.96
+    share, spread = correct / count, z * z / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return centre - half, centre + half
+
+
+def resample(correct: np.ndarray, clips: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Accuracies of `RESAMPLES` bootstrap samples, which draw whole clips, alike for all columns: paired.
+
+    Args:
+        correct: (Q, C) bool, an answer a question and column.
+        clips: (Q,) the clip of each question.
+
+    Returns:
+        (RESAMPLES, C) float64.
+    """
+    names, place = np.unique(clips, return_inverse=True)
+    sums = np.zeros((len(names), correct.shape[1]))
+    np.add.at(sums, place, correct)
+    sizes = np.bincount(place).astype(float)
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
+    return (drawn @ sums) / (drawn @ sizes)[:, None]
+
+
+def interval(samples: np.ndarray) -> tuple[float, float] | None:
+    """The middle 95 % of bootstrap samples; None where one of them is not finite (nothing to retain)."""
+    if not np.isfinite(samples).all():
+        return None
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,246 @@
+"""`flashvlm bench`: how much accuracy a budget costs, and what selection itself costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from flashvlm.errors import UsageError
+from flashvlm_cli import output, units
+from flashvlm_cli.ask import Device, Dtype, known_selector, silence_libraries, whole_number
+
+BUDGETS = "100%,22.2%,11.1%,5.6%,2.8%"
+
+MEASURED = "What is measured"
+STRESS = "Made harder"
+RUN = "How it runs"
+OUTPUT = "What is printed"
+
+bench = typer.Typer(help="Measure: accuracy against budget, and the selectors alone.")
+
+
+@bench.callback()
+def group() -> None:
+    pass
+
+
+@bench.command()
+def accuracy(
+    model: Annotated[
+        str, typer.Option(metavar="ID|PATH|ALIAS", help="Hub id, folder or alias.", rich_help_panel=MEASURED)
+    ] = "demo",
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE", help="clips, needle, or a .jsonl file of questions.", rich_help_panel=MEASURED
+        ),
+    ] = "clips",
+    selectors: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,...",
+            help="How tokens are chosen; the others are compared with the first.",
+            show_default="all",
+            rich_help_panel=MEASURED,
+        ),
+    ] = "",
+    keep: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Budgets, as ask takes them.", rich_help_panel=MEASURED)
+    ] = BUDGETS,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="So many videos.",
+            show_default="300; all of a file",
+            rich_help_panel=MEASURED,
+        ),
+    ] = None,
+    begin: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Number of the first video. Clips below 2000 are for tuning, not for reports.",
+            show_default="2000 for clips, else 0",
+            rich_help_panel=MEASURED,
+        ),
+    ] = None,
+    questions: Annotated[
+        int,
+        typer.Option(parser=whole_number, metavar="N", help="Questions a generated clip.", rich_help_panel=MEASURED),
+    ] = 1,
+    words: Annotated[
+        Literal["question", "unrelated"],
+        typer.Option(
+            metavar="WHICH",
+            help="unrelated: the selectors get the words of another question; the model does not.",
+            rich_help_panel=STRESS,
+        ),
+    ] = "question",
+    noise: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE",
+            help="Noise on the tokens that selectors see, as a share of their length; the model gets clean ones.",
+            rich_help_panel=STRESS,
+        ),
+    ] = "0%",
+    metric: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Distance of tokens: cosine, centered, euclidean.", rich_help_panel=STRESS),
+    ] = "cosine",
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Average kept tokens with the dropped ones they stand for.", rich_help_panel=STRESS
+        ),
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Longest answer.", rich_help_panel=MEASURED)
+    ] = 32,
+    seed: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="For the selector random.", rich_help_panel=MEASURED)
+    ] = 0,
+    workers: Annotated[
+        int,
+        typer.Option(parser=whole_number, metavar="N", help="Processes, a model in each.", rich_help_panel=RUN),
+    ] = 2,
+    device: Annotated[Device, typer.Option(help="Where it runs.", rich_help_panel=RUN)] = "auto",
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            metavar="DTYPE", help="auto (float32 on the CPU), float32, bfloat16 or float16.", rich_help_panel=RUN
+        ),
+    ] = "auto",
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write results here as they come; given again, go on where it stopped.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The table as a JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
+) -> None:
+    """Accuracy and retention of every selector at every budget, with 95 % intervals.
+
+    A question is answered from each selection; retention is the share of the accuracy with all tokens.
+    """
+    from flashvlm.bench.accuracy import Run, Settings, resolved
+    from flashvlm.bench.data import data_set
+    from flashvlm.selection import SELECTORS
+    from flashvlm_cli.console import Bar
+
+    for name, value in (("--limit", limit), ("--questions", questions), ("--workers", workers)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}.")
+    asked = data_set(data, questions)
+    numbers = asked.numbers(begin, limit)
+    settings = Settings(
+        model=model,
+        selectors=tuple(known_selector(name) for name in split(selectors)) or SELECTORS,
+        keep=split(keep),
+        words=words,
+        noise=share(noise),
+        metric=metric,
+        merge=merge,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+    )
+    silence_libraries()
+    device_here, dtype_here = resolved(device, dtype)
+    run = Run(replace(settings, device=device_here, dtype=dtype_here), asked, numbers, results)
+    with Bar("answering", len(numbers), run.done) as bar:
+        for _ in run.answer(workers):
+            bar.advance()
+    table = run.table()
+    if as_json:
+        output.print_json(table)
+    else:
+        print_accuracy(table)
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The parts of a list with commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def share(text: str) -> float:
+    """A share as `5%` or `0.05`."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"--noise takes a share such as 5% or 0.05, not {text!r}.") from None
+
+
+def print_accuracy(table: dict[str, Any]) -> None:
+    from flashvlm_cli.console import print_table
+
+    settings = table["settings"]
+    overall, *families = table["sections"]
+    first = settings["selectors"][0]
+    title = (
+        f"{settings['model']} on {settings['data']} {table['begin']} to {table['end']}: "
+        f"{table['questions']} questions, {percent(overall['chance'])} by chance, "
+        f"{settings['dtype']} on {settings['device']}"
+    )
+    heads = (
+        "keep",
+        "selector",
+        "right",
+        "95 %",
+        "retained",
+        "95 %",
+        f"points to {first}",
+        "95 %",
+        "",
+        "kept",
+        "select",
+    )
+    print_table(title, [heads, *(accuracy_row(row) for row in overall["rows"])])
+    for budget in settings["keep"]:
+        rows = [("selector", *(section["family"] for section in families))]
+        rows.append(("questions", *(str(section["count"]) for section in families)))
+        rows.append(("chance", *(percent(section["chance"]) for section in families)))
+        places = [place for place, row in enumerate(overall["rows"]) if row["keep"] == budget]
+        for place in places:
+            ours = [section["rows"][place] for section in families]
+            rows.append(
+                (overall["rows"][place]["selector"] or "all tokens", *(percent(row["accuracy"]) for row in ours))
+            )
+        if families:
+            print_table(f"right by family, {budget} kept", rows)
+
+
+def accuracy_row(row: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the table; empty cells where a figure makes no sense."""
+    cells = [row["keep"], row["selector"] or "all tokens"]
+    cells += [percent(row["accuracy"]), span(row["accuracy_interval"])]
+    cells += [percent(row.get("retention")), span(row.get("retention_interval"))]
+    if "difference" in row:
+        low, high = (f"{100 * value:+.1f}" for value in row["difference_interval"])
+        cells += [f"{100 * row['difference']:+.1f}", f"{low} to {high}", "tie" if row["tie"] else ""]
+    else:
+        cells += ["", "", ""]
+    if "kept" in row:
+        cells += [percent(row["kept"]), units.seconds(row["seconds"])]
+    else:
+        cells += ["", ""]
+    return tuple(cells)
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}%"
+
+
+def span(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
