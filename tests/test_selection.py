@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flashvlm.errors import UsageError
-from flashvlm.selection import SELECTORS, coverage, diversity, select
+from flashvlm.selection import METRICS, SELECTORS, cdpruner, coverage, diversity, divprune, mmtok, select
+from flashvlm.selection.merge import merge
 from flashvlm.selection.metric import Space
 
 GOLDEN = Path(__file__).parent / "golden" / "selection_reference.npz"
@@ -28,7 +29,8 @@ def clip(count: int = 96, width: int = 24, words: int = 5) -> tuple[Tensor, Tens
 
 def keep(inputs, budget, **options):
     tokens, saliency, words = inputs
-    return select(tokens, saliency, words, **{"group_sizes": [len(tokens)], "budget": budget} | options)
+    groups = [len(group) for group in tokens.tensor_split(3) if len(group)]
+    return select(tokens, saliency, words, **{"group_sizes": groups, "budget": budget} | options)
 
 
 def assert_valid(selection, count, budget):
@@ -93,6 +95,172 @@ def test_random_follows_the_seed():
     first, again, other = (keep(clip(), 20, selector="random", seed=seed).indices for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budget", "kept"),
+    [
+        ([4] * 6, 8, [4, 5, 6, 7, 16, 17, 18, 19]),
+        ([4] * 6, 6, [4, 5, 6, 7, 17, 19]),
+        ([4] * 6, 2, [13, 15]),
+        ([2, 6, 2], 7, [0, 1, 2, 3, 5, 6, 7]),
+    ],
+    ids=["whole groups", "one group in part", "less than a group", "groups of many sizes"],
+)
+def test_frames_keeps_whole_groups(sizes, budget, kept):
+    selection = keep(clip(sum(sizes)), budget, selector="frames", group_sizes=sizes)
+    assert selection.indices.tolist() == kept
+
+
+def test_saliency_keeps_the_most_salient_and_of_equals_the_first():
+    tokens, _, words = clip(6)
+    saliency = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0, 2.0])
+    assert keep((tokens, saliency, words), 3, selector="saliency").indices.tolist() == [1, 2, 3]
+
+
+def test_temporal_keeps_the_first_group_and_what_changed():
+    tokens, saliency, words = clip(24)
+    tokens[8:] = tokens[:8].repeat(2, 1)
+    tokens[13] += 1
+    # What changes back is new again.
+    kept = keep((tokens, saliency, words), 10, selector="temporal", group_sizes=[8, 8, 8]).indices
+    assert kept.tolist() == [*range(8), 13, 21]
+
+
+def test_temporal_finds_the_place_of_a_token_in_a_group_of_another_size():
+    tokens = torch.eye(4)[[0, 1, 2, 3, 0, 0, 1, 1, 2, 2, 3, 0]]
+    kept = keep((tokens, torch.ones(12), tokens[:0]), 5, selector="temporal", group_sizes=[4, 8]).indices
+    assert kept.tolist() == [0, 1, 2, 3, 11]
+
+
+def test_temporal_keeps_the_most_salient_of_a_first_group_that_is_too_large():
+    tokens, saliency, words = clip(24)
+    kept = keep((tokens, saliency, words), 5, selector="temporal", group_sizes=[12, 12]).indices
+    assert kept.tolist() == saliency[:12].topk(5).indices.sort().values.tolist()
+
+
+def test_vispruner_is_the_published_selector_without_a_question():
+    tokens, saliency, words = clip(200)
+    expected = keep((tokens, saliency, words[:0]), 41, selector="paper").indices
+    selection = keep((tokens, saliency, words), 41, selector="vispruner")
+    assert torch.equal(selection.indices, expected)
+    assert not selection.important.any()
+
+
+def cosines(tokens: Tensor, others: Tensor) -> Tensor:
+    return torch.cosine_similarity(tokens[:, None].double(), others[None].double(), dim=-1)
+
+
+@pytest.mark.parametrize("pool", [1, 7, divprune.POOL])
+def test_divprune_begins_with_the_loneliest_token_and_goes_on_with_the_farthest(monkeypatch, pool):
+    monkeypatch.setattr(divprune, "POOL", pool)
+    monkeypatch.setattr(divprune, "ROWS", 5)
+    inputs = clip(150)
+    similarity = cosines(inputs[0], inputs[0])
+    chosen = [int((similarity - 9 * torch.eye(150)).amax(1).argmin())]
+    while len(chosen) < 40:
+        to_chosen = similarity[:, chosen].amax(1)
+        to_chosen[chosen] = 9
+        chosen.append(int(to_chosen.argmin()))
+    assert keep(inputs, 40, selector="divprune").indices.tolist() == sorted(chosen)
+
+
+def test_cdpruner_grows_the_determinant_most_at_each_step():
+    tokens, saliency, words = clip(60)
+    relevance = cosines(tokens, words).mean(1)
+    relevance = (relevance - relevance.min()) / (relevance.max() - relevance.min())
+    kernel = relevance[:, None] * cosines(tokens, tokens) * relevance
+    chosen: list[int] = []
+    while len(chosen) < 15:
+        grown = [[*chosen, place] for place in range(60) if place not in chosen]
+        chosen = max(grown, key=lambda places: torch.det(kernel[places][:, places]).item())
+    assert keep((tokens, saliency, words), 15, selector="cdpruner").indices.tolist() == sorted(chosen)
+
+
+def test_cdpruner_fills_up_by_relevance_where_no_token_adds_to_the_determinant():
+    tokens = torch.eye(4)[[0, 0, 0, 1, 1, 1]] + torch.eye(4)[2] * torch.tensor([0, 1, 2, 0, 1, 2])[:, None] / 2
+    words = torch.tensor([[2.0, 1.0, 0.0, 0.0]])
+    selection = keep((tokens, torch.ones(6), words), 5, selector="cdpruner")
+    # Three span all; of the rest those nearest to the word come first.
+    assert selection.indices.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_cdpruner_with_less_weight_on_relevance_is_less_bound_to_it(monkeypatch):
+    tokens, saliency, words = clip(150)
+    relevance = cosines(tokens, words).mean(1)
+    means = []
+    for theta in (0.1, 0.5, 0.9, 0.97):
+        monkeypatch.setattr(cdpruner, "THETA", theta)
+        means.append(relevance[keep((tokens, saliency, words), 20, selector="cdpruner").indices].mean())
+    assert means == sorted(means)
+
+
+@pytest.mark.parametrize("table", [0, mmtok.TABLE_BYTES])
+def test_mmtok_adds_most_to_the_cover_at_each_step(monkeypatch, table):
+    monkeypatch.setattr(mmtok, "TABLE_BYTES", table)
+    monkeypatch.setattr(mmtok, "CANDIDATES", 3)
+    tokens, saliency, words = clip(120)
+    of_words = (cosines(words, tokens) / mmtok.WORD_TEMPERATURE).softmax(1) / len(words)
+    of_tokens = (cosines(tokens, tokens) / mmtok.TOKEN_TEMPERATURE).softmax(1) / len(tokens)
+    covers = torch.cat([of_words, mmtok.TOKEN_WEIGHT * of_tokens])
+    chosen: list[int] = []
+    for _ in range(30):
+        best = covers[:, chosen].amax(1, keepdim=True) if chosen else covers.new_zeros(len(covers), 1)
+        gains = (covers - best).clamp(min=0).sum(0)
+        gains[chosen] = -1
+        chosen.append(int(gains.argmax()))
+    assert keep((tokens, saliency, words), 30, selector="mmtok").indices.tolist() == sorted(chosen)
+
+
+def test_tome_merges_the_most_similar_pairs_round_after_round():
+    tokens, saliency, words = clip(41)
+    merged = [(index, token.double(), 1) for index, token in enumerate(tokens)]
+    while len(merged) > 12:
+        similarity = cosines(torch.stack([token for _, token, _ in merged]), torch.stack([t for _, t, _ in merged]))
+        pairs = [(similarity[even, 1::2].max(), even) for even in range(0, len(merged), 2)]
+        goes = {
+            even: 1 + 2 * int(similarity[even, 1::2].argmax())
+            for _, even in sorted(pairs, reverse=True)[: min(len(merged) - 12, len(merged) // 4)]
+        }
+        for even, odd in goes.items():
+            (_, token, size), (index, into, others) = merged[even], merged[odd]
+            merged[odd] = (index, (token * size + into * others) / (size + others), size + others)
+        merged = [entry for place, entry in enumerate(merged) if place not in goes]
+    selection = keep((tokens, saliency, words), 12, selector="tome")
+    assert selection.indices.tolist() == [index for index, _, _ in merged]
+    assert torch.allclose(selection.vectors.double(), torch.stack([token for _, token, _ in merged]), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tome_merges_all_into_their_mean(dtype):
+    tokens, saliency, words = clip()
+    selection = keep((tokens.to(dtype), saliency, words), 1, selector="tome")
+    assert selection.vectors.dtype == dtype
+    assert torch.allclose(selection.vectors.float(), tokens.to(dtype).float().mean(0), atol=1e-2)
+
+
+@every_selector
+def test_keeping_all_keeps_the_tokens_as_they_are(selector):
+    tokens, saliency, words = clip()
+    assert torch.equal(keep((tokens, saliency, words), 96, selector=selector).vectors, tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_merging_averages_each_kept_token_with_those_it_stands_for(dtype):
+    tokens, saliency, words = clip()
+    selection = keep((tokens.to(dtype), saliency, words), 10, selector="saliency")
+    merged = merge(selection)
+    assert merged.dtype == dtype
+    for place in range(10):
+        members = selection.tokens[selection.nearest == place].float()
+        assert torch.allclose(merged[place].float(), members.mean(0), atol=1e-3)
+
+
+@every_selector
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_gives_a_valid_set(selector, metric):
+    selection = keep(clip(), 20, selector=selector, metric=metric)
+    assert len(selection.indices) == 20 and (selection.indices.diff() > 0).all()
 
 
 @pytest.mark.parametrize("selector", ["uniform", "random"])
@@ -206,7 +374,10 @@ def test_a_kept_zero_vector_stands_for_the_others():
         ({"budget": 0}, "budget"),
         ({"budget": -3}, "budget"),
         ({"budget": 1.5}, "budget"),
-        ({"selector": "best"}, "uniform, random, frames, saliency, temporal, vispruner, divprune, cdpruner, mmtok, tome"),
+        (
+            {"selector": "best"},
+            "uniform, random, frames, saliency, temporal, vispruner, divprune, cdpruner, mmtok, tome",
+        ),
         ({"metric": "manhattan"}, "cosine"),
     ],
 )

@@ -26,15 +26,21 @@ def random(inputs: Inputs) -> Selection:
 
 
 def frames(inputs: Inputs) -> Selection:
-    """Whole groups, evenly spread, as few as hold the budget; of the last of them an even part where they hold more."""
+    """Whole groups, as few evenly spread ones as hold the budget; of the last one an even part where it does not fit.
+
+    A budget smaller than a group is an even part of the group in the middle. Groups of one video are of one size; were
+    they not, it would be the first ones of the spread that hold the budget.
+    """
     sizes = torch.tensor(inputs.group_sizes)
-    count = next(count for count in range(1, len(sizes) + 1) if sizes[spread(count, len(sizes))].sum() >= inputs.budget)
     begins = sizes.cumsum(0) - sizes
-    kept, left = [], inputs.budget
-    for group in spread(count, len(sizes)).tolist():
-        size = int(sizes[group])
-        kept.append(begins[group] + spread(min(size, left), size))
-        left -= len(kept[-1])
+    few = (spread(count, len(sizes)) for count in range(1, len(sizes) + 1))
+    groups = next(groups for groups in few if sizes[groups].sum() >= inputs.budget)
+    shares = sizes[groups].minimum((inputs.budget + sizes[groups] - sizes[groups].cumsum(0)).clamp(min=0))
+    kept = [
+        begin + spread(share, size)
+        for begin, share, size in zip(begins[groups].tolist(), shares.tolist(), sizes[groups].tolist(), strict=True)
+        if share
+    ]
     return Selection.of(inputs, torch.cat(kept))
 
 

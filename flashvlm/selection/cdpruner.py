@@ -46,7 +46,8 @@ def greedy_determinant(space: Space, quality: Tensor, count: int) -> Tensor:
     Returns:
         At most (count,) int64; fewer where no token that is left adds to the determinant.
     """
-    factor = space.left.new_empty(count, len(quality))
+    left, right = space.left * quality[:, None], space.right * quality[:, None]
+    factor = left.new_empty(count, len(quality))
     own = quality.square()
     gain, least = own.clone(), own * ROUNDING
     chosen = torch.empty(count, dtype=torch.int64, device=quality.device)
@@ -54,8 +55,7 @@ def greedy_determinant(space: Space, quality: Tensor, count: int) -> Tensor:
         place = gain.argmax()
         # Not to wait for the device at each step, it goes on with nonsense to the end and cuts that off there.
         chosen[step] = torch.where(gain[place] > 0, place, -1)
-        row = quality[place] * quality * (space.left @ space.right[place])
-        row = (row - factor[:step, place] @ factor[:step]) * gain[place].clamp(min=1e-30).rsqrt()
+        row = (left @ right[place] - factor[:step, place] @ factor[:step]) * gain[place].clamp(min=1e-30).rsqrt()
         factor[step] = row
         gain = gain - row.square()
         gain = torch.where(gain > least, gain, 0).index_fill(0, place, 0)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashvlm.selection.coverage import BLOCK
 from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.metric import Space
 from flashvlm.selection.result import Selection
+
+# Tokens among which the next ones are looked for before all are looked at again.
+POOL = 256
+# Tokens whose nearest other one is looked for at once.
+ROWS = 64
+# Similarities closer than this are equal.
+ROUNDING = 1e-6
 
 
 def divprune(inputs: Inputs) -> Selection:
@@ -18,28 +24,80 @@ def divprune(inputs: Inputs) -> Selection:
     ones. Of equals the first.
     """
     space = Space.of(inputs.tokens, inputs.metric)
-    return Selection.of(inputs, farthest_points(space, loneliest(space), inputs.budget))
+    return Selection.of(inputs, farthest_points(space, loneliest(space, inputs.group_sizes[0]), inputs.budget))
 
 
 def farthest_points(space: Space, first: Tensor, count: int) -> Tensor:
-    """Places (count,) int64 of tokens, each the farthest from all before it, from `first` on."""
-    kept = first.new_empty(count)
-    similarity = space.left.new_full((len(space.left),), -torch.inf)
-    place = first
-    for step in range(count):
-        kept[step] = place
-        torch.maximum(similarity, space.left @ space.right[place], out=similarity)
-        similarity[place] = torch.inf
+    """Choose tokens one by one, each the farthest from all before it.
+
+    As tokens only get nearer to the chosen ones, the next ones are looked for in a pool of the farthest, for as long as
+    one of them stays farther than all outside it were. The others are then told of all that were chosen at once.
+
+    Args:
+        space: N tokens.
+        first: () int64, the one to begin with.
+        count: how many, at most N.
+
+    Returns:
+        (count,) int64 in the order of choice.
+    """
+    chosen = [first[None]]
+    similarity = space.left @ space.right[first]
+    similarity[first] = torch.inf
+    while (missing := count - sum(map(len, chosen))) > 0:
+        # The farthest of all heads the pool, which of equals need not hold the first.
+        similarity[similarity.argmin()] = -torch.inf
+        farthest = similarity.topk(min(POOL + 1, len(similarity)), largest=False)
+        pool = farthest.indices[:-1].sort().values
+        between = space.left[pool] @ space.right[pool].T
+        kept = pool[
+            _farthest_in(between.cpu(), similarity[pool].cpu(), farthest.values[-1].cpu(), missing).to(pool.device)
+        ]
+        torch.maximum(similarity, (space.left @ space.right[kept].T).amax(1), out=similarity)
+        similarity[kept] = torch.inf
+        chosen.append(kept)
+    return torch.cat(chosen)
+
+
+def _farthest_in(between: Tensor, similarity: Tensor, limit: Tensor, count: int) -> Tensor:
+    """Choose up to `count` next tokens of the pool, at least one, as long as none outside it, at `limit`, can precede.
+
+    On the CPU, which small steps suit better.
+    """
+    places: list[Tensor] = []
+    while len(places) < count:
         place = similarity.argmin()
-    return kept
+        if places and similarity[place] >= limit:
+            break
+        places.append(place)
+        similarity = torch.maximum(similarity, between[place])
+        similarity[place] = torch.inf
+    return torch.stack(places)
 
 
-def loneliest(space: Space) -> Tensor:
-    """The place () int64 of the token whose nearest other token is farthest."""
+def loneliest(space: Space, stride: int) -> Tensor:
+    """Find the token whose nearest other one is farthest, (); of equals the first.
+
+    Neighbours tell most tokens from it at once: the nearest one is at least as near as the token beside, or the one in
+    the same cell of the next group. The others are compared with all, those far from their neighbours first.
+
+    Args:
+        space: N tokens.
+        stride: tokens of a group; the result is the same with any other number.
+    """
     count = len(space.left)
-    highest = []
-    for rows in torch.arange(count, device=space.left.device).split(max(1, BLOCK // count)):
-        block = space.left[rows] @ space.right.T
-        block[torch.arange(len(rows)), rows] = -torch.inf
-        highest.append(block.amax(1))
-    return torch.cat(highest).argmin()
+    bound = space.left.new_full((count,), -torch.inf)
+    for offset in {1, stride}:
+        between = torch.linalg.vecdot(space.left[offset:], space.right[: count - offset])
+        bound[offset:] = torch.maximum(bound[offset:], between)
+        bound[: count - offset] = torch.maximum(bound[: count - offset], between)
+    ranked, order = bound.sort(stable=True)
+    highest, lowest = torch.full_like(bound, torch.inf), torch.inf
+    for rows, bounds in zip(order.split(ROWS), ranked.split(ROWS), strict=True):
+        if bounds[0] > lowest - ROUNDING * max(1, abs(lowest)):
+            break
+        similarity = space.left[rows] @ space.right.T
+        similarity.scatter_(1, rows[:, None], -torch.inf)
+        highest[rows] = similarity.amax(1)
+        lowest = min(lowest, highest[rows].min().item())
+    return highest.argmin()

@@ -17,7 +17,7 @@ TOKEN_WEIGHT = 0.5
 # A table of all covers takes at most 1 GiB; beyond, covers are computed when they are asked for.
 TABLE_BYTES = 2**30
 # Gains that are brought up to date at once.
-CANDIDATES = 8
+CANDIDATES = 32
 
 
 def mmtok(inputs: Inputs) -> Selection:
@@ -36,31 +36,30 @@ def mmtok(inputs: Inputs) -> Selection:
 
 
 class Covers:
-    """How well each of N tokens covers each of L words and of N tokens, weighted."""
+    """How well each of N tokens covers each of L words and of N tokens, weighted: (N, L + N), made in blocks."""
 
     def __init__(self, inputs: Inputs) -> None:
+        count = len(inputs.tokens)
         self._space = Space.of(inputs.tokens, inputs.metric)
         self._words = _word_covers(inputs)
-        count = len(inputs.tokens)
-        self._rows = torch.arange(count, device=inputs.tokens.device).split(max(1, BLOCK // count))
-        table = 4 * count**2 <= TABLE_BYTES
-        blocks = [self._likeness(rows) for rows in self._rows] if table else None
-        sums = [(self._likeness(rows) if blocks is None else blocks[i]).sum(1) for i, rows in enumerate(self._rows)]
-        self._weight = TOKEN_WEIGHT / (count * torch.cat(sums))
-        self._table = None if blocks is None else torch.cat(blocks).mul_(self._weight)
-
-    def total(self) -> Tensor:
-        """(N,): the sum of each token's covers."""
-        return torch.cat([self.of(rows).sum(1) for rows in self._rows])
+        self._weight = self._words.new_ones(count)
+        self._table: Tensor | None = None
+        blocks = torch.arange(count, device=inputs.tokens.device).split(max(1, BLOCK // count))
+        if 4 * count**2 <= TABLE_BYTES:
+            self._table = torch.cat([self.of(block) for block in blocks])
+        own = torch.cat([self.of(block)[:, -count:].sum(1) for block in blocks])
+        self._weight = TOKEN_WEIGHT / (count * own)
+        if self._table is not None:
+            self._table[:, -count:] *= self._weight
+        self.total = torch.cat([self.of(block).sum(1) for block in blocks])
 
     def of(self, tokens: Tensor) -> Tensor:
         """(C, L + N) for C tokens."""
-        shown = self._likeness(tokens) * self._weight if self._table is None else self._table[tokens]
-        return torch.cat([self._words[tokens], shown], 1)
-
-    def _likeness(self, tokens: Tensor) -> Tensor:
+        if self._table is not None:
+            return self._table.index_select(0, tokens)
         # No similarity exceeds a token's to itself, which is 1: the exponential cannot overflow.
-        return (self._space.left[tokens] @ self._space.right.T).sub_(1).div_(TOKEN_TEMPERATURE).exp_()
+        likeness = (self._space.left[tokens] @ self._space.right.T).sub_(1).div_(TOKEN_TEMPERATURE).exp_()
+        return torch.cat([self._words[tokens], likeness.mul_(self._weight)], 1)
 
 
 def greedy_coverage(covers: Covers, count: int) -> Tensor:
@@ -72,25 +71,24 @@ def greedy_coverage(covers: Covers, count: int) -> Tensor:
     Returns:
         (count,) int64 in the order of choice; fewer where no token is left that adds anything.
     """
-    gains = covers.total()
-    best = torch.zeros_like(covers.of(torch.zeros(1, dtype=torch.int64, device=gains.device))[0])
-    fresh = torch.ones_like(gains, dtype=torch.bool)
+    gains = covers.total
+    best = torch.zeros_like(covers.of(torch.zeros(1, dtype=torch.int64, device=gains.device)))
+    outdated = torch.full_like(gains, -torch.inf)
     chosen: list[Tensor] = []
     while len(chosen) < count:
         place = gains.argmax()
-        if gains[place] <= 0:
+        if not gains[place] > 0:
             break
-        if fresh[place]:
+        if outdated[place] == -torch.inf:
             chosen.append(place)
-            best = torch.maximum(best, covers.of(place[None])[0])
+            torch.maximum(best, covers.of(place[None]), out=best)
             gains[place] = -torch.inf
-            fresh[:] = False
-            continue
-        stale = torch.where(fresh, -torch.inf, gains).topk(min(CANDIDATES, len(gains))).indices
-        gains[stale] = torch.where(
-            gains[stale] == -torch.inf, -torch.inf, (covers.of(stale) - best).clamp_(min=0).sum(1)
-        )
-        fresh[stale] = True
+            outdated = gains.clone()
+        else:
+            tried = outdated.topk(min(CANDIDATES, len(gains))).indices
+            gain = (covers.of(tried) - best).clamp_(min=0).sum(1)
+            gains[tried] = torch.where(outdated[tried] == -torch.inf, gains[tried], gain)
+            outdated[tried] = -torch.inf
     return torch.stack(chosen) if chosen else gains.new_empty(0, dtype=torch.int64)
 
 
