@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,21 +118,18 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
         ModelError: weights that are missing, damaged, do not fit the class, or do not fit into memory.
     """
     import transformers
-    from transformers.utils import logging
 
     check_memory(folder, device, dtype)
-    # The library prints nothing; transformers draws a bar while it loads.
-    shows_progress = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        model, info = getattr(transformers, model_class).from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with no_progress_bars():
+            model, info = getattr(transformers, model_class).from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attention,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -141,12 +140,23 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
             raise ModelError(f"The weights in {folder} are damaged: {error}.") from error
         raise
-    finally:
-        if shows_progress:
-            logging.enable_progress_bar()
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} more lack.")
     return model.to(device).eval()
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars while it loads or saves: the library prints nothing."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_memory(folder: Path, device: str, dtype: torch.dtype) -> None:

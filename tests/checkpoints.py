@@ -1,0 +1,100 @@
+"""Tiny checkpoints of the real classes with random weights, and how transformers alone would run them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashvlm import VideoQA
+from flashvlm.bench.random_weights import ARCHITECTURES, Architecture, write
+
+QWEN_SPECIAL = {
+    "<|endoftext|>": 300, "<|im_start|>": 301, "<|im_end|>": 302, "<|vision_start|>": 303, "<|vision_end|>": 304,
+    "<|image_pad|>": 305, "<|video_pad|>": 306,
+}  # fmt: skip
+
+
+def tiny(name: str, special: dict[str, int], text: dict[str, Any], vision: dict[str, Any], **ids: int) -> Architecture:
+    """A published architecture at other sizes."""
+    published = ARCHITECTURES[name]
+    config = {
+        **published.config,
+        "text_config": {**published.config["text_config"], **text},
+        "vision_config": {**published.config["vision_config"], **vision},
+        **ids,
+    }
+    return replace(published, config=config, special=special)
+
+
+def tiny_qwen2_5_vl(folder: Path, **vision: Any) -> Path:
+    """Windows of 2 x 2 tokens in two of three vision blocks."""
+    architecture = tiny(
+        "qwen2.5-vl-3b",
+        QWEN_SPECIAL,
+        {
+            "vocab_size": 320,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "bos_token_id": 300,
+            "eos_token_id": 302,
+            "pad_token_id": 300,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+        },
+        {
+            "depth": 3,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "intermediate_size": 48,
+            "out_hidden_size": 64,
+            "window_size": 56,
+            "fullatt_block_indexes": [2],
+            **vision,
+        },
+        vision_start_token_id=303,
+        vision_end_token_id=304,
+        image_token_id=305,
+        video_token_id=306,
+    )
+    return write(folder, architecture, scale=0.2)
+
+
+def load(folder: Path) -> VideoQA:
+    return VideoQA.from_pretrained(folder, device="cpu", dtype="float32")
+
+
+def noise(count: int, height: int, width: int) -> torch.Tensor:
+    """(count, 3, height, width) uint8 frames, the same every time."""
+    frames = torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(count))
+    return frames.to(torch.uint8)
+
+
+def our_inputs(
+    qa: VideoQA, video: torch.Tensor, question: str, kept: list[int] | None = None, seconds: float = 0.5
+) -> dict[str, torch.Tensor]:
+    encoded = qa.backend.encode(video, seconds)
+    places = torch.arange(len(encoded.tokens)) if kept is None else torch.tensor(kept)
+    return qa.backend.inputs(qa.backend.prompt(question, None), encoded, places[None], encoded.tokens[places][None])
+
+
+def our_text(qa: VideoQA, video: torch.Tensor, question: str, seconds: float = 0.5) -> str:
+    encoded = qa.backend.encode(video, seconds)
+    said = qa.backend.generate(
+        qa.backend.prompt(question, None),
+        encoded,
+        torch.arange(len(encoded.tokens)),
+        encoded.tokens,
+        max_new_tokens=12,
+        temperature=0.0,
+        seed=0,
+        on_text=lambda text: None,
+        on_first_token=lambda: None,
+    )
+    return said.text
+
+
+def their_text(qa: VideoQA, inputs: dict[str, torch.Tensor]) -> str:
+    output = qa.backend.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    return qa.backend.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
