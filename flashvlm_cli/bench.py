@@ -66,7 +66,7 @@ def accuracy(
             parser=whole_number,
             metavar="N",
             help="Number of the first video. Clips below 2000 are for tuning, not for reports.",
-            show_default="2000 for clips, else 0",
+            show_default="2000; 0 of a file",
             rich_help_panel=MEASURED,
         ),
     ] = None,
@@ -136,7 +136,7 @@ def accuracy(
     A question is answered from each selection; retention is the share of the accuracy with all tokens.
     """
     from flashvlm.bench.accuracy import Run, Settings, resolved
-    from flashvlm.bench.data import data_set
+    from flashvlm.bench.clips import data_set
     from flashvlm.selection import SELECTORS
     from flashvlm_cli.console import Bar
 

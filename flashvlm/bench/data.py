@@ -1,8 +1,4 @@
-"""Data sets: questions on videos, with the right answers.
-
-`clips` and `needle` are made up by number from seeds that training never uses and written as H.264 files; a JSONL file
-brings videos and questions of its own. Imports neither torch nor transformers.
-"""
+"""Data sets: questions on videos, with the right answers. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -12,25 +8,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
-from flashvlm.demo.clips import HELD_OUT_SEED, write_clip
-from flashvlm.demo.questions import FAMILIES, NUMBERS, PLACES, ask
-from flashvlm.demo.world import DIRECTIONS, KINDS, NAMES, Scene, make_scene
 from flashvlm.errors import UsageError, VideoError
 
-# Clips below this number may serve to tune selectors; what is reported is measured from here on.
-REPORTED = 2000
-# A guess among the answers that a question of the demo world admits; for captions there are too many to matter.
-GUESSES = {
-    "kind": len(KINDS["animal"]), "motion": len(DIRECTIONS) + 1, "mover": len(NAMES),
-    **dict.fromkeys(("where", "start", "end"), sum(map(len, PLACES))),
-    "exist": 2, "count": len(NUMBERS), "first": len(NAMES), "last": len(NAMES), "moment": len(NAMES) + 1,
-}  # fmt: skip
 # Words that questions share whatever they ask about.
 FUNCTION_WORDS = frozenset(
     {
@@ -117,53 +99,6 @@ def content_words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower())) - FUNCTION_WORDS
 
 
-def film(scene: Scene, rng: np.random.Generator, path: Path) -> Path:
-    """Write a scene as an H.264 file of a size and quality drawn by `rng`."""
-    options = {"crf": str(int(rng.integers(20, 31))), "preset": "veryfast"}
-    fps = 8.0 if scene.frames <= 16 else 4.0
-    write_clip(scene, path, options=options, fps=fps, area=int(rng.uniform(224, 400)) ** 2)
-    return path
-
-
-class Clips(DataSet):
-    """Held-out clips of the demo world. The families of questions take turns: each number has one of its own, and its
-    scene is drawn until that can be asked; further questions are of other families."""
-
-    name = "clips"
-    begin = REPORTED
-    guesses = GUESSES
-
-    def __init__(self, questions: int = 1) -> None:
-        self.each = questions
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"data": self.name, "questions": self.each}
-
-    def questions(self, number: int) -> tuple[Asked, ...]:
-        return _held_out(number, self.each)[1]
-
-    def video(self, number: int, folder: Path) -> Path:
-        scene = _held_out(number, self.each)[0]
-        return film(scene, np.random.default_rng([*HELD_OUT_SEED, number, 1]), folder / "clip.mp4")
-
-
-@lru_cache(maxsize=4096)
-def _held_out(number: int, count: int) -> tuple[Scene, tuple[Asked, ...]]:
-    rng = np.random.default_rng([*HELD_OUT_SEED, number])
-    own = FAMILIES[number % len(FAMILIES)]
-    while True:
-        scene = make_scene(rng)
-        first = ask(scene, own, rng)
-        if first is not None:
-            break
-    asked = [first]
-    for family in rng.permutation([family for family in FAMILIES if family != own]).tolist():
-        further = ask(scene, family, rng) if len(asked) < count else None
-        asked += [further] if further else []
-    return scene, tuple(Asked(question.text, question.answer, question.family) for question in asked)
-
-
 class Lines(DataSet):
     """A JSONL file: a line is `{"video", "question", "answer"}`, with `"choices"` (a list of texts, the answer one of
     them or its letter) and `"family"` where it has them. Video paths are relative to the file. Lines on one video are
@@ -235,21 +170,3 @@ def _read_line(line: str, where: str) -> tuple[str, Asked]:
             raise UsageError(f"{where}: 'answer' must be one of the 'choices' or its letter.")
         answer = choices[place]
     return value["video"], Asked(value["question"], answer, value.get("family", "other"), tuple(choices))
-
-
-@cache
-def data_set(name: str, questions: int = 1) -> DataSet:
-    """`clips`, or the JSONL file of that name.
-
-    Raises:
-        UsageError: there is none, or it cannot be used.
-        VideoError: a video that it names is not there.
-    """
-    if name in GENERATED:
-        return GENERATED[name](questions)
-    if not name.endswith(".jsonl"):
-        raise UsageError(f"--data takes {', '.join(GENERATED)} or a .jsonl file, not {name!r}.")
-    return Lines(Path(name))
-
-
-GENERATED: dict[str, type[Clips]] = {"clips": Clips}

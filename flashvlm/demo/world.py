@@ -7,6 +7,7 @@ picture's area, so that a thing has the same number of pixels in a wide and in a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,11 +98,14 @@ def make_scene(
     count: int | None = None,
     held_out_pairs: bool = False,
     zoom: float = 1.0,
+    spans: Sequence[tuple[float, float]] | None = None,
 ) -> Scene:
     """Make up a scene that is sampled at `frames` frames (1 is a still), its things `zoom` times as large as usual.
 
-    With `held_out_pairs` every moving thing is one of `HELD_OUT_PAIRS`; without, none is.
+    With `held_out_pairs` every moving thing is one of `HELD_OUT_PAIRS`; without, none is. `spans` says when each thing
+    is visible (fractions of the clip), and so how many there are.
     """
+    count = count if spans is None else len(spans)
     frames = frames or int(rng.choice([1, 4, 8, 12, 16, 24, 32, 48, 64]))
     aspect = aspect or ASPECTS[rng.integers(len(ASPECTS))]
     while True:
@@ -111,7 +115,7 @@ def make_scene(
         in_turn = in_turn and frames > 1
         things = count or int(rng.integers(1 + in_turn, 5))
         # A scene in which no place is left for a further thing, or nothing can move as wished, is made up anew.
-        scene = _try_scene(rng, frames, aspect, in_turn, things, held_out_pairs, zoom)
+        scene = _try_scene(rng, frames, aspect, in_turn, things, held_out_pairs, zoom, spans)
         if scene is not None:
             return scene
 
@@ -148,8 +152,9 @@ def _try_scene(
     count: int,
     held_out_pairs: bool,
     zoom: float,
+    spans: Sequence[tuple[float, float]] | None,
 ) -> Scene | None:
-    spans = _spans(rng, frames, sequence, count)
+    spans = spans or _spans(rng, frames, sequence, count)
     if len(spans) != count:
         return None
     extent = ((aspect[0] / aspect[1]) ** 0.5, (aspect[1] / aspect[0]) ** 0.5)
