@@ -34,6 +34,8 @@ ALIASES = {
         ),
         Alias("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "Qwen2-VL, 2 B parameters. The default."),
         Alias("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "Qwen2-VL, 7 B parameters."),
+        Alias("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL, 3 B parameters."),
+        Alias("video-llava-7b", "LanguageBind/Video-LLaVA-7B-hf", "Video-LLaVA, 7 B parameters; looks at 8 frames."),
     )
 }
 

@@ -72,11 +72,38 @@ def qwen2_vl_patches(
     if missing:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
     t, h, w = len(frames) // tp, frames.shape[2] // p, frames.shape[3] // p
-    # (value / 255 - mean) / std as one multiplication and one addition on float32, written once, in patch order.
-    std = torch.tensor(image_std, dtype=torch.float64)
-    scale = (1 / (255 * std)).float().view(3, 1, 1, 1)
-    shift = (-torch.tensor(image_mean, dtype=torch.float64) / std).float().view(3, 1, 1, 1)
+    # Written once, in patch order.
+    scale, shift = (number.view(3, 1, 1, 1).to(frames.device) for number in _normalisation(image_mean, image_std))
     patches = frames.view(t, tp, 3, h // m, m, p, w // m, m, p).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
     pixel_values = torch.empty(patches.shape, dtype=torch.float32, device=frames.device)
-    torch.mul(patches, scale.to(frames.device), out=pixel_values).add_(shift.to(frames.device))
+    torch.mul(patches, scale, out=pixel_values).add_(shift)
     return pixel_values.view(t * h * w, -1), torch.tensor([[t, h, w]])
+
+
+def shortest_edge_size(height: int, width: int, edge: int) -> tuple[int, int]:
+    """The (height, width) at which the shorter side of a frame is `edge` pixels and its shape stays."""
+    if height <= width:
+        return edge, edge * width // height
+    return edge * height // width, edge
+
+
+def clip_pixels(
+    frames: torch.Tensor, *, side: int, image_mean: Sequence[float], image_std: Sequence[float]
+) -> torch.Tensor:
+    """Frames as CLIP's vision encoder takes them: their middle `side` x `side` pixels, normalised.
+
+    Args:
+        frames: (F, 3, h, w) uint8, h and w at least `side` (see `shortest_edge_size`).
+
+    Returns:
+        (F, 3, side, side) float32.
+    """
+    top, left = (frames.shape[2] - side) // 2, (frames.shape[3] - side) // 2
+    scale, shift = (number.view(3, 1, 1).to(frames.device) for number in _normalisation(image_mean, image_std))
+    return frames[:, :, top : top + side, left : left + side] * scale + shift
+
+
+def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What (value / 255 - mean) / std is as one multiplication and one addition, (3,) float32 each."""
+    deviation = torch.tensor(std, dtype=torch.float64)
+    return (1 / (255 * deviation)).float(), (-torch.tensor(mean, dtype=torch.float64) / deviation).float()

@@ -15,14 +15,16 @@ QWEN_SPECIAL = {
 }  # fmt: skip
 
 
-def tiny(name: str, special: dict[str, int], text: dict[str, Any], vision: dict[str, Any], **ids: int) -> Architecture:
+def tiny(
+    name: str, special: dict[str, int], text: dict[str, Any], vision: dict[str, Any], **others: Any
+) -> Architecture:
     """A published architecture at other sizes."""
     published = ARCHITECTURES[name]
     config = {
         **published.config,
         "text_config": {**published.config["text_config"], **text},
         "vision_config": {**published.config["vision_config"], **vision},
-        **ids,
+        **others,
     }
     return replace(published, config=config, special=special)
 
@@ -59,6 +61,40 @@ def tiny_qwen2_5_vl(folder: Path, **vision: Any) -> Path:
         video_token_id=306,
     )
     return write(folder, architecture, scale=0.2)
+
+
+VIDEO_LLAVA_SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": 300, "<video>": 301, "<pad>": 302}
+
+
+def tiny_video_llava(folder: Path, **settings: Any) -> Path:
+    """Frames of 28 x 28 pixels in 2 x 2 patches: five tokens each."""
+    architecture = tiny(
+        "video-llava-7b",
+        VIDEO_LLAVA_SPECIAL,
+        {
+            "vocab_size": 320,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 128,
+            "pad_token_id": 302,
+        },
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "projection_dim": 16,
+        },
+        image_token_index=300,
+        video_token_index=301,
+        **settings,
+    )
+    frames = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    return write(folder, replace(architecture, frames=frames), scale=0.2)
 
 
 def load(folder: Path) -> VideoQA:

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from flashvlm.errors import VideoError
-from flashvlm.pixels import qwen2_vl_patches, resize, smart_resize
+from flashvlm.pixels import clip_pixels, qwen2_vl_patches, resize, shortest_edge_size, smart_resize
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "preprocess.npz")
-SETTINGS = json.loads(bytes(GOLDEN["meta_json"]))["qwen2_vl"]
+META = json.loads(bytes(GOLDEN["meta_json"]))
+SETTINGS, CLIP = META["qwen2_vl"], META["video_llava"]
 CASES = sorted(name.split("/")[1] for name in GOLDEN.files if name.startswith("qwen2_vl/") and name.endswith("/frames"))
+CLIP_CASES = sorted(name.split("/")[1] for name in GOLDEN.files if name.startswith("video_llava/"))
 QWEN = {name: SETTINGS[name] for name in ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")}
 PIXELS = {"min_pixels": SETTINGS["size"]["shortest_edge"], "max_pixels": SETTINGS["size"]["longest_edge"]}
 
@@ -25,6 +27,20 @@ def test_qwen2_vl_pixels_agree_with_transformers(case):
     assert grid_thw.tolist() == [GOLDEN[f"qwen2_vl/{case}/grid_thw"].tolist()]
     assert pixel_values.dtype == torch.float32 and pixel_values.shape == expected.shape
     grey_level = 1 / 255 / min(SETTINGS["image_std"])
+    assert (pixel_values - expected).abs().max() <= grey_level + 2**-10
+
+
+@pytest.mark.parametrize("case", CLIP_CASES)
+def test_video_llava_pixels_agree_with_transformers(case):
+    frames = torch.from_numpy(GOLDEN[f"qwen2_vl/{case}/frames"]).permute(0, 3, 1, 2)
+    size = shortest_edge_size(*frames.shape[2:], CLIP["size"]["shortest_edge"])
+    resized = torch.stack([resize(frame, size) for frame in frames])
+    side, mean, std = CLIP["crop_size"]["height"], CLIP["image_mean"], CLIP["image_std"]
+    pixel_values = clip_pixels(resized, side=side, image_mean=mean, image_std=std)
+
+    expected = torch.from_numpy(GOLDEN[f"video_llava/{case}/pixel_values"]).float()
+    assert pixel_values.dtype == torch.float32 and pixel_values.shape == expected.shape
+    grey_level = 1 / 255 / min(CLIP["image_std"])
     assert (pixel_values - expected).abs().max() <= grey_level + 2**-10
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from importlib import import_module
 from pathlib import Path
 
 from flashvlm.backends.base import Backend
+from flashvlm.backends.loading import read_settings
 from flashvlm.errors import ModelError
 
 # `model_type` of a checkpoint's config.json -> the class that serves it.
 FAMILIES = {
     "qwen2_vl": "flashvlm.backends.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "flashvlm.backends.qwen2_5_vl:Qwen25VL",
+    "video_llava": "flashvlm.backends.video_llava:VideoLlava",
 }
 
 
@@ -22,11 +23,18 @@ def load(folder: Path, *, device: str, dtype: str) -> Backend:
     Raises:
         ModelError: a config.json that cannot be read, a family without a backend, or weights that do not fit.
     """
-    try:
-        family = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be read, or names no model_type.") from error
+    config = read_settings(folder, "config.json")
+    family = config.get("model_type")
+    if not isinstance(family, str):
+        raise ModelError(f"{folder / 'config.json'} is missing, or names no model_type.")
     if family not in FAMILIES:
         raise ModelError(f"Models of type {family!r} are not supported; supported are: {', '.join(FAMILIES)}.")
     module, name = FAMILIES[family].split(":")
-    return getattr(import_module(module), name).load(folder, device=device, dtype=dtype)
+    backend: type[Backend] = getattr(import_module(module), name)
+    architectures = config.get("architectures") or [backend.model_class]
+    if backend.model_class not in architectures:
+        # A reward or embedding model, say: it has no words to answer with.
+        raise ModelError(
+            f"Models of architecture {architectures[0]} are not supported; of type {family} only {backend.model_class}."
+        )
+    return backend.load(folder, device=device, dtype=dtype)

@@ -1,0 +1,135 @@
+"""Video-LLaVA (arXiv 2311.10122): eight frames, CLIP with a class token a frame, positions in one dimension."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashvlm.backends.base import Backend, Encoded, Prompt
+from flashvlm.backends.loading import video_settings
+from flashvlm.errors import ModelError, UsageError
+from flashvlm.options import DEFAULT_FPS
+from flashvlm.pixels import clip_pixels, shortest_edge_size
+
+# What transformers' VideoLlavaVideoProcessor takes where a checkpoint says nothing.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Whether a kept token has the position it had, or the kept ones close up.
+KEEP_GAPS = True
+
+
+class VideoLlava(Backend):
+    """Every frame is resized by its shorter side and cut to its middle square, as the class's processor does.
+
+    A still picture is a video of one frame and goes through the video tower. The class has a tower for pictures too; in
+    the published checkpoint the two differ in little but the class token
+    (https://github.com/PKU-YuanGroup/Video-LLaVA/issues/223).
+    """
+
+    family = "video_llava"
+    model_class = "VideoLlavaForConditionalGeneration"
+    chat_template = (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'user' %}USER: {% elif message['role'] == 'assistant' %}ASSISTANT: {% endif %}"
+        "{% for content in message['content'] %}"
+        "{% if content['type'] == 'video' %}<video>\n{% else %}{{ content['text'] }}{% endif %}{% endfor %} "
+        "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    default_frames = 8
+    positions_have_gaps = KEEP_GAPS
+    frames_per_group = 1
+
+    def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        super().__init__(model, tokenizer, folder)
+        self.vision = model.config.vision_config
+        if self.vision.model_type != "clip_vision_model":
+            raise ModelError(f"Video-LLaVA with a vision encoder of type {self.vision.model_type!r} is not supported.")
+        settings = video_settings(folder)
+        # The towers take this size and no other.
+        self.side = self.vision.image_size
+        self.edge = max((settings.get("size") or {}).get("shortest_edge") or self.side, self.side)
+        self.mean = tuple(settings.get("image_mean") or MEAN)
+        self.std = tuple(settings.get("image_std") or STD)
+
+    @property
+    def visual_token(self) -> int:
+        return self.model.config.video_token_id
+
+    @property
+    def text_config(self) -> Any:
+        return self.model.config.text_config
+
+    def frame_size(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
+        return shortest_edge_size(height, width, self.edge)
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:
+        pixels = clip_pixels(frames, side=self.side, image_mean=self.mean, image_std=self.std)
+        attention = self._last_attention()
+        last: dict[str, Tensor] = {}
+
+        def keep_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            last["hidden"] = args[0] if args else kwargs["hidden_states"]
+
+        hook = attention.register_forward_pre_hook(keep_input, with_kwargs=True)
+        try:
+            output = self.model.model.get_video_features(pixels.unsqueeze(0).to(self.device, self.dtype))
+        finally:
+            hook.remove()
+        cells = self.side // self.vision.patch_size
+        return Encoded(
+            output.pooler_output.flatten(0, 1),
+            class_attention(attention, last["hidden"]).flatten(),
+            groups=len(frames),
+            height=cells,
+            width=cells,
+            class_tokens=1,
+            seconds_per_group=seconds_per_frame,
+        )
+
+    def _last_attention(self) -> Any:
+        """The attention of the layer whose output the features are; of the deepest one where they are several."""
+        layers = [module for module in self.model.model.video_tower.modules() if hasattr(module, "self_attn")]
+        chosen = self.model.config.vision_feature_layer
+        # Number 0 is what goes into the first layer.
+        numbers = [n % (len(layers) + 1) for n in ([chosen] if isinstance(chosen, int) else chosen)]
+        return layers[max(max(numbers) - 1, 0)].self_attn
+
+    def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
+        return torch.arange(len(prompt.before) + len(encoded.tokens) + len(prompt.after)).unsqueeze(0)
+
+    def kept_positions(self, prompt: Prompt, encoded: Encoded, places: Tensor) -> Tensor:
+        """The positions that the tokens had; without gaps where the model was not made for so high ones.
+
+        Raises:
+            UsageError: more tokens than the model has positions.
+        """
+        most = self.text_config.max_position_embeddings
+        count = places.shape[1]
+        if count > most:
+            raise UsageError(
+                f"The prompt takes {count} tokens, and this model reads at most {most}: "
+                "look at fewer frames or keep less."
+            )
+        positions = self.position_ids(prompt, encoded)
+        if KEEP_GAPS and positions.shape[1] <= most:
+            return positions[:, places]
+        return torch.arange(count).expand(1, len(places), -1)
+
+
+def class_attention(attention: Any, hidden: Tensor) -> Tensor:
+    """The class token's row of attention in one layer, mean over heads: what it reads from itself and every patch.
+
+    Args:
+        attention: the layer's attention module.
+        hidden: (F, 1 + P, C) its input, the class token first.
+
+    Returns:
+        (F, 1 + P) float32, each row's sum 1.
+    """
+    query = attention.q_proj(hidden[:, :1]).unflatten(-1, (attention.num_heads, -1))
+    key = attention.k_proj(hidden).unflatten(-1, (attention.num_heads, -1))
+    scores = torch.einsum("fqhd,fkhd->fhk", query, key).float() * attention.scale
+    return scores.softmax(dim=-1).mean(dim=1)

@@ -1,0 +1,138 @@
+"""Video-LLaVA with all tokens is transformers' own: logits and text, class tokens, saliency and positions."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import load, noise, our_inputs, our_text, their_text, tiny_video_llava
+from transformers import VideoLlavaForConditionalGeneration
+
+from flashvlm import VideoQA
+from flashvlm.errors import UsageError
+from flashvlm.pixels import clip_pixels
+from flashvlm.samples import samples_dir
+
+QUESTION = "Why is this video funny?"
+# The published prompt format with this question; the tokenizer begins with <s>.
+PROMPT = "USER: <video>\nWhy is this video funny? ASSISTANT:"
+
+
+@pytest.fixture(scope="module")
+def qa(tmp_path_factory: pytest.TempPathFactory) -> VideoQA:
+    return load(tiny_video_llava(tmp_path_factory.mktemp("video_llava")))
+
+
+def transformers_inputs(qa: VideoQA, video: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a user of transformers alone would hand to the model for this video and QUESTION."""
+    pixels = clip_pixels(video, side=28, image_mean=qa.backend.mean, image_std=qa.backend.std)
+    text = PROMPT.replace("<video>", "<video>" * (5 * len(video)))
+    ids = torch.tensor([qa.backend.tokenizer(text).input_ids])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels[None]}
+
+
+def test_the_prompt_is_the_published_format(qa: VideoQA) -> None:
+    prompt, decode = qa.backend.prompt(QUESTION, None), qa.backend.tokenizer.decode
+    assert decode(prompt.before) + "<video>" + decode(prompt.after) == "<s>" + PROMPT
+
+
+def test_a_system_prompt_comes_before_the_user(qa: VideoQA) -> None:
+    prompt, decode = qa.backend.prompt(QUESTION, "Be brief."), qa.backend.tokenizer.decode
+    assert decode(prompt.before) + "<video>" + decode(prompt.after) == "<s>Be brief. " + PROMPT
+
+
+def test_a_chat_template_of_the_checkpoint_comes_first(tmp_path: Path) -> None:
+    folder = tiny_video_llava(tmp_path)
+    template = "<s>{% for part in messages[0]['content'] %}{{ '<video>' if part['type'] == 'video' else part['text'] }}"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template + "{% endfor %}"}))
+    backend = load(folder).backend
+    prompt, decode = backend.prompt(QUESTION, None), backend.tokenizer.decode
+    assert (decode(prompt.before), decode(prompt.after)) == ("<s>", QUESTION)
+
+
+@pytest.mark.parametrize("layer", [-2, -1, 3, [-3, -2]])
+def test_all_tokens_give_the_logits_of_transformers(layer: int | list[int], tmp_path: Path) -> None:
+    qa = load(tiny_video_llava(tmp_path, vision_feature_layer=layer))
+    with torch.inference_mode():
+        theirs = qa.backend.model(**transformers_inputs(qa, noise(8, 28, 28))).logits[:, -1]
+        ours = qa.backend.model(**our_inputs(qa, noise(8, 28, 28), QUESTION)).logits[:, -1]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_all_tokens_give_the_text_of_transformers(qa: VideoQA, count: int) -> None:
+    theirs = their_text(qa, transformers_inputs(qa, noise(count, 28, 28)))
+    assert theirs and our_text(qa, noise(count, 28, 28), QUESTION) == theirs
+
+
+@pytest.mark.parametrize("layer, number", [(-2, 2), (-1, 3), (3, 2), ([-3, -2], 2)])
+def test_saliency_is_the_class_token_s_attention_where_the_features_come_from(
+    layer: int | list[int], number: int, tmp_path: Path
+) -> None:
+    folder = tiny_video_llava(tmp_path, vision_feature_layer=layer)
+    reference = VideoLlavaForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    qa = load(folder)
+    pixels = transformers_inputs(qa, noise(3, 28, 28))["pixel_values_videos"][0]
+    with torch.inference_mode():
+        attentions = reference.model.video_tower(pixels, output_attentions=True).attentions
+    # (frames, heads, queries, keys): the row of query 0.
+    expected = attentions[number].mean(dim=1)[:, 0].flatten()
+    torch.testing.assert_close(qa.backend.encode(noise(3, 28, 28)).saliency, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_kept_tokens_and_the_text_keep_their_positions(qa: VideoQA) -> None:
+    before = len(qa.backend.prompt(QUESTION, None).before)
+    inputs = our_inputs(qa, noise(4, 28, 28), QUESTION, kept=[0, 7, 19])
+    after = len(qa.backend.prompt(QUESTION, None).after)
+    expected = [*range(before), before, before + 7, before + 19, *range(before + 20, before + 20 + after)]
+    assert inputs["position_ids"].tolist() == [expected]
+
+
+def test_gaps_between_positions_do_not_cut_the_prompt_in_pieces(qa: VideoQA) -> None:
+    encoded, prompt = qa.backend.encode(noise(4, 28, 28)), qa.backend.prompt(QUESTION, None)
+    kept = torch.tensor([[0, 7, 19]])
+    inputs = qa.backend.inputs(prompt, encoded, kept, encoded.tokens[kept])
+    ids: list[int] = []
+    with torch.inference_mode():
+        for _ in range(4):
+            ids.append(int(qa.backend.model(**inputs).logits[0, -1].argmax()))
+            word = qa.backend.model.get_input_embeddings()(torch.tensor([[ids[-1]]]))
+            inputs["inputs_embeds"] = torch.cat([inputs["inputs_embeds"], word], dim=1)
+            inputs["position_ids"] = torch.cat([inputs["position_ids"], inputs["position_ids"][:, -1:] + 1], dim=1)
+            inputs["attention_mask"] = torch.ones_like(inputs["position_ids"])
+    said = qa.backend.answers(prompt, encoded, kept, encoded.tokens[kept], max_new_tokens=4)
+    assert said == [qa.backend.tokenizer.decode(ids, skip_special_tokens=True).strip()]
+
+
+def test_a_video_longer_than_the_model_s_positions_closes_up(qa: VideoQA) -> None:
+    positions = our_inputs(qa, noise(20, 28, 28), QUESTION, kept=[0, 50, 99])["position_ids"]
+    assert positions.tolist() == [list(range(positions.shape[1]))]
+
+
+def test_a_prompt_longer_than_the_model_s_positions_is_refused(qa: VideoQA) -> None:
+    with pytest.raises(UsageError, match="at most 128: look at fewer frames or keep less"):
+        our_inputs(qa, noise(20, 28, 28), QUESTION)
+
+
+def test_eight_frames_are_looked_at_unless_asked_otherwise(qa: VideoQA) -> None:
+    def frames(**sampling: int) -> int:
+        return qa.ask(samples_dir() / "sequence.mp4", QUESTION, max_new_tokens=1, **sampling).frames
+
+    assert (frames(), frames(frames=3), frames(fps=1), frames(max_frames=5)) == (8, 3, 12, 5)
+
+
+def test_class_tokens_are_counted_and_have_no_cell(qa: VideoQA) -> None:
+    answer = qa.ask(samples_dir() / "sequence.mp4", QUESTION, keep="100%", selector="uniform", max_new_tokens=1)
+    assert answer.tokens.before == answer.tokens.after == 40
+    for moment in answer.moments:
+        assert (moment.tokens, moment.grid_height, moment.grid_width) == (5, 2, 2)
+        assert moment.kept == ((0, 0), (0, 1), (1, 0), (1, 1))
+        assert moment.class_token is False and moment.kept_count == 5
+
+
+def test_only_the_middle_square_of_a_frame_is_seen(qa: VideoQA) -> None:
+    wide = noise(2, 28, 40)
+    seen = qa.backend.encode(wide[:, :, :, 6:34])
+    torch.testing.assert_close(qa.backend.encode(wide).tokens, seen.tokens)
