@@ -21,7 +21,8 @@ def divprune(inputs: Inputs) -> Selection:
     """Greedy max-min diversity: DivPrune (CVPR 2025, arXiv 2503.02175).
 
     It begins with the token whose nearest other token is farthest, and goes on with the token farthest from all kept
-    ones. Of equals the first.
+    ones, of equals the first. At most N x K similarities, apart from those that find the first token: few in a video,
+    where most tokens have a like beside them or in the next group, N x N at worst.
     """
     space = Space.of(inputs.tokens, inputs.metric)
     return Selection.of(inputs, farthest_points(space, loneliest(space, inputs.group_sizes[0]), inputs.budget))
@@ -50,9 +51,8 @@ def farthest_points(space: Space, first: Tensor, count: int) -> Tensor:
         farthest = similarity.topk(min(POOL + 1, len(similarity)), largest=False)
         pool = farthest.indices[:-1].sort().values
         between = space.left[pool] @ space.right[pool].T
-        kept = pool[
-            _farthest_in(between.cpu(), similarity[pool].cpu(), farthest.values[-1].cpu(), missing).to(pool.device)
-        ]
+        picks = _farthest_in(between.cpu(), similarity[pool].cpu(), farthest.values[-1].cpu(), missing)
+        kept = pool[picks.to(pool.device)]
         torch.maximum(similarity, (space.left @ space.right[kept].T).amax(1), out=similarity)
         similarity[kept] = torch.inf
         chosen.append(kept)
@@ -76,14 +76,14 @@ def _farthest_in(between: Tensor, similarity: Tensor, limit: Tensor, count: int)
 
 
 def loneliest(space: Space, stride: int) -> Tensor:
-    """Find the token whose nearest other one is farthest, (); of equals the first.
+    """Find the token whose nearest other one is farthest, () int64; of those equal but for rounding, one.
 
     Neighbours tell most tokens from it at once: the nearest one is at least as near as the token beside, or the one in
     the same cell of the next group. The others are compared with all, those far from their neighbours first.
 
     Args:
         space: N tokens.
-        stride: tokens of a group; the result is the same with any other number.
+        stride: tokens of a group. Another number costs time and nothing else.
     """
     count = len(space.left)
     bound = space.left.new_full((count,), -torch.inf)

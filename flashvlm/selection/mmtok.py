@@ -46,9 +46,12 @@ class Covers:
         self._table: Tensor | None = None
         blocks = torch.arange(count, device=inputs.tokens.device).split(max(1, BLOCK // count))
         if 4 * count**2 <= TABLE_BYTES:
-            self._table = torch.cat([self.of(block) for block in blocks])
-        own = torch.cat([self.of(block)[:, -count:].sum(1) for block in blocks])
-        self._weight = TOKEN_WEIGHT / (count * own)
+            table = self._words.new_empty(count, self._words.shape[1] + count)
+            for block in blocks:
+                table[block] = self.of(block)
+            self._table = table
+        likeness = torch.cat([self.of(block)[:, -count:].sum(1) for block in blocks])
+        self._weight = TOKEN_WEIGHT / (count * likeness)
         if self._table is not None:
             self._table[:, -count:] *= self._weight
         self.total = torch.cat([self.of(block).sum(1) for block in blocks])

@@ -24,18 +24,18 @@ def tome(inputs: Inputs) -> Selection:
     similar odd one, and merges the most similar pairs into their odd tokens: the mean, weighted by how many tokens
     went into each. `vectors` holds the merged tokens, `indices` those that the others were merged into.
     """
-    vectors, indices = inputs.tokens.float(), torch.arange(len(inputs.tokens), device=inputs.tokens.device)
+    sums, indices = inputs.tokens.float(), torch.arange(len(inputs.tokens), device=inputs.tokens.device)
     sizes = torch.ones_like(indices, dtype=torch.float32)
     while (excess := len(indices) - inputs.budget) > 0:
         merged = min(excess, len(indices) // 2, max(1, int(len(indices) * MERGED_SHARE)))
-        source, target = closest_pairs(Space.of(vectors, inputs.metric), merged)
+        source, target = closest_pairs(Space.of(sums / sizes[:, None], inputs.metric), merged)
+        order, members = gathered(target, len(indices))
+        added = source[order]
         rest = torch.ones_like(indices, dtype=torch.bool).index_fill(0, source, False)
-        into = torch.arange(len(indices), device=source.device).index_copy(0, source, target)
-        order, members = gathered((rest.cumsum(0) - 1)[into], len(indices) - merged)
-        sums = torch.segment_reduce((vectors * sizes[:, None])[order], "sum", lengths=members)
-        sizes = torch.segment_reduce(sizes[order], "sum", lengths=members)
-        vectors, indices = sums / sizes[:, None], indices[rest]
-    return replace(Selection.of(inputs, indices), vectors=vectors.to(inputs.tokens.dtype))
+        sums = sums[rest] + torch.segment_reduce(sums[added], "sum", lengths=members[rest])
+        sizes = sizes[rest] + torch.segment_reduce(sizes[added], "sum", lengths=members[rest])
+        indices = indices[rest]
+    return replace(Selection.of(inputs, indices), vectors=(sums / sizes[:, None]).to(inputs.tokens.dtype))
 
 
 def closest_pairs(space: Space, count: int) -> tuple[Tensor, Tensor]:
