@@ -46,12 +46,10 @@ def farthest_points(space: Space, first: Tensor, count: int) -> Tensor:
     similarity = space.left @ space.right[first]
     similarity[first] = torch.inf
     while (missing := count - sum(map(len, chosen))) > 0:
-        # The farthest of all heads the pool, which of equals need not hold the first.
-        similarity[similarity.argmin()] = -torch.inf
-        farthest = similarity.topk(min(POOL + 1, len(similarity)), largest=False)
-        pool = farthest.indices[:-1].sort().values
-        between = space.left[pool] @ space.right[pool].T
-        picks = _farthest_in(between.cpu(), similarity[pool].cpu(), farthest.values[-1].cpu(), missing)
+        ranked, order = similarity.sort(stable=True)
+        pool = order[:POOL].sort().values
+        limit = ranked[POOL].item() if len(ranked) > POOL else torch.inf
+        picks = _farthest_in((space.left[pool] @ space.right[pool].T).cpu(), similarity[pool].cpu(), limit, missing)
         kept = pool[picks.to(pool.device)]
         torch.maximum(similarity, (space.left @ space.right[kept].T).amax(1), out=similarity)
         similarity[kept] = torch.inf
@@ -59,15 +57,20 @@ def farthest_points(space: Space, first: Tensor, count: int) -> Tensor:
     return torch.cat(chosen)
 
 
-def _farthest_in(between: Tensor, similarity: Tensor, limit: Tensor, count: int) -> Tensor:
-    """Choose up to `count` next tokens of the pool, at least one, as long as none outside it, at `limit`, can precede.
+def _farthest_in(between: Tensor, before: Tensor, limit: float, count: int) -> Tensor:
+    """Choose up to `count` next tokens of the pool, at least one, as long as none outside it can precede.
 
     On the CPU, which small steps suit better.
+
+    Args:
+        between: (P, P) similarities in the pool.
+        before: (P,) similarity to the nearest chosen token. All outside the pool are at `limit` or nearer, and those at
+            `limit` come after those in the pool that are.
     """
-    places: list[Tensor] = []
+    similarity, places = before.clone(), list[Tensor]()
     while len(places) < count:
         place = similarity.argmin()
-        if places and similarity[place] >= limit:
+        if places and (similarity[place] > limit or before[place] < similarity[place] == limit):
             break
         places.append(place)
         similarity = torch.maximum(similarity, between[place])
