@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from flashvlm.errors import ModelError
+from flashvlm.errors import ModelError, UsageError
 
 BUNDLED = Path(__file__).parent / "demo"
 DEFAULT_MODEL = "qwen2-vl-2b"
@@ -100,16 +102,31 @@ def present(model: str, revision: str | None = None) -> bool:
     return folder is not None and _missing(folder) is None
 
 
-def fetch(model: str, revision: str | None = None) -> Path:
+def revision_of(folder: Path) -> str | None:
+    """The commit that a folder of the Hugging Face cache holds; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def fetch(
+    model: str, revision: str | None = None, on_download: Callable[[int, int], None] = lambda done, total: None
+) -> Path:
     """The folder of `model`, downloaded into the Hugging Face cache where it is not on this machine yet.
 
     Honours `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` and `HF_TOKEN`, as huggingface_hub does.
 
+    Args:
+        revision: a branch, tag or commit of a model on the hub; None is its newest.
+        on_download: gets the bytes that are here and those wanted, again and again, from several threads. The second
+            number grows until every file has begun.
+
     Raises:
-        ModelError: no such model, files that are missing, or neither cached nor reachable.
+        ModelError: no such model or revision, files that are missing, or neither cached nor reachable.
+        UsageError: a revision of a folder.
     """
     folder = _folder(model)
     if folder is not None:
+        if revision is not None:
+            raise UsageError(f"{model} is a folder on this machine and has no revisions: leave --revision away.")
         if (lacking := _missing(folder)) is not None:
             raise ModelError(f"The model folder {folder} is incomplete: it has no {lacking}.")
         return folder
@@ -118,7 +135,12 @@ def fetch(model: str, revision: str | None = None) -> Path:
     if cached is not None:
         return cached
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     out = (
         f"fetch it where there is a network (flashvlm fetch {model}), "
@@ -126,11 +148,15 @@ def fetch(model: str, revision: str | None = None) -> Path:
     )
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES))
+        folder = Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=_meter(on_download))
+        )
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on the hub and log in with 'hf auth login'.") from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"There is no model {hub_id} on the hub (or it is private).") from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"{hub_id} has no revision {revision!r} on the hub.") from error
     except OfflineModeIsEnabled as error:
         raise ModelError(f"{hub_id} is not on this machine and HF_HUB_OFFLINE is set: {out}.") from error
     # The hub's client raises whatever its transport does; all of it means that the files cannot be had.
@@ -140,3 +166,33 @@ def fetch(model: str, revision: str | None = None) -> Path:
     if (lacking := _missing(folder)) is not None:
         raise ModelError(f"{hub_id} cannot be used: it has no {lacking}.")
     return folder
+
+
+def _meter(on_download: Callable[[int, int], None]) -> type[Any]:
+    """A tqdm class for huggingface_hub that draws nothing and hands its count of bytes on.
+
+    The hub counts bytes in two bars where it rebuilds files from chunks: the one that is ahead is reported.
+    """
+    import io
+
+    from tqdm.auto import tqdm
+
+    ahead = {"done": 0, "total": 0}
+
+    class Meter(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
+
+        def display(self, *args: Any, **kwargs: Any) -> bool:
+            return True
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            if self.unit == "B":
+                ahead["done"] = max(ahead["done"], int(self.n))
+                ahead["total"] = max(ahead["total"], int(self.total or 0), ahead["done"])
+                on_download(ahead["done"], ahead["total"])
+            return shown
+
+    return Meter

@@ -42,22 +42,31 @@ class VideoQA:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path = models.DEFAULT_MODEL, *, device: str = "auto", dtype: str = "auto"
+        cls,
+        model: str | Path = models.DEFAULT_MODEL,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        on_download: Callable[[int, int], None] = lambda done, total: None,
     ) -> VideoQA:
         """Load a model: an alias (`demo`), a Hugging Face id, or a checkpoint folder.
 
         Args:
             device: `auto`, `cpu`, `cuda` or `mps`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`.
+            revision: a branch, tag or commit of a model on the hub.
+            on_download: gets the bytes that are here and those wanted, while the model is downloaded.
 
         Raises:
-            ModelError: the model is not available, incomplete, or of a family without a backend.
-            UsageError: an unknown dtype, or a device that is not here.
+            ModelError: the model is not available, incomplete, too large, or of a family without a backend.
+            UsageError: an unknown dtype, a device that is not here, or a revision of a folder.
         """
-        begin = time.perf_counter()
         if dtype not in ("auto", *DTYPES):
             raise UsageError(f"The dtype is one of auto, {', '.join(DTYPES)}; not {dtype!r}.")
-        backend = backends.load(models.fetch(str(model)), device=device, dtype=dtype)
+        folder = models.fetch(str(model), revision, on_download)
+        begin = time.perf_counter()
+        backend = backends.load(folder, device=device, dtype=dtype)
         return cls(backend, str(model), time.perf_counter() - begin)
 
     def ask(
@@ -194,7 +203,8 @@ class VideoQA:
     def _facts(self) -> ModelFacts:
         backend = self.backend
         dtype = str(backend.dtype).removeprefix("torch.")
-        return ModelFacts(self.name, str(backend.folder), backend.family, backend.device.type, dtype)
+        revision = models.revision_of(backend.folder)
+        return ModelFacts(self.name, str(backend.folder), backend.family, backend.device.type, dtype, revision)
 
 
 class _Clock:

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -93,6 +93,12 @@ def ask(
             autocompletion=suggest_models,
         ),
     ] = DEFAULT_MODEL,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REV", help="Branch, tag or commit on the hub.", show_default="the newest", rich_help_panel=MODEL
+        ),
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where it runs.", rich_help_panel=MODEL)] = "auto",
     dtype: Annotated[
         Dtype,
@@ -185,20 +191,24 @@ def ask(
         raise VideoError(f"There is no file {video!r}.")
     asked = read_question(question)
     silence_libraries()
+    loading: dict[str, Any] = {"model": model, "revision": revision, "device": device, "dtype": dtype}
     if as_json:
-        output.print_json(answer_of(model, device, dtype, video, asked, options).to_json())
+        output.print_json(answer_of(loading, video, asked, options).to_json())
     elif quiet or sys.stderr is None:
-        stream_answer(lambda on_text: answer_of(model, device, dtype, video, asked, options, on_text))
+        stream_answer(lambda on_text: answer_of(loading, video, asked, options, on_text))
     else:
         from flashvlm.models import present
         from flashvlm_cli.console import Progress, print_summary
 
         with Progress() as progress:
             progress.stage("load")
-            if not present(model):
+            if not present(model, revision):
                 progress.stage("fetch")
+            loading["on_download"] = lambda done, total: (
+                progress.fetched(done, total) if done < total else progress.stage("load")
+            )
             answer = stream_answer(
-                lambda on_text: answer_of(model, device, dtype, video, asked, options, on_text, progress.stage),
+                lambda on_text: answer_of(loading, video, asked, options, on_text, progress.stage),
                 before_first=progress.give_way,
             )
         for warning in answer.warnings:
@@ -207,9 +217,7 @@ def ask(
 
 
 def answer_of(
-    model: str,
-    device: str,
-    dtype: str,
+    loading: dict[str, Any],
     video: str,
     question: str,
     options: AskOptions,
@@ -218,7 +226,7 @@ def answer_of(
 ) -> Answer:
     from flashvlm import VideoQA
 
-    loaded = VideoQA.from_pretrained(model, device=device, dtype=dtype)
+    loaded = VideoQA.from_pretrained(**loading)
     return loaded.ask(video, question, options, on_text=on_text, on_stage=on_stage)
 
 

@@ -58,6 +58,7 @@ GAP = 2
 WIDEST = 100
 CHART_HEIGHT = 4
 FEWEST_BAR_CELLS = 10
+DOWNLOAD_BAR_CELLS = 20
 
 # For terminals and files whose encoding has no block characters.
 ASCII = str.maketrans(
@@ -121,6 +122,14 @@ class Progress:
     def stage(self, name: str) -> None:
         if self._live is not None:
             self._spinner.update(text=Text(STAGES.get(name, name), "label"))
+
+    def fetched(self, done: int, total: int) -> None:
+        """How far a download is, in bytes."""
+        if self._live is not None:
+            label = Text(f"{STAGES['fetch']}  ", "label")
+            label.append_text(Text.assemble(*charts.share_bar(done, total, DOWNLOAD_BAR_CELLS)))
+            label.append(f"  {units.scaled(done, 'B')} of {units.scaled(total, 'B')}")
+            self._spinner.update(text=label)
 
     def give_way(self) -> None:
         """Stop for good where the answer is about to appear on the same screen."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -22,9 +20,10 @@ def fetch(
 ) -> None:
     """Download a model and print the folder it is in."""
     from flashvlm.models import fetch as download
+    from flashvlm_cli.console import Progress
 
-    if sys.stderr.isatty():
-        # Gigabytes are on their way: here the hub's own progress bars are worth showing.
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0")
     silence_libraries()
-    print(download(model, revision=revision))
+    with Progress() as progress:
+        progress.stage("fetch")
+        folder = download(model, revision, progress.fetched)
+    print(folder)

@@ -88,11 +88,11 @@ class FakeVideoQA:
     pause = 0.0
 
     @classmethod
-    def from_pretrained(cls, model, *, device="auto", dtype="auto"):
+    def from_pretrained(cls, model, *, device="auto", dtype="auto", revision=None, on_download=None):
         if cls.model_error:
             raise cls.model_error
         time.sleep(cls.loading)
-        cls.asked = {"model": model, "device": device, "dtype": dtype}
+        cls.asked = {"model": model, "revision": revision, "device": device, "dtype": dtype}
         return cls()
 
     def ask(self, video, question, options, *, on_text, on_stage):
@@ -118,7 +118,7 @@ class Alias:
 def fake_models() -> types.ModuleType:
     module = types.ModuleType("flashvlm.models")
 
-    def fetch(model, revision=None):
+    def fetch(model, revision=None, on_download=None):
         if model == "nowhere":
             raise ModelError("The hub cannot be reached.")
         return Path("/models") / model / (revision or "main")
@@ -129,7 +129,7 @@ def fake_models() -> types.ModuleType:
             "qwen2-vl-2b": Alias("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "real videos", False),
         },
         DEFAULT_MODEL="qwen2-vl-2b",
-        present=lambda name: name == "demo",
+        present=lambda name, revision=None: name == "demo",
         fetch=fetch,
     )
     return module
@@ -246,10 +246,11 @@ def test_pieces_are_flushed_as_they_come(clip):
 def test_options_reach_the_library(flash, clip, library):
     arguments = "--keep 25% --model demo --frames 8 --max-frames 16 --max-pixels 50176 --start 0:01.5 --end 1:00"
     arguments += " --selector uniform --system Short. --max-new-tokens 9 --temperature 0.5 --seed 3"
-    arguments += " --device cpu --dtype float32"
+    arguments += " --device cpu --dtype float32 --revision v2"
     assert flash("ask", clip, "  What? ", *arguments.split())[0] == 0
     options = library.asked.pop("options")
-    assert library.asked == {"model": "demo", "device": "cpu", "dtype": "float32", "video": clip, "question": "What?"}
+    loaded = {"model": "demo", "revision": "v2", "device": "cpu", "dtype": "float32"}
+    assert library.asked == {**loaded, "video": clip, "question": "What?"}
     assert options.keep.budget(100) == 25
     assert (options.sampling.frames, options.sampling.max_frames) == (8, 16)
     assert (options.sampling.start, options.sampling.end) == (1.5, 60)

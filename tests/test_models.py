@@ -1,12 +1,21 @@
 """Which models can be had, and what is said of those that cannot."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
+import torch
 
 from flashvlm import VideoQA
+from flashvlm.backends.loading import free_memory, weight_bytes
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.models import DEFAULT_MODEL, fetch, present
 
@@ -78,6 +87,144 @@ def test_a_checkpoint_without_a_chat_template_is_refused(copy: Path) -> None:
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="chat template"):
         VideoQA.from_pretrained(copy)
+
+
+def test_an_architecture_that_cannot_answer_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen2VLModel"]}))
+    with pytest.raises(ModelError, match=r"Qwen2VLModel are not supported.* only Qwen2VLForConditionalGeneration"):
+        VideoQA.from_pretrained(copy)
+
+
+def test_weights_that_do_not_fit_into_memory_are_refused_before_they_are_read(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flashvlm.backends.loading.free_memory", lambda device: 1_000_000)
+    with pytest.raises(ModelError, match=r"do not fit into memory: they take 0\.0 GB in float32"):
+        VideoQA.from_pretrained(copy, device="cpu", dtype="float32")
+
+
+def test_the_size_of_the_weights_is_that_of_the_wanted_dtype() -> None:
+    parameters = sum(p.numel() for p in VideoQA.from_pretrained("demo", device="cpu").backend.model.parameters())
+    assert weight_bytes(fetch("demo"), torch.float32) == 4 * parameters
+    assert weight_bytes(fetch("demo"), torch.bfloat16) == 2 * parameters
+
+
+def test_memory_that_is_free_is_known_here() -> None:
+    assert 1e6 < (free_memory("cpu") or 0) < 1e15
+
+
+def test_weights_cut_short_say_how_much_is_there(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=f"incomplete: model.safetensors has {size - 1000} of {size} bytes"):
+        VideoQA.from_pretrained(copy)
+
+
+def test_settings_that_transformers_5_nests_are_read(copy: Path) -> None:
+    settings = json.loads((copy / "video_preprocessor_config.json").read_text())
+    (copy / "processor_config.json").write_text(json.dumps({"video_processor": settings | {"image_mean": [0, 0, 1]}}))
+    assert VideoQA.from_pretrained(copy).backend.mean == (0, 0, 1)  # type: ignore[attr-defined]
+
+
+def test_a_processor_s_chat_template_comes_before_the_tokenizer_s(copy: Path) -> None:
+    template = "{{ '<|video_pad|>' }}dog"
+    (copy / "chat_template.jinja").rename(copy / "unused.jinja")
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "cat"}))
+    (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    backend = VideoQA.from_pretrained(copy).backend
+    assert backend.prompt("", None).after.tolist() == backend.tokenizer("dog").input_ids
+
+
+def test_a_folder_has_no_revisions() -> None:
+    with pytest.raises(UsageError, match="has no revisions"):
+        VideoQA.from_pretrained("demo", revision="main")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub with one model, `maker/model`, in one revision, `v1`."""
+
+    sha = "0" * 40
+    files: ClassVar = {"config.json": b"{}", "model.safetensors": bytes(300_000), "code.py": b"print()"}
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        path = self.path.split("?")[0]
+        name = path.rsplit("/", 1)[1]
+        if path in ("/api/models/maker/model/revision/v1", f"/api/models/maker/model/revision/{self.sha}"):
+            siblings = [{"rfilename": file} for file in self.files]
+            content = json.dumps({"id": "maker/model", "sha": self.sha, "siblings": siblings}).encode()
+        elif path.startswith("/api/models/maker/model/tree/"):
+            entries = [
+                {"type": "file", "path": file, "size": len(held), "oid": file} for file, held in self.files.items()
+            ]
+            content = json.dumps(entries).encode()
+        elif path == f"/maker/model/resolve/{self.sha}/{name}":
+            content = self.files[name]
+        else:
+            self.send_response(404)
+            known = path.startswith("/api/models/maker/model/")
+            self.send_header("X-Error-Code", "RevisionNotFound" if known else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("ETag", f'"{name}"')
+        self.send_header("X-Repo-Commit", self.sha)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def fetch_from(hub: str, cache: Path, model: str, revision: str) -> list[str]:
+    """What `fetch` says in a process of its own, for huggingface_hub reads its variables once: standard output."""
+    script = (
+        "import sys\nfrom flashvlm.errors import ModelError\nfrom flashvlm.models import fetch, revision_of\n"
+        "seen = []\n"
+        "try: folder = fetch(sys.argv[1], sys.argv[2], lambda *bytes: seen.append(bytes))\n"
+        "except ModelError as error: print(error)\n"
+        "else: print(folder, sorted(p.name for p in folder.iterdir()), revision_of(folder), seen[-1:], sep='\\n')"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", script, model, revision]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert child.stderr == ""
+    return child.stdout.splitlines()
+
+
+def test_a_download_counts_its_bytes_and_takes_no_code(hub: str, tmp_path: Path) -> None:
+    folder, files, revision, last = fetch_from(hub, tmp_path, "maker/model", "v1")
+    assert folder == str(tmp_path / "hub" / "models--maker--model" / "snapshots" / Hub.sha)
+    assert (files, revision) == ("['config.json', 'model.safetensors']", Hub.sha)
+    assert last == "[(300002, 300002)]"
+    # From the cache the second time.
+    assert fetch_from("http://127.0.0.1:9", tmp_path, "maker/model", "v1") == [folder, files, revision, "[]"]
+
+
+def test_a_revision_or_model_that_the_hub_lacks_is_named(hub: str, tmp_path: Path) -> None:
+    assert fetch_from(hub, tmp_path, "maker/model", "v2") == ["maker/model has no revision 'v2' on the hub."]
+    assert fetch_from(hub, tmp_path, "maker/other", "v1") == [
+        "There is no model maker/other on the hub (or it is private)."
+    ]
 
 
 def test_devices_and_dtypes_that_are_not_here_are_wrong_usage() -> None:
