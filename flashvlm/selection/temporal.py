@@ -12,7 +12,8 @@ from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.metric import Space
 from flashvlm.selection.result import Selection
 
-# How new the tokens of the first group count; any distance above 2 puts all of them first, as published.
+# How new the tokens of the first group count: all come first, as published. A distance that others can exceed lets the
+# rest of the video compete with them, which a budget near the size of a group needs.
 FIRST_GROUP = math.inf
 
 
