@@ -127,6 +127,14 @@ def accuracy(
             rich_help_panel=RUN,
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw accuracy against budget: .png, .svg or .pdf (needs matplotlib).",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="The table as a JSON object.", rich_help_panel=OUTPUT)
     ] = False,
@@ -135,6 +143,7 @@ def accuracy(
 
     A question is answered from each selection; retention is the share of the accuracy with all tokens.
     """
+    from flashvlm.bench import plot as plots
     from flashvlm.bench.accuracy import Run, Settings, resolved
     from flashvlm.bench.clips import data_set
     from flashvlm.selection import SELECTORS
@@ -156,6 +165,8 @@ def accuracy(
         seed=seed,
         max_new_tokens=max_new_tokens,
     )
+    if plot is not None:
+        plots.check(plot)
     silence_libraries()
     device_here, dtype_here = resolved(device, dtype)
     run = Run(replace(settings, device=device_here, dtype=dtype_here), asked, numbers, results)
@@ -163,10 +174,98 @@ def accuracy(
         for _ in run.answer(workers):
             bar.advance()
     table = run.table()
+    if plot is not None:
+        plots.draw(table, plot)
     if as_json:
         output.print_json(table)
     else:
         print_accuracy(table)
+
+
+@bench.command()
+def selection(
+    selectors: Annotated[
+        str,
+        typer.Option(metavar="A,B,...", help="The selectors.", show_default="all", rich_help_panel=MEASURED),
+    ] = "",
+    tokens: Annotated[
+        str, typer.Option(metavar="N,M,...", help="How many visual tokens, rising.", rich_help_panel=MEASURED)
+    ] = "1024,4096,16384",
+    width: Annotated[
+        int, typer.Option(parser=whole_number, metavar="D", help="How wide they are.", rich_help_panel=MEASURED)
+    ] = 1536,
+    keep: Annotated[
+        str, typer.Option(metavar="SHARE|COUNT", help="The budget, as ask takes it.", rich_help_panel=MEASURED)
+    ] = "10%",
+    group: Annotated[
+        int,
+        typer.Option(
+            "--groups-of", parser=whole_number, metavar="N", help="Tokens of a moment.", rich_help_panel=MEASURED
+        ),
+    ] = 256,
+    repeats: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Calls of each; medians count.", rich_help_panel=RUN)
+    ] = 5,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory/--no-memory", help="Peak memory too, in a process each (Linux).", rich_help_panel=RUN),
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The table as a JSON object.", rich_help_panel=OUTPUT)
+    ] = False,
+) -> None:
+    """The selectors alone on made-up tokens: seconds, growth, memory, coverage radius."""
+    from flashvlm.bench.selection import SelectionRun, Settings
+    from flashvlm.selection import SELECTORS
+    from flashvlm_cli.console import Bar
+
+    settings = Settings(
+        selectors=tuple(known_selector(name) for name in split(selectors)) or SELECTORS,
+        tokens=tuple(whole_number(size) for size in split(tokens)),
+        width=width,
+        keep=keep,
+        group=group,
+        repeats=repeats,
+    )
+    silence_libraries()
+    run = SelectionRun(settings, memory)
+    with Bar("selecting", run.steps) as bar:
+        for _ in run.measure():
+            bar.advance()
+    table = run.table()
+    if as_json:
+        output.print_json(table)
+    else:
+        print_selection(table)
+
+
+def print_selection(table: dict[str, Any]) -> None:
+    from flashvlm_cli.console import print_table
+
+    settings, threads = table["settings"], table["versions"]["threads"]
+    heads = ("selector", "median", "fastest", "slowest", "faster than paper", "growth", "peak", "kept", "δ", "δ took")
+    before = None
+    for size in settings["tokens"]:
+        rows = [heads, *(selection_row(row) for row in table["rows"] if row["tokens"] == size)]
+        grown = f", growth from {units.count(before)}" if before else ""
+        title = (
+            f"{units.count(size)} tokens of {settings['width']}, {settings['keep']} kept, "
+            f"{settings['repeats']} repeats, {threads} threads{grown}"
+        )
+        print_table(title, rows)
+        before = size
+
+
+def selection_row(row: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the table; empty cells where a figure could not be had."""
+    if "skipped" in row:
+        expected = "too long" if row["skipped"] is None else units.seconds(row["skipped"])
+        return (row["selector"], "left out", f"({expected})", *[""] * 7)
+    times = [units.seconds(row[name]) for name in ("seconds", "fastest", "slowest")]
+    ratios = ["" if row[name] is None else f"{row[name]:.3g}×" for name in ("against_paper", "growth")]
+    peak = "" if row["peak_bytes"] is None else units.scaled(row["peak_bytes"], "B")
+    radius = [f"{row['delta']:.3f}", units.seconds(row["delta_seconds"])]
+    return (row["selector"], *times, *ratios, peak, units.count(row["kept"]), *radius)
 
 
 def split(text: str) -> tuple[str, ...]:

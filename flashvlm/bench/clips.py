@@ -132,8 +132,11 @@ class Needle(Generated):
         question = ask(scene, family, rng)
         if question is None:
             return None
+        if question.answer == "no":
+            # As often as the other answer is about the needle.
+            return question if rng.random() < 1 / len(scene.things) else None
         named = needle in question.text.rstrip("?.").split()
-        return question if named or question.answer in (needle, "no") else None
+        return question if named or question.answer == needle else None
 
 
 def _in_turn(rng: np.random.Generator, begin: int, end: int, count: int) -> list[tuple[int, int]]:

@@ -1,0 +1,81 @@
+"""Accuracy against budget as a picture; the only place that needs matplotlib, the optional extra `bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flashvlm.errors import FlashVLMError, UsageError
+
+# Okabe and Ito's colours, which the colour-blind tell apart too (https://jfly.uni-koeln.de/color/), the first for the
+# selector that the others are compared with. Markers and dashes tell apart what shares a colour.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", ":")
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def check(path: Path) -> None:
+    """Refuse now what `draw` would refuse at the end of a long run.
+
+    Raises:
+        UsageError: a file name that says no format of ours, or a folder that is not there.
+        FlashVLMError: matplotlib is missing.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"--plot writes {', '.join(SUFFIXES)}; {str(path)!r} ends in none of them.")
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {str(path.parent)!r} to write the plot into.")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise FlashVLMError("--plot needs matplotlib: install it with pip install 'flashvlm[bench]'.") from None
+
+
+def draw(table: dict[str, Any], path: Path) -> None:
+    """Draw the overall section of `accuracy.summarise`: a line a selector, and the interval of the first as a band."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    overall = table["sections"][0]
+    unpruned, *rows = overall["rows"]
+    settings = table["settings"]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for place, selector in enumerate(settings["selectors"]):
+        ours = sorted((row for row in rows if row["selector"] == selector), key=lambda row: row["kept"])
+        if not ours:
+            continue
+        shares = [100 * row["kept"] for row in ours]
+        accuracies = [100 * row["accuracy"] for row in ours]
+        turn, colour = divmod(place, len(COLOURS))
+        axes.plot(
+            shares,
+            accuracies,
+            label=selector,
+            color=COLOURS[colour],
+            linestyle=DASHES[turn % len(DASHES)],
+            linewidth=1.4 if place else 2.4,
+            marker=MARKERS[(place + turn) % len(MARKERS)],
+            markersize=5,
+            zorder=2 if place else 3,
+        )
+        if place == 0:
+            low, high = zip(*(row["accuracy_interval"] for row in ours), strict=True)
+            axes.fill_between(
+                shares, [100 * x for x in low], [100 * x for x in high], color=COLOURS[0], alpha=0.15, linewidth=0
+            )
+    axes.axhline(100 * unpruned["accuracy"], color="0.35", linestyle="--", linewidth=1, label="all tokens", zorder=1)
+    axes.axhline(100 * overall["chance"], color="0.6", linestyle=":", linewidth=1, label="chance", zorder=1)
+    axes.set_xscale("log")
+    axes.set_xticks(sorted({round(100 * row["kept"], 1) for row in rows}))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g} %"))
+    axes.set_xlabel("visual tokens kept")
+    axes.set_ylabel("right answers")
+    axes.set_title(f"{settings['model']} on {settings['data']}, {table['questions']} questions", loc="left")
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=150)

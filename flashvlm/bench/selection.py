@@ -1,0 +1,243 @@
+"""The selectors alone, on made-up tokens: seconds, growth with the number of tokens, memory, coverage radius."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import flashvlm
+from flashvlm.errors import UsageError
+from flashvlm.options import Keep
+from flashvlm.selection import SELECTORS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flashvlm.selection.result import Selection
+
+REFERENCE = "paper"
+# A selector that would take longer than this, in seconds, is left out at that size.
+LONGEST = 60.0
+# What a call is going to take is judged from a size that is smaller by this factor at most. Up to so many tokens any
+# selector is called without.
+STEP = 4
+PROBED_FROM = 4096
+# Until two sizes have been measured, the exponent of growth is taken to be between linear and cubic.
+GROWTH = 2.0
+WARM_UP_TOKENS = 256
+
+# What the made-up video is like: how many of a group's cells look alike, how many change from a group to the next, how
+# far a token is from others of the same look, and how many words the question has.
+CELLS_ALIKE = 4
+CHANGED_SHARE = 0.02
+SPREAD = 0.3
+WORDS = 8
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured: `selectors` at each number of `tokens` of `width`, in groups of `group` tokens.
+
+    Raises:
+        UsageError: a value that makes no sense.
+    """
+
+    selectors: tuple[str, ...] = SELECTORS
+    tokens: tuple[int, ...] = (1024, 4096, 16384)
+    width: int = 1536
+    keep: str = "10%"
+    group: int = 256
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        if not self.tokens or min(self.tokens) < 2:
+            raise UsageError("--tokens takes numbers of tokens, each at least 2.")
+        for name, value in (("--width", self.width), ("--groups-of", self.group), ("--repeats", self.repeats)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}.")
+        if list(self.tokens) != sorted(set(self.tokens)):
+            raise UsageError("--tokens must rise from one number to the next.")
+        Keep.parse(self.keep)
+
+
+def clustered(count: int, width: int, group: int, seed: int = 0) -> dict[str, Any]:
+    """Arguments of `select` for a made-up video, the same for the same arguments.
+
+    Each cell of a group has one of `group / CELLS_ALIKE` looks, a Gaussian vector; from a group to the next,
+    `CHANGED_SHARE` of the cells take on another look, drawn anew. A token is the look of its cell with Gaussian noise
+    of `SPREAD` of its length. Saliency is uniform. Half of the words are near tokens, as tokens are near their look,
+    and half are Gaussian vectors of their own.
+
+    Returns:
+        `tokens` (count, width) float32, `saliency` (count,), `words` (WORDS, width) and `group_sizes`, the last of
+        which may be smaller.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(rows: int) -> Tensor:
+        return torch.randn(rows, width, generator=generator)
+
+    looks = draw(max(1, group // CELLS_ALIKE))
+    cells = looks[torch.randint(len(looks), (group,), generator=generator)]
+    tokens = draw(count).mul_(SPREAD)
+    for part in tokens.split(group):
+        part += cells[: len(part)]
+        changed = torch.rand(group, generator=generator) < CHANGED_SHARE
+        cells[changed] = draw(int(changed.sum()))
+    words = draw(WORDS)
+    near = torch.randint(count, (WORDS // 2,), generator=generator)
+    words[: len(near)] = words[: len(near)] * SPREAD + tokens[near]
+    sizes = [len(part) for part in tokens.split(group)]
+    saliency = torch.rand(count, generator=generator)
+    return {"tokens": tokens, "saliency": saliency, "words": words, "group_sizes": sizes}
+
+
+class SelectionRun:
+    """Times every selector at every size. `measure` does it, step by step; `table` says what came of it."""
+
+    def __init__(self, settings: Settings, memory: bool = True) -> None:
+        self.settings = settings
+        self._memory = memory and Path("/proc/self/clear_refs").exists()
+        self._rows: dict[tuple[int, str], Row] = {}
+        self._history: dict[str, list[tuple[int, float]]] = {name: [] for name in settings.selectors}
+
+    @property
+    def steps(self) -> int:
+        """How many steps `measure` takes."""
+        return len(self.settings.tokens) * len(self.settings.selectors) * (self.settings.repeats + 1)
+
+    def measure(self) -> Iterator[None]:
+        """Measure: repeats go round the selectors, so that a slow moment of the machine meets all of them."""
+        settings = self.settings
+        _warm_up(settings)
+        for count in settings.tokens:
+            inputs = clustered(count, settings.width, settings.group)
+            budget = Keep.parse(settings.keep).budget(count)
+            expected = {name: self._expected(name, count) for name in settings.selectors}
+            seconds: dict[str, list[float]] = {name: [] for name in settings.selectors}
+            last: dict[str, Selection] = {}
+            for _ in range(settings.repeats):
+                for name in settings.selectors:
+                    if expected[name] <= LONGEST:
+                        took, last[name] = _timed(inputs, budget, name)
+                        seconds[name].append(took)
+                    yield
+            for name in settings.selectors:
+                self._rows[count, name] = self._row(count, budget, name, seconds[name], last.get(name), expected[name])
+                yield
+
+    def table(self) -> dict[str, Any]:
+        """Rows by size and selector.
+
+        Each has the median `seconds` (with the `fastest` and `slowest`), `against_paper` (how many times as long the
+        published selector takes), `growth` (seconds at this size over those at the size before), `peak_bytes` on top of
+        the input (None where it cannot be told), the measured `delta`, and the `delta_seconds` that measuring it took.
+        A row that is left out has `skipped`, the seconds that were expected; None where even less took too long.
+        """
+        import torch
+
+        rows = []
+        for (count, name), row in self._rows.items():
+            reference = self._rows.get((count, REFERENCE), {}).get("seconds")
+            place = self.settings.tokens.index(count)
+            before = self._rows[self.settings.tokens[place - 1], name].get("seconds") if place else None
+            took = row.get("seconds")
+            ratios = {
+                "against_paper": reference / took if reference and took else None,
+                "growth": took / before if took and before else None,
+            }
+            rows.append({**row, **ratios})
+        versions = {"flashvlm": flashvlm.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        return {"settings": asdict(self.settings), "versions": versions, "rows": rows}
+
+    def _expected(self, name: str, count: int) -> float:
+        """Seconds that one call is going to take, as far as smaller sizes tell."""
+        known = self._history[name]
+        nearest = known[-1][0] if known else PROBED_FROM // STEP
+        if count > STEP * nearest:
+            probe = count // STEP
+            if self._expected(name, probe) > LONGEST:
+                return math.inf
+            inputs = clustered(probe, self.settings.width, self.settings.group)
+            known.append((probe, _timed(inputs, Keep.parse(self.settings.keep).budget(probe), name)[0]))
+        if not known:
+            return 0.0
+        size, took = known[-1]
+        growth = GROWTH
+        if len(known) > 1:
+            growth = math.log(took / known[-2][1]) / math.log(size / known[-2][0])
+        return took * (count / size) ** growth
+
+    def _row(
+        self, count: int, budget: int, name: str, seconds: Sequence[float], last: Selection | None, expected: float
+    ) -> Row:
+        row: Row = {"tokens": count, "selector": name}
+        if last is None:
+            return {**row, "skipped": expected if math.isfinite(expected) else None}
+        median = statistics.median(seconds)
+        self._history[name].append((count, median))
+        begin = time.perf_counter()
+        delta = last.delta
+        took = time.perf_counter() - begin
+        row |= {"kept": len(last.indices), "seconds": median, "fastest": min(seconds), "slowest": max(seconds)}
+        row |= {"delta": delta, "delta_seconds": took}
+        return row | {"peak_bytes": _peak_apart(self.settings, count, budget, name) if self._memory else None}
+
+
+def _timed(inputs: dict[str, Any], budget: int, name: str) -> tuple[float, Selection]:
+    from flashvlm.selection import select
+
+    begin = time.perf_counter()
+    selection = select(**inputs, budget=budget, selector=name)
+    return time.perf_counter() - begin, selection
+
+
+def _warm_up(settings: Settings) -> None:
+    """Call each selector once on little, so that what torch sets up on first use is in no figure."""
+    for name in settings.selectors:
+        _timed(clustered(WARM_UP_TOKENS, settings.width, WARM_UP_TOKENS // 4), WARM_UP_TOKENS // 8, name)
+
+
+def _peak_apart(settings: Settings, count: int, budget: int, name: str) -> int | None:
+    """`_peak` in a process of its own, whose memory nothing else has grown."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_peak, settings, count, budget, name).result()
+
+
+def _peak(settings: Settings, count: int, budget: int, name: str) -> int | None:
+    """The most memory that a selection takes on top of its input, in bytes; None where the system does not tell."""
+    _timed(clustered(WARM_UP_TOKENS, settings.width, WARM_UP_TOKENS // 4), WARM_UP_TOKENS // 8, name)
+    inputs = clustered(count, settings.width, settings.group)
+    # Memory that is free but not given back would be used again unseen.
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        # 5 sets the high-water mark back to what is in use now (proc(5), Linux).
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        _timed(inputs, budget, name)
+        return max(0, _status("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _status(name: str) -> int:
+    """A figure of /proc/self/status, in bytes."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"/proc/self/status has no {name}")
+    return int(found[1]) * 1024
