@@ -49,7 +49,8 @@ class Settings:
     `keep` are budgets as `Keep.parse` reads them; the unpruned model is measured whether it is among them or not.
     `words`: selectors get the words of the `question`, or of an `unrelated` one. `noise`: selectors get tokens with
     Gaussian noise of this share of each token's norm. The model gets the true question and the clean tokens all the
-    same. `merge`: the kept vectors are averaged with the dropped ones that they stand for.
+    same, so that under noise no selector merges by itself. `merge`: the kept vectors are averaged with the dropped ones
+    that they stand for.
 
     Raises:
         UsageError: a value that makes no sense.

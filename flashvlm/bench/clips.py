@@ -155,7 +155,6 @@ def data_set(name: str, questions: int = 1) -> DataSet:
 
     Raises:
         UsageError: there is none, or it cannot be used.
-        VideoError: a video that it names is not there.
     """
     if name in GENERATED:
         return GENERATED[name](questions)

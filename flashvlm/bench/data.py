@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flashvlm.errors import UsageError, VideoError
+from flashvlm.errors import UsageError
 
 # Words that questions share whatever they ask about.
 FUNCTION_WORDS = frozenset(
@@ -108,8 +108,8 @@ class Lines(DataSet):
         """Read the file.
 
         Raises:
-            UsageError: it is missing, empty, or has a line that cannot be used; the message names the line.
-            VideoError: a line names a video that is not there.
+            UsageError: it is missing, empty, or has a line that cannot be used or names a video that is not there; the
+                message names the line.
         """
         self.name = str(path)
         self._asked: dict[Path, list[Asked]] = {}
@@ -126,7 +126,7 @@ class Lines(DataSet):
                 name, asked = _read_line(line, f"{path}, line {place}")
                 video = path.parent / name
                 if video not in self._asked and not video.is_file():
-                    raise VideoError(f"{path}, line {place}: there is no video {str(video)!r}.")
+                    raise UsageError(f"{path}, line {place}: there is no video {str(video)!r}.")
                 self._asked.setdefault(video, []).append(asked)
         if not self._asked:
             raise UsageError(f"{self.name} holds no question.")
@@ -134,7 +134,7 @@ class Lines(DataSet):
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"data": self.name, "content": self._digest}
+        return {"data": Path(self.name).name, "content": self._digest}
 
     @property
     def count(self) -> int:

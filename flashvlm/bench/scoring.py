@@ -34,16 +34,17 @@ def prompt(asked: Asked) -> str:
 def right(asked: Asked, said: str) -> bool:
     """Whether `said` answers the question.
 
-    Without choices: the expected text, both `normalised`. With choices: the right one's text, likewise, or its letter:
-    alone, or in front of the text as `B.`, `B:`, `B)` or `(B)`.
+    Without choices: the expected text, both `normalised`. With choices: the letter of the right one, alone or in front
+    of more as `B.`, `B:`, `B)` or `(B)`; where it gives no letter, the right one's text, likewise `normalised`.
     """
-    # A text that is nothing but articles and punctuation is compared as it stands.
-    if (normalised(said) or said.strip()) == (normalised(asked.answer) or asked.answer.strip()):
-        return True
-    if not asked.choices:
-        return False
-    letter = re.match(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])(?=[.:)]|\s*$))", said)
-    return letter is not None and LETTERS.index((letter[1] or letter[2]).upper()) == asked.choices.index(asked.answer)
+    same = said.strip().lower() == asked.answer.strip().lower()
+    if asked.choices and not same:
+        letter = re.match(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])(?=[.:)]|\s*$))", said)
+        place = LETTERS.index((letter[1] or letter[2]).upper()) if letter else len(asked.choices)
+        if place < len(asked.choices):
+            return asked.choices[place] == asked.answer
+    # A text that is nothing but articles and punctuation counts as it stands only.
+    return same or normalised(said) == normalised(asked.answer) != ""
 
 
 def chance(asked: Sequence[Asked], guesses: Mapping[str, int]) -> float:

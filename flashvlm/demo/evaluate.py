@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -20,19 +19,14 @@ from typing import Any
 import numpy as np
 
 from flashvlm import VideoQA
-from flashvlm.demo.clips import HELD_OUT_SEED, write_clip
-from flashvlm.demo.questions import FAMILIES, NUMBERS, PLACES, Question, ask
-from flashvlm.demo.world import DIRECTIONS, KINDS, NAMES, make_scene
+from flashvlm.bench.clips import GUESSES, film
+from flashvlm.bench.scoring import wilson
+from flashvlm.demo.clips import HELD_OUT_SEED
+from flashvlm.demo.questions import FAMILIES, Question, ask
+from flashvlm.demo.world import make_scene
 from flashvlm.options import AskOptions, Keep
 
 QUESTIONS = 3
-# A guess among the answers that a question admits; for captions there are too many to matter.
-GUESS = {
-    "kind": len(KINDS["animal"]), "motion": len(DIRECTIONS) + 1, "mover": len(NAMES), "where": 9, "start": 9, "end": 9,
-    "exist": 2, "count": len(NUMBERS), "first": len(NAMES), "last": len(NAMES), "moment": len(NAMES) + 1,
-}  # fmt: skip
-assert GUESS["where"] == sum(len(row) for row in PLACES)
-
 _qa: VideoQA
 _options: AskOptions
 _before: Any = None
@@ -54,11 +48,7 @@ def _records(number: int) -> list[dict[str, Any]]:
     pairs = number % 5 == 4
     scene = make_scene(rng, frames=int(rng.choice([4, 8, 16, 32])) if pairs else None, held_out_pairs=pairs)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        options = {"crf": str(int(rng.integers(20, 31))), "preset": "veryfast"}
-        fps = 8.0 if scene.frames <= 16 else 4.0
-        write_clip(scene, path, options=options, fps=fps, area=int(rng.uniform(224, 400)) ** 2)
-        watched = _qa.watch(path, _options)
+        watched = _qa.watch(film(scene, rng, Path(folder) / "clip.mp4"), _options)
     other, _before = _before, watched
     families = ("motion", "mover", "caption") if pairs else FAMILIES
     found: list[tuple[str, Question]] = []
@@ -80,15 +70,6 @@ def _records(number: int) -> list[dict[str, Any]]:
     return records
 
 
-def interval(right: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    z = 1.96
-    share, spread = right / count, z * z / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return centre - half, centre + half
-
-
 def summary(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Accuracy by set and family: count, share right, its interval, chance, and share right with another video."""
     table: dict[str, dict[str, Any]] = {}
@@ -101,9 +82,9 @@ def summary(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             right = sum(record["said"].lower() == record["answer"] for record in some)
             swapped = [record for record in some if "said_to_other" in record]
             common = Counter(record["answer"] for record in some).most_common(1)[0][1] / len(some)
-            row = {"count": len(some), "accuracy": right / len(some), "interval": interval(right, len(some))}
+            row = {"count": len(some), "accuracy": right / len(some), "interval": wilson(right, len(some))}
             if family != "all":
-                row["chance"] = max(common, 1 / GUESS[family] if family in GUESS else 0.0)
+                row["chance"] = max(common, 1 / GUESSES[family] if family in GUESSES else 0.0)
             if swapped:
                 other = sum(record["said_to_other"].lower() == record["answer"] for record in swapped)
                 row["other_video"] = other / len(swapped)

@@ -1,0 +1,459 @@
+"""`flashvlm bench`: data sets, scoring, accuracy runs that go on where they stopped, selectors timed alone."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flashvlm import VideoQA
+from flashvlm.bench import scoring
+from flashvlm.bench import selection as selection_bench
+from flashvlm.bench.accuracy import Run, Settings, measure
+from flashvlm.bench.clips import Clips, Needle
+from flashvlm.bench.data import Asked, Lines, content_words
+from flashvlm.demo.questions import FAMILIES
+from flashvlm.errors import UsageError
+from flashvlm.options import AskOptions
+from flashvlm.samples import samples_dir
+from flashvlm.selection import select
+from flashvlm.selection.result import Selection
+from flashvlm_cli.app import main
+
+SAMPLES = samples_dir()
+QUICK = ["--device", "cpu", "--workers", "1", "--selectors", "uniform,random", "--keep", "100%,25%"]
+
+
+def settings(**changes) -> Settings:
+    return Settings(**{"model": "demo", "selectors": ("uniform", "random"), "keep": ("100%", "25%"), **changes})
+
+
+def lines(folder: Path, *rows: dict) -> Path:
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sample(name: str, question: str, answer: str, **more) -> dict:
+    return {"video": str(SAMPLES / name), "question": question, "answer": answer, **more}
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """Three questions on two sample clips."""
+    return lines(
+        tmp_path,
+        sample("one.mp4", "What animal is in the video?", "A butterfly.", family="kind"),
+        sample("hevc.mp4", "What happens?", "?", family="caption"),
+        sample("one.mp4", "Where does the butterfly move?", "down", choices=["up", "down"], family="motion"),
+    )
+
+
+def without_times(records: list[dict]) -> list[dict]:
+    return json.loads(json.dumps(records), object_hook=lambda value: {k: v for k, v in value.items() if k != "seconds"})
+
+
+# Answers from many selections at once.
+
+
+@pytest.mark.parametrize("question", ["What happens?", "What is there at the end?"])
+def test_answers_in_one_batch_are_the_answers_one_by_one(demo: VideoQA, question: str) -> None:
+    encoded = demo.watch(SAMPLES / "sequence.mp4", AskOptions()).encoded
+    prompt = demo.backend.prompt(question, None)
+    chosen = [
+        select(encoded.tokens, encoded.saliency, demo.backend.words(question), group_sizes=[64] * 12, budget=40, **how)
+        for how in (
+            {"selector": "uniform"},
+            {"selector": "paper"},
+            *({"selector": "random", "seed": n} for n in (1, 2)),
+        )
+    ]
+    together = demo.backend.answers(
+        prompt,
+        encoded,
+        torch.stack([one.indices for one in chosen]),
+        torch.stack([one.vectors for one in chosen]),
+        max_new_tokens=24,
+    )
+    apart = [
+        demo.backend.generate(
+            prompt,
+            encoded,
+            one.indices,
+            one.vectors,
+            max_new_tokens=24,
+            temperature=0.0,
+            seed=0,
+            on_text=lambda text: None,
+            on_first_token=lambda: None,
+        ).text
+        for one in chosen
+    ]
+    assert together == apart
+    assert len(set(apart)) > 1
+
+
+# Data sets.
+
+
+def test_generated_clips_are_the_same_every_time_and_their_families_take_turns() -> None:
+    asked = [Clips().questions(number) for number in range(2000, 2024)]
+    assert asked == [Clips().questions(number) for number in range(2000, 2024)]
+    assert sorted(one.family for (one,) in asked) == sorted(2 * FAMILIES)
+
+
+def test_more_questions_on_a_clip_leave_the_first_as_it_is() -> None:
+    three = Clips(3).questions(2005)
+    assert three[0] == Clips().questions(2005)[0]
+    assert len({one.family for one in three}) == len(three) == 3
+
+
+def test_a_needle_is_there_for_two_or_three_moments_of_thirty_two() -> None:
+    for seed in range(30):
+        scene = Needle().scene(np.random.default_rng(seed))
+        lengths = sorted(round((thing.vanishes - thing.appears) * 32) for thing in scene.things)
+        assert scene.frames == 64 and len(scene.things) in (3, 4)
+        assert lengths[0] in (2, 3) and lengths[1] > 3
+
+
+def test_needle_questions_are_about_the_needle() -> None:
+    rng = np.random.default_rng(0)
+    for family in Needle.families:
+        question = None
+        while question is None:
+            scene = Needle().scene(rng)
+            question = Needle().ask(scene, family, rng)
+        needle = min(scene.things, key=lambda thing: thing.vanishes - thing.appears)
+        others = {thing.name for thing in scene.things} - {needle.name}
+        assert not others & {*question.text.strip("?.").split(), question.answer}
+
+
+def test_an_unrelated_question_shares_no_content_word() -> None:
+    data = Clips()
+    for number in range(2000, 2012):
+        (asked,) = data.questions(number)
+        assert not content_words(asked.text) & content_words(data.unrelated(number, asked))
+
+
+def test_the_only_question_of_a_file_is_its_own_unrelated_one(tmp_path: Path) -> None:
+    data = Lines(lines(tmp_path, sample("one.mp4", "What happens?", "much")))
+    assert data.unrelated(0, data.questions(0)[0]) == "What happens?"
+
+
+def test_lines_on_one_video_are_asked_together(three: Path) -> None:
+    data = Lines(three)
+    assert data.count == 2
+    assert [one.family for one in data.questions(0)] == ["kind", "motion"]
+
+
+def test_video_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").write_bytes((SAMPLES / "one.mp4").read_bytes())
+    row = {"video": "clips/a.mp4", "question": "What happens?", "answer": "much"}
+    assert Lines(lines(tmp_path, row)).video(0, tmp_path) == tmp_path / "clips" / "a.mp4"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2: this is not JSON"),
+        ("[1]", "line 2: a line must be a JSON object"),
+        ('{"video": "one.mp4", "question": "What?"}', "line 2: 'answer' is missing"),
+        ('{"video": "one.mp4", "question": "", "answer": "x"}', "line 2: 'question' must be a text"),
+        ('{"video": "one.mp4", "question": "What?", "answer": 3}', "line 2: 'answer' must be a text"),
+        ('{"video": "one.mp4", "question": "What?", "answer": "x", "choices": "xy"}', "line 2: 'choices' must be"),
+        ('{"video": "one.mp4", "question": "What?", "answer": "z", "choices": ["x", "y"]}', "line 2: 'answer' must be"),
+        ('{"video": "nowhere.mp4", "question": "What?", "answer": "x"}', "line 2: there is no video"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_refused_by_its_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, said: str
+) -> None:
+    (tmp_path / "one.mp4").write_bytes(b"")
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"video": "one.mp4", "question": "What?", "answer": "x"}\n' + line + "\n")
+    assert main(["bench", "accuracy", "--data", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "questions.jsonl" in error and error.count("\n") == 1
+
+
+def test_a_video_that_cannot_be_read_ends_the_run_with_three(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    path = lines(tmp_path, {"video": "broken.mp4", "question": "What?", "answer": "x"})
+    assert main(["bench", "accuracy", "--data", str(path), *QUICK]) == 3
+    assert "broken.mp4" in capsys.readouterr().err
+
+
+# Scoring.
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "right"),
+    [
+        ("a dog", "The dog.", True),
+        ("top left", "Top-left", True),
+        ("a dog", "a cat", False),
+        ("dog", "a dog and a cat", False),
+        ("the", "The", False),
+        ("the", "the", True),
+        ("3", "3.", True),
+        ("", "the", False),
+    ],
+)
+def test_an_open_answer_is_right_when_its_words_are(answer: str, said: str, right: bool) -> None:
+    assert scoring.right(Asked("?", answer, "other"), said) is right
+
+
+@pytest.mark.parametrize("said", ["B", "(b)", "B. a red car", "a red car", "Red car.", "b) whatever"])
+def test_a_choice_is_right_by_its_text_or_its_letter(said: str) -> None:
+    assert scoring.right(Asked("?", "a red car", "other", ("a blue car", "a red car")), said)
+
+
+@pytest.mark.parametrize("said", ["A", "a blue car", "a", "both", "", "Z", "A. a red car"])
+def test_another_choice_or_none_is_wrong(said: str) -> None:
+    assert not scoring.right(Asked("?", "a red car", "other", ("a blue car", "a red car")), said)
+
+
+def test_an_answer_given_as_a_letter_is_the_choice_of_that_letter(tmp_path: Path) -> None:
+    data = Lines(lines(tmp_path, sample("one.mp4", "Which?", "B", choices=["up", "down"])))
+    (asked,) = data.questions(0)
+    assert asked.answer == "down"
+    assert scoring.prompt(asked).splitlines()[:3] == ["Which?", "(A) up", "(B) down"]
+
+
+def test_chance_is_the_likelier_of_the_commonest_answer_and_a_guess() -> None:
+    four = [Asked("?", answer, "kind") for answer in ("dog", "dog", "a dog", "cat")]
+    assert scoring.chance(four, {"kind": 8}) == 0.75
+    assert scoring.chance([Asked("?", str(n), "kind") for n in range(4)], {"kind": 2}) == 0.5
+    choices = [Asked("?", str(n), "other", ("0", "1", "2", "3", "4")) for n in range(5)]
+    assert scoring.chance(choices, {}) == pytest.approx(0.2)
+    assert scoring.chance(four + [Asked("?", "yes", "exist")] * 4, {}) == pytest.approx(0.875)
+
+
+def test_the_bootstrap_is_paired_and_draws_whole_clips() -> None:
+    rng = np.random.default_rng(0)
+    column = rng.random(400) < 0.7
+    samples = scoring.resample(np.stack([column, column, ~column], 1), np.arange(400))
+    assert scoring.interval(samples[:, 0] - samples[:, 1]) == (0.0, 0.0)
+    low, high = scoring.interval(samples[:, 0])
+    assert low < column.mean() < high and high - low == pytest.approx(2 * 1.96 * (0.21 / 400) ** 0.5, rel=0.1)
+    # Ten equal questions on a clip tell no more than one.
+    repeated = scoring.resample(np.repeat(column[:, None], 10, axis=0), np.repeat(np.arange(400), 10))
+    assert np.ptp(scoring.interval(repeated[:, 0])) == pytest.approx(high - low, rel=0.1)
+
+
+# Runs.
+
+
+def test_a_run_scores_a_file_of_questions(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "accuracy", "--data", str(three), "--json", *QUICK]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert (table["questions"], table["clips"]) == (3, 2)
+    assert [section["family"] for section in table["sections"]] == ["all", "caption", "kind", "motion"]
+    unpruned, uniform, random = table["sections"][0]["rows"]
+    assert (unpruned["selector"], uniform["selector"], random["selector"]) == (None, "uniform", "random")
+    assert table["sections"][2]["rows"][0]["accuracy"] == 1.0
+    assert uniform["kept"] == pytest.approx(0.25, abs=0.01)
+    assert "difference" not in uniform and random["tie"] in (True, False)
+    assert table["settings"]["dtype"] == "float32"
+
+
+def test_the_table_goes_to_standard_output_and_nothing_else(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "accuracy", "--data", str(three), *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "3 questions" in out and "all tokens" in out and "by chance" in out and "25% kept" in out
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(three: Path, tmp_path: Path) -> None:
+    data, results = Lines(three), tmp_path / "results.jsonl"
+    whole = Run(settings(), data, data.numbers())
+    assert len(list(whole.answer())) == 2
+
+    stopped = Run(settings(), data, data.numbers(), results)
+    answering = stopped.answer()
+    next(answering)
+    answering.close()
+    with results.open("ab") as file:
+        file.write(b'{"clip": 1, "ques')
+
+    resumed = Run(settings(), data, data.numbers(), results)
+    assert resumed.done == 1
+    assert len(list(resumed.answer())) == 1
+    assert without_times(resumed.records) == without_times(whole.records)
+    assert without_times(resumed.table()["sections"]) == without_times(whole.table()["sections"])
+    assert len(results.read_text().splitlines()) == 4
+
+    finished = Run(settings(), data, data.numbers(), results)
+    assert finished.done == 2 and list(finished.answer()) == []
+
+
+def test_worker_processes_give_the_same_records(three: Path) -> None:
+    data = Lines(three)
+    alone, together = (Run(settings(), data, data.numbers()) for _ in range(2))
+    assert len(list(alone.answer(1))) == len(list(together.answer(2))) == 2
+    key = lambda record: (record["clip"], record["question"])  # noqa: E731
+    assert without_times(sorted(together.records, key=key)) == without_times(sorted(alone.records, key=key))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"keep": ("50%",)}, "keep is 100%,25% there"),
+        ({"noise": 0.1}, "noise is 0.0 there"),
+        ({"merge": True}, "merge"),
+    ],
+)
+def test_results_with_other_settings_are_refused_by_name(three: Path, tmp_path: Path, change: dict, named: str) -> None:
+    data = Lines(three)
+    Run(settings(), data, data.numbers(), tmp_path / "results.jsonl")
+    with pytest.raises(UsageError, match=named):
+        Run(settings(**change), data, data.numbers(), tmp_path / "results.jsonl")
+
+
+def test_a_file_that_holds_something_else_is_refused_and_left_alone(three: Path) -> None:
+    before, data = three.read_bytes(), Lines(three)
+    with pytest.raises(UsageError, match="line 1"):
+        Run(settings(), data, data.numbers(), three)
+    assert three.read_bytes() == before
+
+
+def test_everything_kept_says_what_the_unpruned_model_says(demo: VideoQA, three: Path) -> None:
+    for record in measure(demo, settings(keep=("100000",)), Lines(three), 0, [0, 1]):
+        assert {one["said"] for one in record["pruned"]["100000"].values()} == {record["unpruned"]["said"]}
+
+
+@pytest.mark.parametrize("change", [{"noise": 0.5}, {"words": "unrelated"}, {"metric": "centered"}])
+def test_what_is_made_harder_reaches_the_selectors_only(demo: VideoQA, three: Path, change: dict) -> None:
+    # These two selectors look at nothing, so nothing may change.
+    data = Lines(three)
+    plain, harder = (measure(demo, settings(**some), data, 0, [0, 1]) for some in ({}, change))
+    assert without_times(harder) == without_times(plain)
+
+
+def test_selectors_see_the_noise_and_the_other_words(
+    demo: VideoQA, three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watching(tokens: torch.Tensor, saliency: torch.Tensor, words: torch.Tensor, **options) -> Selection:
+        seen.append((tokens, words))
+        return select(tokens, saliency, words, **options)
+
+    monkeypatch.setattr("flashvlm.selection.select", watching)
+    data = Lines(three)
+    for change in ({}, {"noise": 0.1}, {"words": "unrelated"}):
+        measure(demo, settings(selectors=("uniform",), **change), data, 0, [1])
+    (tokens, words), (noisy, same_words), (same_tokens, other_words) = seen
+    assert torch.equal(words, same_words) and torch.equal(tokens, same_tokens)
+    lengths = (noisy - tokens).norm(dim=1) / tokens.norm(dim=1)
+    assert lengths.mean() == pytest.approx(0.1, rel=0.05)
+    assert torch.equal(other_words, demo.backend.words("What happens?"))
+
+
+def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA, three: Path) -> None:
+    got = {}
+    for merge in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            answers = demo.backend.answers
+
+            def watching(prompt, encoded, kept, vectors, *, answers=answers, merge=merge, **options):
+                got.setdefault(merge, (kept, vectors))
+                return answers(prompt, encoded, kept, vectors, **options)
+
+            patch.setattr(demo.backend, "answers", watching)
+            measure(demo, settings(merge=merge), Lines(three), 0, [0])
+    assert torch.equal(got[False][0], got[True][0])
+    assert not torch.equal(got[False][1], got[True][1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--selectors", "nothing"], "There is no selector 'nothing'"),
+        (["--selectors", "uniform,uniform"], "each once"),
+        (["--keep", "0%"], "--keep"),
+        (["--data", "nothing"], "--data takes clips, needle or a .jsonl file"),
+        (["--data", "nothing.jsonl"], "There is no file 'nothing.jsonl'"),
+        (["--noise", "much"], "--noise takes a share"),
+        (["--noise", "-5%"], "--noise"),
+        (["--metric", "taxi"], "There is no metric 'taxi'"),
+        (["--limit", "0"], "--limit must be at least 1"),
+        (["--workers", "0"], "--workers must be at least 1"),
+        (["--begin", "-1"], "no video number -1"),
+        (["--plot", "curve.txt"], "--plot writes .png"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    assert main(["bench", "accuracy", "--device", "cpu", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+# The plot.
+
+
+def test_the_plot_is_written(three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "curve.svg"
+    assert main(["bench", "accuracy", "--data", str(three), "--plot", str(path), *QUICK]) == 0
+    assert path.read_text().rstrip().endswith("</svg>")
+
+
+def test_a_plot_without_matplotlib_is_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["bench", "accuracy", "--plot", str(tmp_path / "curve.png")]) == 1
+    assert "flashvlm[bench]" in capsys.readouterr().err
+
+
+# The selectors alone.
+
+
+def test_made_up_tokens_are_the_same_every_time() -> None:
+    one, other = (selection_bench.clustered(300, 16, 64) for _ in range(2))
+    assert one["group_sizes"] == [64, 64, 64, 64, 44]
+    assert all(torch.equal(one[name], other[name]) for name in ("tokens", "saliency", "words"))
+
+
+def test_the_selectors_are_timed_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--tokens", "64,256", "--width", "16", "--groups-of", "32", "--repeats", "2", "--no-memory"]
+    assert main(["bench", "selection", "--selectors", "paper,uniform", *sizes, "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert [(row["tokens"], row["selector"], row["kept"]) for row in table["rows"]] == [
+        (64, "paper", 6), (64, "uniform", 6), (256, "paper", 26), (256, "uniform", 26),
+    ]  # fmt: skip
+    for row in table["rows"]:
+        assert row["fastest"] <= row["seconds"] <= row["slowest"] and row["delta"] > 0
+        assert (row["growth"] is None) == (row["tokens"] == 64)
+    assert table["rows"][0]["against_paper"] == 1.0
+
+
+def test_a_selector_that_would_take_too_long_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(selection_bench, "LONGEST", 0.0)
+    sizes = ["--tokens", "64,128", "--width", "16", "--groups-of", "32", "--repeats", "1", "--no-memory"]
+    assert main(["bench", "selection", "--selectors", "uniform", *sizes]) == 0
+    assert "left out" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux only")
+def test_peak_memory_is_measured_on_top_of_the_input() -> None:
+    chosen = selection_bench.Settings(selectors=("uniform",), tokens=(8192,), width=1024, keep="50%", repeats=1)
+    run = selection_bench.SelectionRun(chosen)
+    assert len(list(run.measure())) == run.steps
+    (row,) = run.table()["rows"]
+    # The kept half of 32 MiB of tokens.
+    assert row["peak_bytes"] == pytest.approx(16 * 2**20, rel=0.3)
+
+
+@pytest.mark.parametrize("arguments", [["--tokens", "8,x"], ["--tokens", "64,32"], ["--repeats", "0"], ["--keep", "0"]])
+def test_wrong_sizes_are_refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert main(["bench", "selection", *arguments]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
