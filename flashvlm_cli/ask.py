@@ -110,7 +110,7 @@ def ask(
             parser=number,
             metavar="F",
             help=f"Frames looked at per second, at least {MIN_FRAMES} in all.",
-            show_default=f"{DEFAULT_FPS:g}",
+            show_default=f"{DEFAULT_FPS:g}; Video-LLaVA: 8 frames in all",
             rich_help_panel=FRAMES,
         ),
     ] = None,

@@ -150,5 +150,6 @@ def test_saliency_is_the_attention_in_the_last_vision_block_of_transformers(full
 def test_a_question_on_a_file_is_answered_with_the_seconds_of_its_frames(qa: VideoQA) -> None:
     answer = qa.ask(samples_dir() / "sequence.mp4", QUESTION, frames=6, keep=0.2, max_new_tokens=3)
     assert answer.model.family == "qwen2_5_vl" and len(answer.moments) == 3
-    watched = qa.watch(samples_dir() / "sequence.mp4", AskOptions(sampling=Sampling(frames=6)))
-    assert watched.encoded.seconds_per_group == pytest.approx(4.0, abs=1e-3)
+    for sampling, seconds in ((Sampling(frames=6), 4.0), (Sampling(frames=6, start=3, end=7.5), 1.5)):
+        watched = qa.watch(samples_dir() / "sequence.mp4", AskOptions(sampling=sampling))
+        assert watched.encoded.seconds_per_group == pytest.approx(seconds, abs=1e-3)

@@ -106,6 +106,14 @@ def test_gaps_between_positions_do_not_cut_the_prompt_in_pieces(qa: VideoQA) -> 
     assert said == [qa.backend.tokenizer.decode(ids, skip_special_tokens=True).strip()]
 
 
+def test_several_selections_at_once_are_answered_as_one_by_one(qa: VideoQA) -> None:
+    encoded, prompt = qa.backend.encode(noise(4, 28, 28)), qa.backend.prompt(QUESTION, None)
+    kept = torch.tensor([[0, 7, 19], [3, 4, 12]])
+    together = qa.backend.answers(prompt, encoded, kept, encoded.tokens[kept], max_new_tokens=6)
+    alone = [qa.backend.answers(prompt, encoded, k[None], encoded.tokens[k[None]], max_new_tokens=6) for k in kept]
+    assert together == [said[0] for said in alone]
+
+
 def test_a_video_longer_than_the_model_s_positions_closes_up(qa: VideoQA) -> None:
     positions = our_inputs(qa, noise(20, 28, 28), QUESTION, kept=[0, 50, 99])["position_ids"]
     assert positions.tolist() == [list(range(positions.shape[1]))]
