@@ -116,6 +116,22 @@ def test_a_repetition_penalty_sees_the_prompt_as_it_would_unpruned(tmp_path: Pat
     assert our_text(qa, noise(6, HEIGHT, WIDTH), QUESTION) == theirs != plain
 
 
+def test_a_configuration_as_the_published_ones_gives_the_same_answer(tmp_path: Path) -> None:
+    folder = tiny_qwen2_5_vl(tmp_path)
+    before = our_text(load(folder), noise(6, HEIGHT, WIDTH), QUESTION)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    for name in ("model_type", "layer_types", "dtype"):
+        text.pop(name, None)
+    # The language model's entries stand at the top level there.
+    scaling = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    published = {**text, **config, "rope_theta": rope["rope_theta"], "rope_scaling": scaling}
+    path.write_text(json.dumps(published))
+    assert our_text(load(folder), noise(6, HEIGHT, WIDTH), QUESTION) == before
+
+
 @pytest.mark.parametrize("full", [[2], [0]], ids=["full last block", "windowed last block"])
 def test_saliency_is_the_attention_in_the_last_vision_block_of_transformers(full: list[int], tmp_path: Path) -> None:
     recorded = []

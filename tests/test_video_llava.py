@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import load, noise, our_inputs, our_text, their_text, tiny_video_llava
+from safetensors.torch import load_file, save_file
 from transformers import VideoLlavaForConditionalGeneration
 
 from flashvlm import VideoQA
@@ -57,6 +58,17 @@ def test_all_tokens_give_the_logits_of_transformers(layer: int | list[int], tmp_
         theirs = qa.backend.model(**transformers_inputs(qa, noise(8, 28, 28))).logits[:, -1]
         ours = qa.backend.model(**our_inputs(qa, noise(8, 28, 28), QUESTION)).logits[:, -1]
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_weights_are_found_under_their_published_names(tmp_path: Path) -> None:
+    folder = tiny_video_llava(tmp_path)
+    before = our_inputs(load(folder), noise(8, 28, 28), QUESTION)["inputs_embeds"]
+    weights = load_file(folder / "model.safetensors")
+    # The towers of the published checkpoint have one level more; what transformers saves today has not.
+    renamed = {name.replace("_tower.", "_tower.vision_model."): tensor.clone() for name, tensor in weights.items()}
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    assert torch.equal(our_inputs(load(folder), noise(8, 28, 28), QUESTION)["inputs_embeds"], before)
 
 
 @pytest.mark.parametrize("count", [1, 8])
