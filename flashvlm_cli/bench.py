@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flashvlm.errors import UsageError
+from flashvlm.options import DEFAULT_FPS, DEFAULT_MAX_FRAMES, DEFAULT_MAX_PIXELS
 from flashvlm_cli import output, units
 from flashvlm_cli.ask import Device, Dtype, known_selector, silence_libraries, whole_number
 
@@ -74,6 +75,22 @@ def accuracy(
         int,
         typer.Option(parser=whole_number, metavar="N", help="Questions a generated clip.", rich_help_panel=MEASURED),
     ] = 1,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Exactly so many frames.",
+            show_default=f"{DEFAULT_FPS:g} a second",
+            rich_help_panel=MEASURED,
+        ),
+    ] = None,
+    max_frames: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="At most so many frames.", rich_help_panel=MEASURED)
+    ] = DEFAULT_MAX_FRAMES,
+    max_pixels: Annotated[
+        int, typer.Option(parser=whole_number, metavar="P", help="Largest frame, in pixels.", rich_help_panel=MEASURED)
+    ] = DEFAULT_MAX_PIXELS,
     words: Annotated[
         Literal["question", "unrelated"],
         typer.Option(
@@ -164,6 +181,9 @@ def accuracy(
         merge=merge,
         seed=seed,
         max_new_tokens=max_new_tokens,
+        frames=frames,
+        max_frames=max_frames,
+        max_pixels=max_pixels,
     )
     if plot is not None:
         plots.check(plot)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,7 +27,7 @@ from flashvlm.bench import scoring
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.bench.results import Results
 from flashvlm.errors import UsageError
-from flashvlm.options import AskOptions, Keep
+from flashvlm.options import DEFAULT_MAX_FRAMES, DEFAULT_MAX_PIXELS, AskOptions, Keep, Sampling
 from flashvlm.selection import METRICS, SELECTORS
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class Settings:
     `words`: selectors get the words of the `question`, or of an `unrelated` one. `noise`: selectors get tokens with
     Gaussian noise of this share of each token's norm. The model gets the true question and the clean tokens all the
     same, so that under noise no selector merges by itself. `merge`: the kept vectors are averaged with the dropped ones
-    that they stand for.
+    that they stand for. `frames`, `max_frames` and `max_pixels` are those of `AskOptions`.
 
     Raises:
         UsageError: a value that makes no sense.
@@ -67,6 +69,14 @@ class Settings:
     dtype: str = "float32"
     seed: int = 0
     max_new_tokens: int = 32
+    frames: int | None = None
+    max_frames: int = DEFAULT_MAX_FRAMES
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    @property
+    def options(self) -> AskOptions:
+        """How videos are looked at."""
+        return AskOptions(sampling=Sampling(frames=self.frames, max_frames=self.max_frames), max_pixels=self.max_pixels)
 
     def __post_init__(self) -> None:
         for selector in self.selectors:
@@ -82,6 +92,7 @@ class Settings:
             raise UsageError(f"--noise must be a share of 0 or more, not {self.noise!r}.")
         for text in self.keep:
             Keep.parse(text)
+        _ = self.options
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -189,23 +200,34 @@ def _finished(settings: Settings, data: DataSet, jobs: Sequence[Job], workers: i
     # Spawned, not forked: a process that has used torch or CUDA must not fork.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (settings, data, threads))
     try:
-        for done in as_completed([pool.submit(_work, *job) for job in jobs]):
+        with _interrupts_held():
+            answers = [pool.submit(_work, *job) for job in jobs]
+        for done in as_completed(answers):
             yield done.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes that are started in here ignore an interrupt from the keyboard, which is for their parent to handle."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 _worker: tuple[VideoQA, Settings, DataSet]
 
 
 def _start_worker(settings: Settings, data: DataSet, threads: int) -> None:
-    import signal
-
     import torch
 
     global _worker
-    # An interrupt is the parent's to handle.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     _worker = load(settings), settings, data
 
@@ -228,7 +250,7 @@ def measure(qa: VideoQA, settings: Settings, data: DataSet, number: int, places:
         VideoError: the video cannot be read.
     """
     with tempfile.TemporaryDirectory() as folder:
-        watched = qa.watch(data.video(number, Path(folder)), AskOptions())
+        watched = qa.watch(data.video(number, Path(folder)), settings.options)
     questions = data.questions(number)
     records = []
     for place in places:
