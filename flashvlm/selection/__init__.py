@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Name -> module and function in this package; a selector is a function of `Inputs` that returns a `Selection`.
 _REGISTRY = {
+    "flashvlm": ("flashvlm", "flashvlm"),
     "paper": ("paper", "paper"),
     "uniform": ("baselines", "uniform"),
     "random": ("baselines", "random"),
@@ -42,7 +43,7 @@ def select(
     group_sizes: Sequence[int],
     budget: int | None = None,
     delta: float | None = None,
-    selector: str = "paper",
+    selector: str = "flashvlm",
     metric: str = "cosine",
     seed: int = 0,
 ) -> Selection:

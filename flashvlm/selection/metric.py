@@ -39,12 +39,17 @@ class Space:
         """
         return _METRICS[metric](tokens)
 
+    @classmethod
+    def of_units(cls, units: Tensor) -> Space:
+        """(N, D) unit vectors, or zeros, under `cosine`."""
+        # Zero vectors share a direction of their own.
+        if (zero := ~units.any(1, keepdim=True)).any():
+            units = torch.cat([units, zero.float()], 1)
+        return cls(units, units)
+
 
 def _cosine(tokens: Tensor) -> Space:
-    units = unit_vectors(tokens)
-    if (zero := (units == 0).all(1, keepdim=True)).any():
-        units = torch.cat([units, zero.float()], 1)
-    return Space(units, units)
+    return Space.of_units(unit_vectors(tokens))
 
 
 def _centered(tokens: Tensor) -> Space:

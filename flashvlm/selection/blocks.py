@@ -1,0 +1,80 @@
+"""The tokens of a video in small blocks, so that what is compared within them costs no more for a longer video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashvlm.selection.metric import Space
+
+# Tokens of a block at most: a frame of 448 x 448 pixels in Qwen2-VL.
+LARGEST = 256
+# Similarities are told apart to one part in so many.
+EQUAL = 2**13
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Stretches of at most `LARGEST` tokens, each within one temporal group.
+
+    `tokens` (B, n) int64 are the places of the tokens of each block, filled up with its last one where `real` (B, n)
+    is False. `group` (B,) int64 is the group of each block. `before` (B,) int64 is the block at the same place in the
+    group before, a block of the first group its own.
+    """
+
+    tokens: Tensor
+    real: Tensor
+    group: Tensor
+    before: Tensor
+
+    @classmethod
+    def of(cls, group_sizes: Sequence[int], device: torch.device) -> Blocks:
+        """Cut groups of these sizes, each into as few blocks as can be, as equal as can be."""
+        begins: list[int] = []
+        sizes: list[int] = []
+        groups: list[int] = []
+        before: list[int] = []
+        first_of_last, parts_of_last, begin = 0, 0, 0
+        for group, size in enumerate(group_sizes):
+            first, parts = len(begins), -(-size // LARGEST)
+            for part in range(parts):
+                end = size * (part + 1) // parts
+                begins.append(begin + size * part // parts)
+                sizes.append(begin + end - begins[-1])
+                groups.append(group)
+                before.append(first_of_last + part * parts_of_last // parts if parts_of_last else first + part)
+            first_of_last, parts_of_last, begin = first, parts, begin + size
+        size = torch.tensor(sizes, device=device)[:, None]
+        place = torch.arange(max(sizes), device=device)
+        tokens = torch.tensor(begins, device=device)[:, None] + place.minimum(size - 1)
+        return cls(tokens, place < size, torch.tensor(groups, device=device), torch.tensor(before, device=device))
+
+    @property
+    def sizes(self) -> Tensor:
+        """(B,) int64, the real tokens of each block."""
+        return self.real.sum(1)
+
+    def share(self, count: int) -> int:
+        """The least m for which m tokens of each block, or all it has, make at least `count` (or are all)."""
+        sizes = self.sizes.sort().values
+        # With m the size of the i-th smallest block: all of the smaller ones and m of each other one.
+        others = len(sizes) - torch.arange(len(sizes), device=sizes.device)
+        smaller = sizes.cumsum(0) - sizes
+        enough = (smaller + sizes * others >= count).nonzero()
+        if not len(enough):
+            return int(sizes[-1])
+        first = enough[0, 0]
+        return max(1, -(-(count - int(smaller[first])) // int(others[first])))
+
+    def similarity(self, space: Space) -> Tensor:
+        """(B, n, n) float32 similarities between the tokens of each block."""
+        if self.real.all():
+            shape = (*self.tokens.shape, -1)
+            similarity = torch.bmm(space.left.view(shape), space.right.view(shape).transpose(1, 2))
+        else:
+            similarity = torch.stack([space.left[block] @ space.right[block].T for block in self.tokens])
+        # Equal tokens are equally similar, whatever the last digits say: then the first wins, on every device.
+        return similarity.mul_(EQUAL).round_().div_(EQUAL)

@@ -1,0 +1,50 @@
+"""What each token of a video weighs: how new it is, and how much it shows of what the question asks for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flashvlm.selection.relevance import relevance
+
+NOVELTY_POWER = 2.0
+# Relevance stands out from here on, in robust standard deviations above the median token.
+STANDS_OUT = 3.0
+RELEVANCE_POWER = 0.5
+# Spread of relevance, as a cosine, below which tokens are not told apart.
+LEAST_SPREAD = 1e-3
+# Of a normal distribution the standard deviation is this many median absolute deviations.
+DEVIATIONS = 1.4826
+
+
+def novelty(units: Tensor) -> Tensor:
+    """How far each of (N, D) unit vectors is from their mean, which is mostly background: (1 - cosine) to a power.
+
+    Returns:
+        (N,) float32, above 0.
+    """
+    centre = functional.normalize(units.mean(0), dim=0)
+    return (1 - units @ centre).clamp(min=1e-6) ** NOVELTY_POWER
+
+
+def asked_for(units: Tensor, words: Tensor) -> Tensor:
+    """By how much the question raises each token: 1 for most, more where its relevance stands out from theirs.
+
+    A cosine with a word means little by itself: on most checkpoints all tokens have some, and noise gives each a
+    different one. So it is measured against its own spread (median and median absolute deviation), and only what lies
+    beyond the reach of noise counts. Where relevance does not tell tokens apart, all are 1.
+
+    Args:
+        units: (N, D) unit vectors.
+        words: (L, D) unit vectors; L may be 0.
+
+    Returns:
+        (N,) float32, at least 1.
+    """
+    if not len(words):
+        return torch.ones_like(units[:, 0])
+    shown = relevance(units, words)
+    above = shown - shown.median()
+    spread = DEVIATIONS * above.abs().median() + LEAST_SPREAD
+    return (above / (STANDS_OUT * spread)).clamp(min=1) ** RELEVANCE_POWER
