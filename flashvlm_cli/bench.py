@@ -282,10 +282,16 @@ def selection_row(row: dict[str, Any]) -> tuple[str, ...]:
         expected = "too long" if row["skipped"] is None else units.seconds(row["skipped"])
         return (row["selector"], "left out", f"({expected})", *[""] * 7)
     times = [units.seconds(row[name]) for name in ("seconds", "fastest", "slowest")]
-    ratios = ["" if row[name] is None else f"{row[name]:.3g}×" for name in ("against_paper", "growth")]
+    ratios = [times_as(row[name]) for name in ("against_paper", "growth")]
     peak = "" if row["peak_bytes"] is None else units.scaled(row["peak_bytes"], "B")
     radius = [f"{row['delta']:.3f}", units.seconds(row["delta_seconds"])]
     return (row["selector"], *times, *ratios, peak, units.count(row["kept"]), *radius)
+
+
+def times_as(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.3g}×"
 
 
 def split(text: str) -> tuple[str, ...]:
