@@ -9,11 +9,14 @@ import math
 import re
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Literal
 
 from flashvlm.errors import UsageError
+from flashvlm.selection import BY_CONTENT
 
 DEFAULT_KEEP = "10%"
-DEFAULT_SELECTOR = "paper"
+DEFAULT_SELECTOR = BY_CONTENT
+DEFAULT_METRIC = "cosine"
 DEFAULT_MAX_NEW_TOKENS = 128
 
 # Qwen's own practice for video: https://github.com/QwenLM/Qwen2-VL, qwen-vl-utils.
@@ -25,14 +28,17 @@ DEFAULT_MAX_PIXELS = 768 * 28 * 28
 
 @dataclass(frozen=True)
 class Keep:
-    """How many visual tokens to keep: a share of them or a count, never both."""
+    """How many visual tokens to keep: a share of them, a count, as many as cover all others to a radius `delta`, or, with
+    none of these, as many as the video itself asks for (`auto`)."""
 
     share: Decimal | None = None
     count: int | None = None
+    delta: float | None = None
 
     @classmethod
     def parse(cls, value: str | float | Keep) -> Keep:
-        """Read `10%`, a fraction with a point (`0.1`, `1.0`; a Python float likewise) or a count (`256`).
+        """Read `10%`, a fraction with a point (`0.1`, `1.0`; a Python float likewise), a count (`256`), `delta=0.3` or
+        `auto`.
 
         Raises:
             UsageError: 0 and less, more than 100 %, or anything else.
@@ -40,12 +46,16 @@ class Keep:
         if isinstance(value, Keep):
             return value
         text = str(value).strip()
-        wanted = f"--keep takes a share such as 10% or 0.1, or a count of tokens such as 256, not {text!r}."
+        wanted = f"--keep takes a share such as 10% or 0.1, a count such as 256, delta=0.3 or auto; not {text!r}."
         if isinstance(value, bool):
             raise UsageError(wanted)
         if isinstance(value, float):
             text = format(Decimal(text), "f") if math.isfinite(value) else text
             text = text if "." in text else text + ".0"
+        if text == "auto":
+            return cls()
+        if radius := re.fullmatch(r"delta\s*=\s*([0-9]+\.?[0-9]*|\.[0-9]+)", text):
+            return cls(delta=float(radius[1]))
         if re.fullmatch(r"[0-9]+", text):
             if int(text) == 0:
                 raise UsageError("--keep must leave at least one token; 0 keeps none.")
@@ -60,12 +70,28 @@ class Keep:
             raise UsageError(f"--keep must be more than 0 and at most 100%, not {text}.")
         return cls(share=share)
 
-    def budget(self, tokens: int) -> int:
-        """The number of tokens to keep of `tokens`: rounded half up, at least one, at most all."""
+    def budget(self, tokens: int) -> int | Literal["auto"] | None:
+        """The number of tokens to keep of `tokens`: rounded half up, at least one, at most all. `auto` where the video is to
+        say, None where a radius is."""
+        if self.delta is not None:
+            return None
         if self.count is not None:
             return min(self.count, tokens)
-        assert self.share is not None
+        if self.share is None:
+            return "auto"
         return max(1, int((self.share * tokens).to_integral_value(ROUND_HALF_UP)))
+
+    @property
+    def by_content(self) -> bool:
+        """Whether the video decides how many tokens are kept."""
+        return self.share is None and self.count is None
+
+    def __str__(self) -> str:
+        if self.delta is not None:
+            return f"delta={self.delta:g}"
+        if self.count is not None:
+            return str(self.count)
+        return "auto" if self.share is None else f"{self.share * 100:f}".rstrip("0").rstrip(".") + "%"
 
 
 def parse_time(text: str) -> float:
@@ -128,6 +154,8 @@ class AskOptions:
 
     keep: Keep = field(default_factory=lambda: Keep.parse(DEFAULT_KEEP))
     selector: str = DEFAULT_SELECTOR
+    metric: str = DEFAULT_METRIC
+    merge: bool = False
     sampling: Sampling = Sampling()
     max_pixels: int = DEFAULT_MAX_PIXELS
     system: str | None = None
@@ -136,6 +164,10 @@ class AskOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.keep.by_content and self.selector != BY_CONTENT:
+            raise UsageError(
+                f"--keep {self.keep} is for --selector {BY_CONTENT}; {self.selector} takes a share or a count."
+            )
         if self.max_pixels < 28 * 28:
             raise UsageError(f"--max-pixels must be at least {28 * 28} (one token), not {self.max_pixels}.")
         if self.max_new_tokens < 1:

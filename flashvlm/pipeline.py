@@ -19,7 +19,8 @@ from flashvlm.backends.loading import DTYPES
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, Keep, Sampling
 from flashvlm.report import Answer, BeforeAfter, ModelFacts, Moment, SelectionFacts, StageSeconds, VideoFacts
-from flashvlm.selection import SELECTORS, select
+from flashvlm.selection import METRICS, SELECTORS, select
+from flashvlm.selection.merge import merge
 from flashvlm.selection.result import Selection
 
 
@@ -143,15 +144,18 @@ class VideoQA:
             backend.words(question),
             group_sizes=[count // encoded.groups] * encoded.groups,
             budget=options.keep.budget(count),
+            delta=options.keep.delta,
             selector=options.selector,
+            metric=options.metric,
             seed=options.seed,
         )
+        vectors = merge(selection) if options.merge else selection.vectors
         clock.start("prefill")
         generated = backend.generate(
             prompt,
             encoded,
             selection.indices,
-            selection.vectors,
+            vectors,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             seed=options.seed,
@@ -181,7 +185,17 @@ class VideoQA:
             prompt_tokens=prompt_tokens,
             kv_cache_bytes=backend.kv_cache_bytes(prompt_tokens),
             prefill_flops=backend.prefill_flops(prompt_tokens),
-            selection=SelectionFacts(options.selector, tokens.after, important, diverse, delta),
+            selection=SelectionFacts(
+                options.selector,
+                options.metric,
+                options.merge,
+                tokens.after,
+                important,
+                diverse,
+                delta,
+                selection.redundancy,
+                selection.little_to_drop,
+            ),
             seconds=StageSeconds(
                 load=self.load_seconds,
                 **seconds,
@@ -199,6 +213,8 @@ class VideoQA:
             raise UsageError("The question is empty.")
         if options.selector not in SELECTORS:
             raise UsageError(f"There is no selector {options.selector!r}; there are: {', '.join(SELECTORS)}.")
+        if options.metric not in METRICS:
+            raise UsageError(f"There is no metric {options.metric!r}; there are: {', '.join(METRICS)}.")
 
     def _facts(self) -> ModelFacts:
         backend = self.backend
@@ -244,12 +260,7 @@ def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
 
 
 def _settings(options: AskOptions) -> dict[str, Any]:
-    settings = asdict(options)
-    keep = options.keep
-    settings["keep"] = (
-        keep.count if keep.count is not None else f"{(keep.share or 0) * 100:f}".rstrip("0").rstrip(".") + "%"
-    )
-    return settings
+    return asdict(options) | {"keep": options.keep.count or str(options.keep)}
 
 
 def _moments(

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -19,6 +19,7 @@ from flashvlm.options import (
     DEFAULT_MAX_FRAMES,
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_MAX_PIXELS,
+    DEFAULT_METRIC,
     DEFAULT_SELECTOR,
     MIN_FRAMES,
     AskOptions,
@@ -67,6 +68,12 @@ def suggest_selectors(incomplete: str) -> list[str]:
     return [name for name in SELECTORS if name.startswith(incomplete)]
 
 
+def suggest_metrics(incomplete: str) -> list[str]:
+    from flashvlm.selection import METRICS
+
+    return [name for name in METRICS if name.startswith(incomplete)]
+
+
 def ask(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask; - reads it from standard input.")],
@@ -74,7 +81,8 @@ def ask(
         str,
         typer.Option(
             metavar="SHARE|COUNT",
-            help="Visual tokens to keep: 10%, 0.1 or 256; 100% prunes nothing.",
+            help="Visual tokens to keep: 10%, 0.1 or 256; 100% prunes nothing; delta=0.3 covers all to a radius; "
+            "auto lets the video decide.",
             rich_help_panel=TOKENS,
         ),
     ] = DEFAULT_KEEP,
@@ -84,6 +92,21 @@ def ask(
             metavar="NAME", help="How tokens are chosen.", rich_help_panel=TOKENS, autocompletion=suggest_selectors
         ),
     ] = DEFAULT_SELECTOR,
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What distance between tokens means: cosine, centered, euclidean.",
+            rich_help_panel=TOKENS,
+            autocompletion=suggest_metrics,
+        ),
+    ] = DEFAULT_METRIC,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Average kept tokens with the dropped ones that they stand for.", rich_help_panel=TOKENS
+        ),
+    ] = False,
     model: Annotated[
         str,
         typer.Option(
@@ -173,6 +196,8 @@ def ask(
     options = AskOptions(
         keep=Keep.parse(keep),
         selector=known_selector(selector),
+        metric=known_metric(metric),
+        merge=merge,
         sampling=Sampling(
             fps=fps,
             frames=frames,
@@ -251,13 +276,28 @@ def stream_answer(
 def known_selector(name: str) -> str:
     from flashvlm.selection import SELECTORS
 
-    if name in SELECTORS:
+    return known("selector", name, SELECTORS)
+
+
+def known_metric(name: str) -> str:
+    from flashvlm.selection import METRICS
+
+    return known("metric", name, METRICS)
+
+
+def known(kind: str, name: str, names: Sequence[str]) -> str:
+    """The name itself, where there is one.
+
+    Raises:
+        UsageError: there is none; the message names what there is.
+    """
+    if name in names:
         return name
     from difflib import get_close_matches
 
-    close = get_close_matches(name, SELECTORS, n=1)
+    close = get_close_matches(name, names, n=1)
     suggestion = f" Did you mean {close[0]}?" if close else ""
-    raise UsageError(f"There is no selector {name!r}; there are {', '.join(SELECTORS)}.{suggestion}")
+    raise UsageError(f"There is no {kind} {name!r}; there are {', '.join(names)}.{suggestion}")
 
 
 def read_question(text: str) -> str:

@@ -329,6 +329,7 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
         words,
         group_sizes=[count // encoded.groups] * encoded.groups,
         budget=keep.budget(count),
+        delta=keep.delta,
         selector=selector,
         metric=settings.metric,
         seed=settings.seed,

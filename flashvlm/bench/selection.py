@@ -126,18 +126,18 @@ class SelectionRun:
         _warm_up(settings)
         for count in settings.tokens:
             inputs = clustered(count, settings.width, settings.group)
-            budget = Keep.parse(settings.keep).budget(count)
+            keep = Keep.parse(settings.keep)
             expected = {name: self._expected(name, count) for name in settings.selectors}
             seconds: dict[str, list[float]] = {name: [] for name in settings.selectors}
             last: dict[str, Selection] = {}
             for _ in range(settings.repeats):
                 for name in settings.selectors:
                     if expected[name] <= LONGEST:
-                        took, last[name] = _timed(inputs, budget, name)
+                        took, last[name] = _timed(inputs, keep, name)
                         seconds[name].append(took)
                     yield
             for name in settings.selectors:
-                self._rows[count, name] = self._row(count, budget, name, seconds[name], last.get(name), expected[name])
+                self._rows[count, name] = self._row(count, name, seconds[name], last.get(name), expected[name])
                 yield
 
     def table(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class SelectionRun:
             if self._expected(name, probe) > LONGEST:
                 return math.inf
             inputs = clustered(probe, self.settings.width, self.settings.group)
-            known.append((probe, _timed(inputs, Keep.parse(self.settings.keep).budget(probe), name)[0]))
+            known.append((probe, _timed(inputs, Keep.parse(self.settings.keep), name)[0]))
         if not known:
             return 0.0
         size, took = known[-1]
@@ -182,9 +182,7 @@ class SelectionRun:
             growth = math.log(took / known[-2][1]) / math.log(size / known[-2][0])
         return took * (count / size) ** growth
 
-    def _row(
-        self, count: int, budget: int, name: str, seconds: Sequence[float], last: Selection | None, expected: float
-    ) -> Row:
+    def _row(self, count: int, name: str, seconds: Sequence[float], last: Selection | None, expected: float) -> Row:
         row: Row = {"tokens": count, "selector": name}
         if last is None:
             return {**row, "skipped": expected if math.isfinite(expected) else None}
@@ -195,32 +193,33 @@ class SelectionRun:
         took = time.perf_counter() - begin
         row |= {"kept": len(last.indices), "seconds": median, "fastest": min(seconds), "slowest": max(seconds)}
         row |= {"delta": delta, "delta_seconds": took}
-        return row | {"peak_bytes": _peak_apart(self.settings, count, budget, name) if self._memory else None}
+        return row | {"peak_bytes": _peak_apart(self.settings, count, name) if self._memory else None}
 
 
-def _timed(inputs: dict[str, Any], budget: int, name: str) -> tuple[float, Selection]:
+def _timed(inputs: dict[str, Any], keep: Keep, name: str) -> tuple[float, Selection]:
     from flashvlm.selection import select
 
+    budget = keep.budget(len(inputs["tokens"]))
     begin = time.perf_counter()
-    selection = select(**inputs, budget=budget, selector=name)
+    selection = select(**inputs, budget=budget, delta=keep.delta, selector=name)
     return time.perf_counter() - begin, selection
 
 
 def _warm_up(settings: Settings) -> None:
     """Call each selector once on little, so that what torch sets up on first use is in no figure."""
     for name in settings.selectors:
-        _timed(clustered(WARM_UP_TOKENS, settings.width, WARM_UP_TOKENS // 4), WARM_UP_TOKENS // 8, name)
+        _timed(clustered(WARM_UP_TOKENS, settings.width, WARM_UP_TOKENS // 4), Keep.parse(settings.keep), name)
 
 
-def _peak_apart(settings: Settings, count: int, budget: int, name: str) -> int | None:
+def _peak_apart(settings: Settings, count: int, name: str) -> int | None:
     """`_peak` in a process of its own, whose memory nothing else has grown."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_peak, settings, count, budget, name).result()
+        return pool.submit(_peak, settings, count, name).result()
 
 
-def _peak(settings: Settings, count: int, budget: int, name: str) -> int | None:
+def _peak(settings: Settings, count: int, name: str) -> int | None:
     """The most memory that a selection takes on top of its input, in bytes; None where the system does not tell."""
-    _timed(clustered(WARM_UP_TOKENS, settings.width, WARM_UP_TOKENS // 4), WARM_UP_TOKENS // 8, name)
+    _timed(clustered(WARM_UP_TOKENS, settings.width, WARM_UP_TOKENS // 4), Keep.parse(settings.keep), name)
     inputs = clustered(count, settings.width, settings.group)
     # Memory that is free but not given back would be used again unseen.
     with suppress(OSError, AttributeError):
@@ -229,7 +228,7 @@ def _peak(settings: Settings, count: int, budget: int, name: str) -> int | None:
         # 5 sets the high-water mark back to what is in use now (proc(5), Linux).
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
-        _timed(inputs, budget, name)
+        _timed(inputs, Keep.parse(settings.keep), name)
         return max(0, _status("VmHWM") - before)
     except OSError:
         return None

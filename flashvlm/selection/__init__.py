@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from flashvlm.errors import UsageError
 
@@ -32,6 +32,8 @@ _REGISTRY = {
     "tome": ("tome", "tome"),
 }
 SELECTORS = tuple(_REGISTRY)
+# The selector that can be asked for a radius, or to choose the budget itself.
+BY_CONTENT = "flashvlm"
 METRICS = ("cosine", "centered", "euclidean")
 
 
@@ -41,7 +43,7 @@ def select(
     words: Tensor,
     *,
     group_sizes: Sequence[int],
-    budget: int | None = None,
+    budget: int | Literal["auto"] | None = None,
     delta: float | None = None,
     selector: str = "flashvlm",
     metric: str = "cosine",
@@ -54,7 +56,9 @@ def select(
         saliency: (N,) >= 0, how much attention each token received in the vision encoder.
         words: (L, D) floats, the language model's input embeddings of the question's words; L may be 0.
         group_sizes: tokens of each temporal group, in order; they sum to N.
-        budget: how many tokens to keep, at least 1; more than N keeps all.
+        budget: how many tokens to keep, at least 1; more than N keeps all. `auto` keeps as many as it takes to cover most
+            of what the video shows.
+        delta: instead of a budget, the largest distance from any token to its nearest kept one.
         selector: one of `SELECTORS`.
         metric: one of `METRICS`, what distance between tokens means.
         seed: what the selector `random` draws with; the others ignore it.
@@ -70,6 +74,9 @@ def select(
     for name, value, known in (("selector", selector, SELECTORS), ("metric", metric, METRICS)):
         if value not in known:
             raise UsageError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+
+    if selector != BY_CONTENT and (budget == "auto" or delta is not None):
+        raise UsageError(f"{selector} takes a budget in tokens: a delta or auto is for {BY_CONTENT}.")
 
     from flashvlm.selection.inputs import Inputs
 

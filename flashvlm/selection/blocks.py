@@ -10,10 +10,8 @@ from torch import Tensor
 
 from flashvlm.selection.metric import Space
 
-# Tokens of a block at most: a frame of 448 x 448 pixels in Qwen2-VL.
-LARGEST = 256
-# Similarities are told apart to one part in so many.
-EQUAL = 2**13
+# Tokens of a block at most: a frame of 224 x 224 pixels in Qwen2-VL, or some rows of a larger one.
+LARGEST = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +67,15 @@ class Blocks:
         first = enough[0, 0]
         return max(1, -(-(count - int(smaller[first])) // int(others[first])))
 
-    def similarity(self, space: Space) -> Tensor:
-        """(B, n, n) float32 similarities between the tokens of each block."""
+    def rows(self, space: Space) -> Space:
+        """The N tokens in blocks, (B, n, E)."""
         if self.real.all():
-            shape = (*self.tokens.shape, -1)
-            similarity = torch.bmm(space.left.view(shape), space.right.view(shape).transpose(1, 2))
-        else:
-            similarity = torch.stack([space.left[block] @ space.right[block].T for block in self.tokens])
-        # Equal tokens are equally similar, whatever the last digits say: then the first wins, on every device.
-        return similarity.mul_(EQUAL).round_().div_(EQUAL)
+            return space.reshaped(lambda tokens: tokens.view(*self.tokens.shape, -1))
+        return space.at(self.tokens)
+
+
+def join(rows: Tensor, count: int) -> Tensor:
+    """(B, m, ...) to (ceil(B / count), count * m, ...): so many rows in one, the last filled up with zeros."""
+    if missing := -len(rows) % count:
+        rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
+    return rows.reshape(-1, count * rows.shape[1], *rows.shape[2:])

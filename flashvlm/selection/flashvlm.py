@@ -2,63 +2,121 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from flashvlm.selection.blocks import Blocks
+from flashvlm.selection.blocks import Blocks, join
 from flashvlm.selection.facility import greedy
 from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.metric import Space, unit_vectors
+from flashvlm.selection.radius import farthest, net
 from flashvlm.selection.repetition import repeats
 from flashvlm.selection.result import Selection
-from flashvlm.selection.spread import spread
-from flashvlm.selection.thinning import thin
-from flashvlm.selection.weights import asked_for, novelty
+from flashvlm.selection.spread import enough, spread
+from flashvlm.selection.thinning import pick, thin
+from flashvlm.selection.weights import asked_for, novelty, salient
 
-# Tokens left by the thinning for each that is kept, and the fewest left in a block.
-CANDIDATES = 4
-FEWEST = 8
-# By how much a token weighs less that merely repeats the temporal group before.
-REPETITION = 0.9
-# How fast a kept token's cover of another falls with their distance.
-REACH = 0.2
-# A token whose relevance raised its weight by this factor is kept for the question.
+
+@dataclass(frozen=True)
+class Recipe:
+    """What goes into the selection, each part as the ablation found it best; 0 leaves a part out.
+
+    `novelty`, `relevance` and `saliency` are powers of the signals that make a token's weight. `repetition` is the part
+    of its weight that a token loses which the temporal group before shows too. `reach` is the distance over which a
+    kept token's cover of others falls to 1 / e; without it cover falls evenly with distance. `candidates` is how many
+    tokens the thinning leaves for each that is kept, and `fewest` in each block at least. `floor` is how many tokens
+    each group keeps. `corners` is the least share of the budget that goes to the tokens farthest from all others kept.
+    `split` is the share that goes to the highest weights before any other, as the paper has it.
+    """
+
+    novelty: float = 1.0
+    relevance: float = 0.5
+    saliency: float = 0.0
+    repetition: float = 0.5
+    reach: float = 0.2
+    candidates: int = 4
+    fewest: int = 24
+    together: int = 256
+    floor: int = 1
+    corners: float = 0.1
+    split: float = 0.0
+
+
+# How many tokens the thinning aims at where the budget is not known, as a share.
+AUTO_AIM = 0.1
+# Corners are looked for among so many times as many tokens.
+POOL = 8
+# A token whose weight relevance raised by this factor is kept for the question.
 ASKED_FOR = 1.5
+# `auto` keeps as many tokens as it takes to cover this share of the video's weight.
+COVERED = 0.9
 
 
-def flashvlm(inputs: Inputs) -> Selection:
+def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:  # noqa: B008
     """Cover the video with a budget of tokens, each weighted by its novelty and by what the question asks for.
 
     Per block of a temporal group, near-duplicates are thinned out in bipartite rounds; what of the rest repeats the
-    group before loses most of its weight; what is left is ordered by greedy facility location, and the budget goes to
+    group before loses most of its weight; what is left is ordered by greedy facility location; and the budget goes to
     the highest gains of all blocks, one token of every group before all others.
 
-    Nothing is compared beyond a block and its like in the group before, so that the cost is near linear in the tokens.
-    Tokens and words are read in bfloat16, in which most models hold them: their values in float32 and in bfloat16 give
-    the same set.
+    Nothing is compared beyond a block and its like in the group before, so that the cost is near linear in the tokens
+    and the same whatever they are. Tokens and words are read in bfloat16, in which most models hold them, so that their
+    values in float32 and in bfloat16 give the same set.
     """
     tokens, words = inputs.tokens.bfloat16(), inputs.words.bfloat16()
     units = unit_vectors(tokens)
-    raised = asked_for(units, unit_vectors(words))
-    scores = novelty(units) * raised
-    if inputs.budget == len(tokens):
-        return Selection.of(inputs, torch.arange(len(tokens), device=tokens.device), scores=scores)
-    space = Space.of_units(units) if inputs.metric == "cosine" else Space.of(tokens, inputs.metric)
+    raised = asked_for(units, unit_vectors(words)) ** recipe.relevance
+    scores = novelty(units) ** recipe.novelty * raised
+    if recipe.saliency:
+        scores = scores * salient(inputs.saliency) ** recipe.saliency
     blocks = Blocks.of(inputs.group_sizes, tokens.device)
-    similarity = blocks.similarity(space)
-    own = scores[blocks.tokens].masked_fill(~blocks.real, -torch.inf)
-    fewest = blocks.share(max(CANDIDATES * inputs.budget, FEWEST * len(own)))
-    places, weights, decay = thin(similarity, own, own.clamp(min=0), fewest)
-    candidates, real = blocks.tokens.gather(1, places), blocks.real.gather(1, places)
-    weights = weights * (1 - REPETITION * repeats(space, blocks, candidates))
-    cover = _pick(similarity, places).sub_(1).div_(REACH).exp_()
-    order, gains = greedy(cover, weights, real)
-    kept = spread(gains, candidates.gather(1, order), blocks.group, inputs.budget)
+    redundancy: tuple[float, ...] = ()
+    if inputs.delta is not None:
+        # The radius is measured on the tokens as they are.
+        kept = net(Space.of(inputs.tokens, inputs.metric), blocks, inputs.delta)
+    elif inputs.budget == len(tokens) and not inputs.auto:
+        kept = torch.arange(len(tokens), device=tokens.device)
+    else:
+        space = Space.of_units(units) if inputs.metric == "cosine" else Space.of(tokens, inputs.metric)
+        kept, redundancy = cover_best(space, blocks, scores, None if inputs.auto else inputs.budget, recipe)
     asked = raised[kept] >= ASKED_FOR
-    return Selection.of(inputs, kept[~asked], kept[asked], scores)
+    return Selection.of(inputs, kept[~asked], kept[asked], scores, redundancy)
 
 
-def _pick(similarity: Tensor, places: Tensor) -> Tensor:
-    """(B, n, n) at (B, m) places: (B, m, m)."""
-    rows = similarity.gather(1, places[:, :, None].expand(-1, -1, similarity.shape[2]))
-    return rows.gather(2, places[:, None, :].expand(-1, places.shape[1], -1))
+def cover_best(
+    space: Space, blocks: Blocks, scores: Tensor, budget: int | None, recipe: Recipe
+) -> tuple[Tensor, tuple[float, ...]]:
+    """The (K,) tokens, ascending, by which most of the weight is covered, and how redundant the others were.
+
+    Without a budget, as many as cover `COVERED` of it.
+    """
+    aim = budget or int(AUTO_AIM * len(scores))
+    similarity = blocks.rows(space).within()
+    own = torch.where(blocks.real, scores[blocks.tokens], 0)
+    fewest = blocks.share(max(recipe.candidates * aim, recipe.fewest * len(own)))
+    places, weights, real, redundancy = thin(similarity, own, blocks.real, fewest)
+    tokens, groups = blocks.tokens.gather(1, places), blocks.group[:, None].expand_as(places)
+    survivors = space.at(tokens)
+    repeated = repeats(survivors, blocks, real)
+    weights = weights * (1 - recipe.repetition * repeated)
+    alike = repeated[real & (groups > 0)]
+    redundancy += (alike.mean().item(),) if len(alike) else ()
+    # What is left of successive blocks is chosen from together.
+    together = max(1, recipe.together // tokens.shape[1])
+    tokens, groups, weights, real = (join(part, together) for part in (tokens, groups, weights, real))
+    survivors = survivors.reshaped(lambda rows: join(rows, together))
+    cover = survivors.within().sub_(1).div_(recipe.reach).exp_()
+    gains = greedy(cover, weights, real, budget or len(scores)).flatten()
+    count = budget or enough(gains, COVERED)
+    ranked = spread(gains, groups.flatten(), count, recipe.floor)
+    corners = int(count * recipe.corners)
+    kept = spread(gains, groups.flatten(), count - corners, recipe.floor)
+    if corners:
+        # The least covered of each block are the likeliest to be far from what other blocks keep, too.
+        chosen = torch.zeros_like(real.flatten()).index_fill_(0, kept, True).view_as(real)
+        nearest = cover.masked_fill_(~chosen[:, None, :], -1).amax(2).masked_fill_(chosen | ~real, torch.inf).flatten()
+        pool = nearest.topk(min(POOL * corners, int(nearest.isfinite().sum())), largest=False).indices.sort().values
+        kept = torch.cat([kept, farthest(survivors.reshaped(lambda rows: rows.flatten(0, 1)), kept, pool, corners)])
+    return tokens.flatten()[kept].sort().values, redundancy

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class Inputs:
 
     `tokens` (N, D) and `words` (L, D) keep their dtype, `saliency` (N,) is float32, all on the device of `tokens`;
     `group_sizes` sums to N, `budget` is from 1 to N, and `metric` is one that `Space.of` knows. Where a radius is asked
-    for, `delta` holds it and `budget` is N.
+    for, `delta` holds it, and where the selector is to choose the budget, `auto` is True; then `budget` is N.
     """
 
     tokens: Tensor
@@ -28,6 +28,7 @@ class Inputs:
     words: Tensor
     group_sizes: tuple[int, ...]
     budget: int
+    auto: bool
     delta: float | None
     metric: str
     seed: int
@@ -39,7 +40,7 @@ class Inputs:
         saliency: Tensor,
         words: Tensor,
         group_sizes: Sequence[int],
-        budget: int | None,
+        budget: int | Literal["auto"] | None,
         delta: float | None,
         metric: str,
         seed: int,
@@ -67,14 +68,16 @@ class Inputs:
             raise UsageError("Give a budget or a delta, one of the two.")
         if delta is not None and not 0 <= delta < math.inf:
             raise UsageError(f"delta must be a distance of 0 or more, not {delta!r}.")
-        if budget is not None and (not isinstance(budget, SupportsIndex) or index(budget) < 1):
+        automatic = budget is None or budget == "auto"
+        if not automatic and (not isinstance(budget, SupportsIndex) or index(budget) < 1):
             raise UsageError(f"budget must be a whole number of tokens, at least 1, not {budget!r}.")
         return cls(
             tokens.detach(),
             saliency.detach().to(tokens.device, torch.float32),
             words.detach().to(tokens.device),
             tuple(group_sizes),
-            count if budget is None else min(index(budget), count),
+            count if automatic else min(index(budget), count),
+            budget == "auto",
             delta,
             metric,
             seed,

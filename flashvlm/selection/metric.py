@@ -7,23 +7,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 # Of a centred token this part of its norm is what rounding leaves of a token equal to the mean.
 ROUNDING = 1e-4
+EQUAL = 2**13
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Scale (M, D) vectors of any float dtype to length 1, in float32; zero vectors stay zero."""
-    return functional.normalize(vectors.float(), dim=-1)
+    scaled = vectors.float()
+    lengths = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+    return scaled / lengths if scaled is vectors else scaled.div_(lengths)
 
 
 @dataclass(frozen=True, eq=False)
 class Space:
     """Tokens as points whose similarity is an inner product: 1 - distance, 1 for a token and itself.
 
-    `left` and `right` are (N, E) float32, one tensor where the metric is symmetric in them. Slices, masks and int64
-    tensors choose rows of them: `left[i] @ right[j].T` are the similarities of the tokens i with the tokens j.
+    `left` and `right` are (N, E) float32, or (B, n, E) in rows, one tensor where the metric is symmetric in them:
+    `left[i] @ right[j].T` are the similarities of the tokens i with the tokens j.
     """
 
     left: Tensor
@@ -43,9 +45,26 @@ class Space:
     def of_units(cls, units: Tensor) -> Space:
         """(N, D) unit vectors, or zeros, under `cosine`."""
         # Zero vectors share a direction of their own.
-        if (zero := ~units.any(1, keepdim=True)).any():
+        if (zero := torch.linalg.vector_norm(units, dim=1, keepdim=True) == 0).any():
             units = torch.cat([units, zero.float()], 1)
         return cls(units, units)
+
+    def at(self, tokens: Tensor) -> Space:
+        """The tokens of (B, n) int64, as (B, n, E)."""
+        return self.reshaped(lambda rows: rows.index_select(0, tokens.flatten()).view(*tokens.shape, -1))
+
+    def within(self) -> Tensor:
+        """(B, n, n) similarities of the tokens in each row of (B, n, E), told apart to one part in `EQUAL`.
+
+        Equal tokens are so equally similar, whatever the last digits say, on every device.
+        """
+        similarity = torch.bmm(self.left, self.right.transpose(1, 2))
+        return similarity.mul_(EQUAL).round_().div_(EQUAL)
+
+    def reshaped(self, change: Callable[[Tensor], Tensor]) -> Space:
+        """The same tokens in another arrangement."""
+        left = change(self.left)
+        return Space(left, left if self.right is self.left else change(self.right))
 
 
 def _cosine(tokens: Tensor) -> Space:

@@ -1,4 +1,4 @@
-"""What merely repeats the frame before."""
+"""What merely repeats the temporal group before."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from flashvlm.selection.blocks import Blocks
 from flashvlm.selection.metric import Space
 
 
-def repeats(space: Space, blocks: Blocks, tokens: Tensor) -> Tensor:
-    """How like each token is to the one most like it at the same place of the temporal group before.
+def repeats(space: Space, blocks: Blocks, real: Tensor) -> Tensor:
+    """How like each token is to the one most like it at the same place of the group before.
 
     Args:
-        blocks: of which each block is compared with `blocks.before`.
-        tokens: (B, m) int64, those tokens of each block that are compared.
+        space: (B, m, E), some of the tokens of each block, which are compared with those of `blocks.before`.
+        real: (B, m) bool, False for what only fills up.
 
     Returns:
         (B, m) float32 in 0..1; 0 in the first group.
     """
-    last = tokens[blocks.before]
-    highest = torch.stack(
-        [(space.left[here] @ space.right[there].T).amax(1) for here, there in zip(tokens, last, strict=True)]
-    )
-    first = blocks.group == 0
-    return highest.clamp(0, 1).masked_fill(first[:, None], 0)
+    similarity = torch.bmm(space.left, space.right.index_select(0, blocks.before).transpose(1, 2))
+    similarity.masked_fill_(~real[blocks.before][:, None, :], 0)
+    return similarity.amax(2).clamp_(0, 1).masked_fill_((blocks.group == 0)[:, None], 0)

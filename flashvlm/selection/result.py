@@ -12,6 +12,9 @@ from flashvlm.selection.coverage import cover
 from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.metric import Space
 
+# Tokens less similar than this do not stand for one another.
+ALIKE = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:
@@ -21,7 +24,8 @@ class Selection:
     for coverage (False), and is all False where a selector makes no such difference; `scores` (N,) float32 is the
     fused score, zeros where a selector has none. `vectors` (K, D) are what the language model gets for the kept
     tokens, in the dtype of `tokens` (N, D): themselves, unless a selector merges others into them. `metric` is what
-    distance means.
+    distance means. `redundancy` is the mean similarity between what was dropped and what stands for it, round by round
+    of a thinning and, last, from one temporal group to the next; empty where a selector does not measure it.
     """
 
     indices: Tensor
@@ -30,10 +34,16 @@ class Selection:
     vectors: Tensor = field(repr=False)
     tokens: Tensor = field(repr=False)
     metric: str
+    redundancy: tuple[float, ...] = ()
 
     @classmethod
     def of(
-        cls, inputs: Inputs, diverse: Tensor, important: Tensor | None = None, scores: Tensor | None = None
+        cls,
+        inputs: Inputs,
+        diverse: Tensor,
+        important: Tensor | None = None,
+        scores: Tensor | None = None,
+        redundancy: tuple[float, ...] = (),
     ) -> Selection:
         """Bring the kept tokens into their original order.
 
@@ -41,6 +51,7 @@ class Selection:
             diverse: (K1,) int64 on any device, kept for coverage or for no stated reason.
             important: (K2,) int64 on the same device, kept for the question; shares none with `diverse`.
             scores: (N,) float32.
+            redundancy: as measured by the selector.
         """
         device = inputs.tokens.device
         if important is None:
@@ -50,7 +61,13 @@ class Selection:
         indices, order = torch.cat([important, diverse]).sort()
         indices = indices.to(device)
         for_question = (order < len(important)).to(device)
-        return cls(indices, for_question, scores.to(device), inputs.tokens[indices], inputs.tokens, inputs.metric)
+        kept, scores = inputs.tokens[indices], scores.to(device)
+        return cls(indices, for_question, scores, kept, inputs.tokens, inputs.metric, redundancy)
+
+    @property
+    def little_to_drop(self) -> bool:
+        """Whether tokens are unlike one another from the first round on, and unlike those of the group before."""
+        return bool(self.redundancy) and max(self.redundancy[0], self.redundancy[-1]) < ALIKE
 
     @cached_property
     def _cover(self) -> tuple[Tensor, Tensor]:

@@ -6,30 +6,33 @@ import torch
 from torch import Tensor
 
 
-def spread(gains: Tensor, tokens: Tensor, group: Tensor, budget: int) -> Tensor:
-    """Choose from the greedy orders of all blocks the `budget` tokens of the highest gains, with one of every group.
+def spread(gains: Tensor, groups: Tensor, budget: int, floor: int) -> Tensor:
+    """Choose the `budget` tokens of the highest gains, `floor` of every group before all others.
 
-    Gains do not rise along an order, so what is chosen of a block are its first ones, and the whole is the greedy
-    choice for the sum over all blocks. Where there are fewer tokens to keep than groups, the groups of the highest
-    gains keep one each. Ties go to the earlier token.
+    Where that is more than there are tokens to keep, the second of a group comes after the first of all, and the groups
+    of the highest gains come first. Ties go to the first.
 
     Args:
-        gains: (B, m) float32 in the greedy order of each block, -inf where it has no more tokens.
-        tokens: (B, m) int64, the tokens themselves.
-        group: (B,) int64, the temporal group of each block, all of 0 to its largest.
+        gains: (M,) float32, -inf for what is no token.
+        groups: (M,) int64, the temporal groups.
         budget: how many, at most as many as there are finite gains.
 
     Returns:
-        (budget,) int64 tokens, ascending.
+        (budget,) int64 places.
     """
-    flat_gains, flat_tokens = gains.flatten(), tokens.flatten()
-    order = flat_tokens.argsort(stable=True)
-    order = order[flat_gains[order].argsort(descending=True, stable=True)]
-    groups = group[:, None].expand_as(gains).flatten()[order]
-    # The first entry of each group in the order of gains is the group's best.
-    place = torch.arange(len(order), device=order.device)
-    count = int(group.max()) + 1
-    best = place.new_full((count,), len(order)).scatter_reduce(0, groups, place, "amin")
-    rank = place.clone()
-    rank[best] -= len(order)
-    return flat_tokens[order[rank.argsort()[:budget]]].sort().values
+    order = gains.argsort(descending=True, stable=True)
+    groups = groups[order]
+    # The place of each token among those of its group, the highest gain first.
+    by_group = groups.argsort(stable=True)
+    sizes = torch.bincount(groups)
+    begins = (sizes.cumsum(0) - sizes)[groups[by_group]]
+    place = torch.empty_like(groups)
+    place[by_group] = torch.arange(len(groups), device=groups.device) - begins
+    ranked = place.clamp(max=floor).argsort(stable=True)
+    return order[ranked[:budget]]
+
+
+def enough(gains: Tensor, share: float) -> int:
+    """How many of the highest of (M,) gains make this share of their sum: at least 1."""
+    highest = gains.clamp(min=0).sort(descending=True).values
+    return int((highest.cumsum(0) < share * highest.sum()).sum()) + 1

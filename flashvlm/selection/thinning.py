@@ -5,50 +5,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Of the even tokens of a round at most this share is dropped.
+# Of the tokens that a round could drop at most this share goes.
 DROPPED_SHARE = 0.5
+# Distances are told apart as far as they exceed this one: below it tokens are the same but for noise.
+SAME = 0.02
 
 
-def thin(similarity: Tensor, scores: Tensor, weights: Tensor, keep: int) -> tuple[Tensor, Tensor, list[float]]:
-    """Drop from every block the tokens that others of it stand for, until `keep` are left.
+def thin(
+    similarity: Tensor, weights: Tensor, real: Tensor, keep: int
+) -> tuple[Tensor, Tensor, Tensor, tuple[float, ...]]:
+    """Drop from every block the tokens that others of it stand for, until at most `keep` are left.
 
-    A round splits the tokens of a block, in order of their scores, into even and odd places, and drops the half of the
-    even ones that are most similar to any odd one; the weight of each goes to the odd one that stands for it. The rounds
-    of the paper (arXiv 2512.20561) drop eight tokens of the whole each: here the sizes shrink geometrically.
+    Round r splits the tokens of a block by bit r of their place, and drops the half of one side whose loss is least:
+    their weight times their distance from the one of the other side most like them, which takes the weight over. The
+    rounds of the paper (arXiv 2512.20561) drop eight tokens of all; these shrink a block geometrically. And there a
+    token's side hangs on the rank of its score, so that noise in one score changes all later rounds; here it is fixed.
 
     Args:
         similarity: (B, n, n) float32 between the tokens of each block.
-        scores: (B, n) float32; -inf for what fills up a block, which is dropped first.
-        weights: (B, n) float32, 0 for what fills up a block.
+        weights: (B, n) float32 >= 0.
+        real: (B, n) bool, False for what only fills up a block.
         keep: how many tokens to leave in each block.
 
     Returns:
-        (B, min(keep, n)) int64, ascending places in each block; their weights; and the mean similarity, round by round,
-        of what was dropped to what stands for it: how far the redundancy reaches.
+        (B, min(keep, n)) int64, ascending places in each block, those of shorter blocks filled up with any; (B, m) their
+        weights; (B, m) bool, False for what fills up; and the mean similarity, round by round, of what was dropped to
+        what stands for it: how far the redundancy reaches.
     """
-    weights = weights.clone()
-    order = scores.argsort(descending=True, stable=True)
-    filling = scores == -torch.inf
-    decay = []
-    while (excess := order.shape[1] - keep) > 0:
-        even, odd = order[:, ::2], order[:, 1::2]
-        width = similarity.shape[2]
-        rows = similarity.gather(1, even[:, :, None].expand(-1, -1, width))
-        between = rows.gather(2, odd[:, None, :].expand(-1, even.shape[1], -1))
-        between.masked_fill_(filling.gather(1, odd)[:, None, :], -torch.inf)
-        highest = between.amax(2)
-        place = between.argmax(2)
-        dropped_first = highest.masked_fill(filling.gather(1, even), torch.inf)
-        count = min(excess, max(1, int(even.shape[1] * DROPPED_SHARE)))
-        ranked = dropped_first.argsort(descending=True, stable=True)
-        dropped = ranked[:, :count]
-        real = ~filling.gather(1, even.gather(1, dropped))
-        lost = highest.gather(1, dropped)[real]
-        decay.append(lost.clamp(min=-1).mean().item() if len(lost) else 1.0)
-        stand_ins = odd.gather(1, place.gather(1, dropped))
-        weights.scatter_add_(1, stand_ins, weights.gather(1, even.gather(1, dropped)))
-        left = torch.ones_like(order, dtype=torch.bool)
-        left[:, ::2] = left[:, ::2].scatter(1, dropped, False)
-        order = order[left].view(len(order), -1)
-    kept = order.sort(1).values
-    return kept, weights.gather(1, kept), decay
+    size = similarity.shape[1]
+    place = torch.arange(size, device=similarity.device)
+    left, weights, redundancy = real.clone(), weights.clone(), []
+    bits = max(1, (size - 1).bit_length())
+    step = 0
+    while (excess := left.sum(1, keepdim=True) - keep).max() > 0:
+        side = (place >> step % bits) & 1 == 1
+        step += 1
+        mine, others = left & side, left & ~side
+        highest, nearest = similarity.masked_fill(~others[:, None, :], -torch.inf).max(2)
+        mine &= others.any(1, keepdim=True)
+        loss = (weights * (1 + SAME - highest)).masked_fill_(~mine, torch.inf)
+        most = (mine.sum(1, keepdim=True) * DROPPED_SHARE).ceil().minimum(excess)
+        dropped = mine & (loss.argsort(stable=True).argsort() < most)
+        if dropped.any():
+            redundancy.append(highest[dropped].mean().item())
+        weights.scatter_add_(1, nearest, weights * dropped)
+        left &= ~dropped
+    kept = left.byte().argsort(dim=1, descending=True, stable=True)[:, :keep]
+    there = left.gather(1, kept)
+    return kept, weights.gather(1, kept) * there, there, tuple(redundancy)
+
+
+def pick(similarity: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, n, n) at (B, r) rows and (B, c) columns: (B, r, c)."""
+    chosen = similarity.gather(1, rows[:, :, None].expand(-1, -1, similarity.shape[2]))
+    return chosen.gather(2, columns[:, None, :].expand(-1, rows.shape[1], -1))

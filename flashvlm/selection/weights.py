@@ -8,10 +8,10 @@ from torch.nn import functional
 
 from flashvlm.selection.relevance import relevance
 
-NOVELTY_POWER = 2.0
+LEAST_NOVELTY = 1e-6
+LEAST_SALIENCY = 1e-2
 # Relevance stands out from here on, in robust standard deviations above the median token.
 STANDS_OUT = 3.0
-RELEVANCE_POWER = 0.5
 # Spread of relevance, as a cosine, below which tokens are not told apart.
 LEAST_SPREAD = 1e-3
 # Of a normal distribution the standard deviation is this many median absolute deviations.
@@ -19,13 +19,13 @@ DEVIATIONS = 1.4826
 
 
 def novelty(units: Tensor) -> Tensor:
-    """How far each of (N, D) unit vectors is from their mean, which is mostly background: (1 - cosine) to a power.
+    """How far each of (N, D) unit vectors is from their mean, which is mostly background: 1 - cosine.
 
     Returns:
         (N,) float32, above 0.
     """
     centre = functional.normalize(units.mean(0), dim=0)
-    return (1 - units @ centre).clamp(min=1e-6) ** NOVELTY_POWER
+    return (1 - units @ centre).clamp(min=LEAST_NOVELTY)
 
 
 def asked_for(units: Tensor, words: Tensor) -> Tensor:
@@ -47,4 +47,10 @@ def asked_for(units: Tensor, words: Tensor) -> Tensor:
     shown = relevance(units, words)
     above = shown - shown.median()
     spread = DEVIATIONS * above.abs().median() + LEAST_SPREAD
-    return (above / (STANDS_OUT * spread)).clamp(min=1) ** RELEVANCE_POWER
+    return (above / (STANDS_OUT * spread)).clamp(min=1)
+
+
+def salient(saliency: Tensor) -> Tensor:
+    """(N,) saliency >= 0 as a share of its mean, at least `LEAST_SALIENCY`: all 1 where it is flat or none."""
+    mean = saliency.mean()
+    return (saliency / mean).clamp(min=LEAST_SALIENCY) if mean > 0 else torch.ones_like(saliency)
