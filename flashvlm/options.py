@@ -28,8 +28,8 @@ DEFAULT_MAX_PIXELS = 768 * 28 * 28
 
 @dataclass(frozen=True)
 class Keep:
-    """How many visual tokens to keep: a share of them, a count, as many as cover all others to a radius `delta`, or, with
-    none of these, as many as the video itself asks for (`auto`)."""
+    """How many visual tokens to keep: a share of them, a count, as many as cover all others to a radius `delta`, or,
+    with none of these, as many as the video itself asks for (`auto`)."""
 
     share: Decimal | None = None
     count: int | None = None
@@ -71,8 +71,8 @@ class Keep:
         return cls(share=share)
 
     def budget(self, tokens: int) -> int | Literal["auto"] | None:
-        """The number of tokens to keep of `tokens`: rounded half up, at least one, at most all. `auto` where the video is to
-        say, None where a radius is."""
+        """The number of tokens to keep of `tokens`: rounded half up, at least one, at most all. `auto` where the video
+        is to say, None where a radius is."""
         if self.delta is not None:
             return None
         if self.count is not None:
@@ -91,7 +91,7 @@ class Keep:
             return f"delta={self.delta:g}"
         if self.count is not None:
             return str(self.count)
-        return "auto" if self.share is None else f"{self.share * 100:f}".rstrip("0").rstrip(".") + "%"
+        return "auto" if self.share is None else f"{(self.share * 100).normalize():f}%"
 
 
 def parse_time(text: str) -> float:

@@ -172,7 +172,7 @@ class VideoQA:
         prompt_tokens = BeforeAfter(text + tokens.before, text + tokens.after)
         important = int(selection.important.sum())
         # A selector that makes no such difference has neither.
-        diverse = tokens.after - important if important else 0
+        diverse = tokens.after - important if selection.told_apart else 0
         unknown = backend.unknown_words(f"{question} {options.system or ''}")
         return Answer(
             question=question,
@@ -187,12 +187,12 @@ class VideoQA:
             prefill_flops=backend.prefill_flops(prompt_tokens),
             selection=SelectionFacts(
                 options.selector,
-                options.metric,
-                options.merge,
                 tokens.after,
                 important,
                 diverse,
                 delta,
+                options.metric,
+                options.merge,
                 selection.redundancy,
                 selection.little_to_drop,
             ),

@@ -81,14 +81,14 @@ class SelectionFacts:
     """
 
     selector: str
-    metric: str
-    merged: bool
     budget: int
     important: int
     diverse: int
     delta: float
-    redundancy: tuple[float, ...]
-    little_to_drop: bool
+    metric: str = "cosine"
+    merged: bool = False
+    redundancy: tuple[float, ...] = ()
+    little_to_drop: bool = False
 
 
 @dataclass(frozen=True)

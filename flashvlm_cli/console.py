@@ -316,6 +316,8 @@ def _moments(answer: Answer, width: int) -> list[Text]:
         [("radius ", ""), (f"δ {chosen.delta:.3f}", "value")],
         [("farthest any token is from a kept one", "aside")],
     ]
+    if chosen.little_to_drop:
+        radius.append([("little to drop: no token is like another", "value")])
     return [
         *_labelled("kept", _flow(meaning, width)),
         Text(),

@@ -24,7 +24,7 @@ from flashvlm.bench.scoring import wilson
 from flashvlm.demo.clips import HELD_OUT_SEED
 from flashvlm.demo.questions import FAMILIES, Question, ask
 from flashvlm.demo.world import make_scene
-from flashvlm.options import AskOptions, Keep
+from flashvlm.options import DEFAULT_SELECTOR, AskOptions, Keep
 
 QUESTIONS = 3
 _qa: VideoQA
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1250, help="a fifth of them for the pairs (default: 1250)")
     parser.add_argument("--begin", type=int, default=0, help="number of the first clip")
     parser.add_argument("--keep", default="100%")
-    parser.add_argument("--selector", default="paper")
+    parser.add_argument("--selector", default=DEFAULT_SELECTOR)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--card", type=Path, help="write the model card here")

@@ -56,8 +56,8 @@ def select(
         saliency: (N,) >= 0, how much attention each token received in the vision encoder.
         words: (L, D) floats, the language model's input embeddings of the question's words; L may be 0.
         group_sizes: tokens of each temporal group, in order; they sum to N.
-        budget: how many tokens to keep, at least 1; more than N keeps all. `auto` keeps as many as it takes to cover most
-            of what the video shows.
+        budget: how many tokens to keep, at least 1; more than N keeps all. `auto` keeps as many as it takes to cover
+            most of what the video shows.
         delta: instead of a budget, the largest distance from any token to its nearest kept one.
         selector: one of `SELECTORS`.
         metric: one of `METRICS`, what distance between tokens means.

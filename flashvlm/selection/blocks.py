@@ -45,19 +45,14 @@ class Blocks:
                 groups.append(group)
                 before.append(first_of_last + part * parts_of_last // parts if parts_of_last else first + part)
             first_of_last, parts_of_last, begin = first, parts, begin + size
-        size = torch.tensor(sizes, device=device)[:, None]
+        length = torch.tensor(sizes, device=device)[:, None]
         place = torch.arange(max(sizes), device=device)
-        tokens = torch.tensor(begins, device=device)[:, None] + place.minimum(size - 1)
-        return cls(tokens, place < size, torch.tensor(groups, device=device), torch.tensor(before, device=device))
-
-    @property
-    def sizes(self) -> Tensor:
-        """(B,) int64, the real tokens of each block."""
-        return self.real.sum(1)
+        tokens = torch.tensor(begins, device=device)[:, None] + place.minimum(length - 1)
+        return cls(tokens, place < length, torch.tensor(groups, device=device), torch.tensor(before, device=device))
 
     def share(self, count: int) -> int:
         """The least m for which m tokens of each block, or all it has, make at least `count` (or are all)."""
-        sizes = self.sizes.sort().values
+        sizes = self.real.sum(1).sort().values
         # With m the size of the i-th smallest block: all of the smaller ones and m of each other one.
         others = len(sizes) - torch.arange(len(sizes), device=sizes.device)
         smaller = sizes.cumsum(0) - sizes

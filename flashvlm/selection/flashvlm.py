@@ -15,7 +15,7 @@ from flashvlm.selection.radius import farthest, net
 from flashvlm.selection.repetition import repeats
 from flashvlm.selection.result import Selection
 from flashvlm.selection.spread import enough, spread
-from flashvlm.selection.thinning import pick, thin
+from flashvlm.selection.thinning import thin
 from flashvlm.selection.weights import asked_for, novelty, salient
 
 
@@ -28,7 +28,6 @@ class Recipe:
     kept token's cover of others falls to 1 / e; without it cover falls evenly with distance. `candidates` is how many
     tokens the thinning leaves for each that is kept, and `fewest` in each block at least. `floor` is how many tokens
     each group keeps. `corners` is the least share of the budget that goes to the tokens farthest from all others kept.
-    `split` is the share that goes to the highest weights before any other, as the paper has it.
     """
 
     novelty: float = 1.0
@@ -41,7 +40,6 @@ class Recipe:
     together: int = 256
     floor: int = 1
     corners: float = 0.1
-    split: float = 0.0
 
 
 # How many tokens the thinning aims at where the budget is not known, as a share.
@@ -54,12 +52,13 @@ ASKED_FOR = 1.5
 COVERED = 0.9
 
 
-def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:  # noqa: B008
+def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     """Cover the video with a budget of tokens, each weighted by its novelty and by what the question asks for.
 
     Per block of a temporal group, near-duplicates are thinned out in bipartite rounds; what of the rest repeats the
-    group before loses most of its weight; what is left is ordered by greedy facility location; and the budget goes to
-    the highest gains of all blocks, one token of every group before all others.
+    group before loses most of its weight; from what is left, joined over some blocks, greedy facility location chooses;
+    the budget goes to the highest gains of all, one token of every group before all others, and a tenth of it to the
+    corners: the tokens farthest from all kept ones.
 
     Nothing is compared beyond a block and its like in the group before, so that the cost is near linear in the tokens
     and the same whatever they are. Tokens and words are read in bfloat16, in which most models hold them, so that their
@@ -110,7 +109,6 @@ def cover_best(
     cover = survivors.within().sub_(1).div_(recipe.reach).exp_()
     gains = greedy(cover, weights, real, budget or len(scores)).flatten()
     count = budget or enough(gains, COVERED)
-    ranked = spread(gains, groups.flatten(), count, recipe.floor)
     corners = int(count * recipe.corners)
     kept = spread(gains, groups.flatten(), count - corners, recipe.floor)
     if corners:

@@ -68,15 +68,17 @@ class Inputs:
             raise UsageError("Give a budget or a delta, one of the two.")
         if delta is not None and not 0 <= delta < math.inf:
             raise UsageError(f"delta must be a distance of 0 or more, not {delta!r}.")
-        automatic = budget is None or budget == "auto"
-        if not automatic and (not isinstance(budget, SupportsIndex) or index(budget) < 1):
-            raise UsageError(f"budget must be a whole number of tokens, at least 1, not {budget!r}.")
+        most = count
+        if budget is not None and budget != "auto":
+            if not isinstance(budget, SupportsIndex) or index(budget) < 1:
+                raise UsageError(f"budget must be a whole number of tokens, at least 1, not {budget!r}.")
+            most = min(index(budget), count)
         return cls(
             tokens.detach(),
             saliency.detach().to(tokens.device, torch.float32),
             words.detach().to(tokens.device),
             tuple(group_sizes),
-            count if automatic else min(index(budget), count),
+            most,
             budget == "auto",
             delta,
             metric,

@@ -9,6 +9,7 @@ from flashvlm.selection.blocks import Blocks
 from flashvlm.selection.coverage import cover
 from flashvlm.selection.metric import Space
 
+
 def net(space: Space, blocks: Blocks, radius: float) -> Tensor:
     """Choose tokens so that each token is within `radius` of one of them: a delta-net, as `cover` measures it.
 

@@ -26,6 +26,7 @@ class Selection:
     tokens, in the dtype of `tokens` (N, D): themselves, unless a selector merges others into them. `metric` is what
     distance means. `redundancy` is the mean similarity between what was dropped and what stands for it, round by round
     of a thinning and, last, from one temporal group to the next; empty where a selector does not measure it.
+    `told_apart` is False where `important` says nothing.
     """
 
     indices: Tensor
@@ -35,6 +36,7 @@ class Selection:
     tokens: Tensor = field(repr=False)
     metric: str
     redundancy: tuple[float, ...] = ()
+    told_apart: bool = False
 
     @classmethod
     def of(
@@ -49,11 +51,12 @@ class Selection:
 
         Args:
             diverse: (K1,) int64 on any device, kept for coverage or for no stated reason.
-            important: (K2,) int64 on the same device, kept for the question; shares none with `diverse`.
+            important: (K2,) int64 on the same device, kept for the question; shares none with `diverse`. None where the
+                selector does not tell.
             scores: (N,) float32.
             redundancy: as measured by the selector.
         """
-        device = inputs.tokens.device
+        device, told_apart = inputs.tokens.device, important is not None
         if important is None:
             important = diverse.new_empty(0)
         if scores is None:
@@ -62,7 +65,7 @@ class Selection:
         indices = indices.to(device)
         for_question = (order < len(important)).to(device)
         kept, scores = inputs.tokens[indices], scores.to(device)
-        return cls(indices, for_question, scores, kept, inputs.tokens, inputs.metric, redundancy)
+        return cls(indices, for_question, scores, kept, inputs.tokens, inputs.metric, redundancy, told_apart)
 
     @property
     def little_to_drop(self) -> bool:

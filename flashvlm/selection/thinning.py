@@ -28,9 +28,9 @@ def thin(
         keep: how many tokens to leave in each block.
 
     Returns:
-        (B, min(keep, n)) int64, ascending places in each block, those of shorter blocks filled up with any; (B, m) their
-        weights; (B, m) bool, False for what fills up; and the mean similarity, round by round, of what was dropped to
-        what stands for it: how far the redundancy reaches.
+        (B, m) int64 with m = min(keep, n), ascending places in each block, those of shorter blocks filled up with any;
+        (B, m) their weights; (B, m) bool, False for what fills up; and the mean similarity, round by round, of what was
+        dropped to what stands for it: how far the redundancy reaches.
     """
     size = similarity.shape[1]
     place = torch.arange(size, device=similarity.device)
