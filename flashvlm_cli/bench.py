@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,7 +44,7 @@ def accuracy(
         str,
         typer.Option(
             metavar="A,B,...",
-            help="How tokens are chosen; the others are compared with the first.",
+            help="How tokens are chosen; the others are compared with the first. ablations: flashvlm's parts.",
             show_default="all",
             rich_help_panel=MEASURED,
         ),
@@ -173,7 +174,7 @@ def accuracy(
     numbers = asked.numbers(begin, limit)
     settings = Settings(
         model=model,
-        selectors=tuple(known_selector(name) for name in split(selectors)) or SELECTORS,
+        selectors=with_ablations(split(selectors)) or SELECTORS,
         keep=split(keep),
         words=words,
         noise=share(noise),
@@ -292,6 +293,16 @@ def times_as(ratio: float | None) -> str:
     if ratio is None:
         return ""
     return f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.3g}×"
+
+
+def with_ablations(names: Sequence[str]) -> tuple[str, ...]:
+    """The selectors of these names, `ablations` standing for all of them."""
+    from flashvlm.bench.ablation import ABLATIONS
+
+    chosen: list[str] = []
+    for name in names:
+        chosen += ABLATIONS if name == "ablations" else [name if name in ABLATIONS else known_selector(name)]
+    return tuple(chosen)
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ import numpy as np
 import flashvlm
 from flashvlm import models
 from flashvlm.bench import scoring
+from flashvlm.bench.ablation import ABLATIONS, ablated
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.bench.results import Results
 from flashvlm.errors import UsageError
@@ -80,7 +81,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for selector in self.selectors:
-            if selector not in SELECTORS:
+            if selector not in (*SELECTORS, *ABLATIONS):
                 raise UsageError(f"There is no selector {selector!r}; there are: {', '.join(SELECTORS)}.")
         if len(set(self.selectors)) < max(1, len(self.selectors)):
             raise UsageError("Name at least one selector, and each once.")
@@ -321,19 +322,26 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
     from dataclasses import replace
 
     from flashvlm.selection import select
+    from flashvlm.selection.inputs import Inputs
 
     count = len(seen)
-    selection = select(
-        seen,
-        encoded.saliency,
-        words,
-        group_sizes=[count // encoded.groups] * encoded.groups,
-        budget=keep.budget(count),
-        delta=keep.delta,
-        selector=selector,
-        metric=settings.metric,
-        seed=settings.seed,
-    )
+    sizes = [count // encoded.groups] * encoded.groups
+    budget, delta = keep.budget(count), keep.delta
+    if selector in ABLATIONS:
+        inputs = Inputs.checked(seen, encoded.saliency, words, sizes, budget, delta, settings.metric, settings.seed)
+        selection = ablated(selector, inputs)
+    else:
+        selection = select(
+            seen,
+            encoded.saliency,
+            words,
+            group_sizes=sizes,
+            budget=budget,
+            delta=delta,
+            selector=selector,
+            metric=settings.metric,
+            seed=settings.seed,
+        )
     if seen is not encoded.tokens:
         clean = encoded.tokens
         selection = replace(selection, tokens=clean, vectors=clean[selection.indices])

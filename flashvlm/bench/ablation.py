@@ -1,0 +1,93 @@
+"""The selector `flashvlm` with one part left out, weighed otherwise, or in its published form: what each part earns.
+
+`flashvlm bench accuracy --selectors flashvlm,ablations` measures them beside the whole.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flashvlm.selection.inputs import Inputs
+    from flashvlm.selection.result import Selection
+
+# Name -> the fields of the recipe that are not as in the whole; of those without any there is a function below.
+_RECIPES: dict[str, dict[str, Any]] = {
+    "no-relevance": {"relevance": 0.0},
+    "relevance-1": {"relevance": 1.0},
+    "sharpened": {},
+    "no-novelty": {"novelty": 0.0},
+    "with-saliency": {"saliency": 0.5},
+    "no-thinning": {"fewest": 2**30},
+    "no-repetition": {"repetition": 0.0},
+    "groups-apart": {"together": 0},
+    "no-floor": {"floor": 0},
+    "no-corners": {"corners": 0.0},
+    "split": {},
+    "merged": {},
+}
+PREFIX = "flashvlm/"
+ABLATIONS = tuple(PREFIX + name for name in _RECIPES)
+
+
+def ablated(name: str, inputs: Inputs) -> Selection:
+    """Select with one of `ABLATIONS`."""
+    from flashvlm.selection.flashvlm import Recipe, flashvlm
+
+    part = name.removeprefix(PREFIX)
+    function = {"sharpened": _sharpened, "split": _split, "merged": _merged}.get(part)
+    return function(inputs) if function else flashvlm(inputs, Recipe(**_RECIPES[part]))
+
+
+def _sharpened(inputs: Inputs) -> Selection:
+    """Relevance sharpened as published, fused with novelty where the paper has saliency."""
+    import torch
+
+    from flashvlm.selection import flashvlm as whole
+    from flashvlm.selection.blocks import Blocks
+    from flashvlm.selection.fusion import fuse
+    from flashvlm.selection.metric import Space, unit_vectors
+    from flashvlm.selection.relevance import relevance, sharpen
+    from flashvlm.selection.result import Selection
+    from flashvlm.selection.weights import novelty
+
+    if inputs.budget == len(inputs.tokens):
+        return Selection.of(inputs, torch.arange(inputs.budget))
+    units = unit_vectors(inputs.tokens.bfloat16())
+    shown = torch.ones_like(units[:, 0])
+    if len(inputs.words):
+        shown = sharpen(relevance(units, unit_vectors(inputs.words)))
+    scores = fuse(novelty(units), shown)
+    blocks = Blocks.of(inputs.group_sizes, units.device)
+    space = Space.of(inputs.tokens, inputs.metric)
+    kept, _ = whole.cover_best(space, blocks, scores, inputs.budget, whole.Recipe())
+    return Selection.of(inputs, kept, scores=scores)
+
+
+def _split(inputs: Inputs) -> Selection:
+    """Half of the budget to the highest weights, as the paper has it; the other half as the whole would choose."""
+    from dataclasses import replace
+
+    import torch
+
+    from flashvlm.selection.flashvlm import flashvlm
+    from flashvlm.selection.result import Selection
+
+    whole = flashvlm(inputs)
+    half = inputs.budget // 2
+    highest = whole.scores.argsort(descending=True, stable=True)[:half]
+    other = flashvlm(replace(inputs, budget=inputs.budget - half)).indices
+    # What both choose leaves room for the next ones of the whole.
+    ranked = torch.cat([highest, other, whole.indices])
+    seen: dict[int, None] = dict.fromkeys(ranked.tolist())
+    return Selection.of(inputs, torch.tensor(list(seen)[: inputs.budget], device=ranked.device), scores=whole.scores)
+
+
+def _merged(inputs: Inputs) -> Selection:
+    from dataclasses import replace
+
+    from flashvlm.selection.flashvlm import flashvlm
+    from flashvlm.selection.merge import merge
+
+    whole = flashvlm(inputs)
+    return replace(whole, vectors=merge(whole))
