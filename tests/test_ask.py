@@ -77,14 +77,40 @@ def test_streamed_pieces_are_the_answer(demo: VideoQA) -> None:
     assert stages == ["decode", "encode", "select", "prefill", "generate"]
 
 
-@pytest.mark.parametrize("selector", ["paper", "uniform", "random"])
+@pytest.mark.parametrize("selector", ["flashvlm", "paper", "uniform", "random"])
 @pytest.mark.parametrize("keep", ["1", "5%", "100%"])
 def test_a_budget_is_kept_to_the_token(demo: VideoQA, selector: str, keep: str) -> None:
     answer = demo.ask(SAMPLES / "still.jpg", "How many objects are there?", keep=keep, selector=selector)
     assert answer.tokens.after == Keep.parse(keep).budget(answer.tokens.before)
     assert (answer.selection.delta < 1e-6) == (keep == "100%")
+    told_apart = selector == "flashvlm" or (selector == "paper" and keep != "100%")
     split = answer.selection.important + answer.selection.diverse
-    assert split == (answer.tokens.after if selector == "paper" and keep == "5%" else 0)
+    assert split == (answer.tokens.after if told_apart else 0)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "centered", "euclidean"])
+def test_a_radius_is_kept_to(demo: VideoQA, metric: str) -> None:
+    near, far = (
+        demo.ask(SAMPLES / "still.jpg", "What is there?", keep=f"delta={radius}", metric=metric)
+        for radius in (0.1, 0.3)
+    )
+    assert near.selection.delta <= 0.1 and far.selection.delta <= 0.3
+    assert far.tokens.after < near.tokens.after < near.tokens.before
+    assert near.selection.metric == metric
+
+
+def test_auto_keeps_some_of_every_moment(demo: VideoQA) -> None:
+    answer = demo.ask(SAMPLES / "two.mp4", "What moves down?", keep="auto")
+    assert len(answer.moments) <= answer.tokens.after < answer.tokens.before
+    assert all(moment.kept for moment in answer.moments)
+
+
+def test_merging_changes_no_count_and_no_place(demo: VideoQA) -> None:
+    plain, merged = (demo.ask(SAMPLES / "one.mp4", "What happens?", merge=merge) for merge in (False, True))
+    assert merged.moments == plain.moments
+    assert merged.selection.merged and not plain.selection.merged
+    whole, same = (demo.ask(SAMPLES / "one.mp4", "What happens?", keep="100%", merge=merge) for merge in (False, True))
+    assert whole.answer == same.answer
 
 
 def test_the_same_question_gets_the_same_answer_and_tokens(demo: VideoQA) -> None:

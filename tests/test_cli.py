@@ -246,7 +246,7 @@ def test_pieces_are_flushed_as_they_come(clip):
 def test_options_reach_the_library(flash, clip, library):
     arguments = "--keep 25% --model demo --frames 8 --max-frames 16 --max-pixels 50176 --start 0:01.5 --end 1:00"
     arguments += " --selector uniform --system Short. --max-new-tokens 9 --temperature 0.5 --seed 3"
-    arguments += " --device cpu --dtype float32 --revision v2"
+    arguments += " --device cpu --dtype float32 --revision v2 --metric centered --merge"
     assert flash("ask", clip, "  What? ", *arguments.split())[0] == 0
     options = library.asked.pop("options")
     loaded = {"model": "demo", "revision": "v2", "device": "cpu", "dtype": "float32"}
@@ -255,7 +255,24 @@ def test_options_reach_the_library(flash, clip, library):
     assert (options.sampling.frames, options.sampling.max_frames) == (8, 16)
     assert (options.sampling.start, options.sampling.end) == (1.5, 60)
     assert (options.max_pixels, options.selector, options.system) == (50176, "uniform", "Short.")
+    assert (options.metric, options.merge) == ("centered", True)
     assert (options.max_new_tokens, options.temperature, options.seed) == (9, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("keep", "budget", "delta", "shown"),
+    [("auto", "auto", None, "auto"), ("delta=0.2", None, 0.2, "delta=0.2"), ("delta = .5", None, 0.5, "delta=0.5")],
+)
+def test_keep_may_leave_the_number_to_the_video(flash, clip, library, keep, budget, delta, shown):
+    assert flash("ask", clip, "What?", "--keep", keep)[0] == 0
+    kept = library.asked["options"].keep
+    assert (kept.budget(100), kept.delta, str(kept), kept.by_content) == (budget, delta, shown, True)
+
+
+@pytest.mark.parametrize("keep", ["auto", "delta=0.2"])
+def test_keep_by_content_is_refused_with_another_selector(flash, clip, keep):
+    told = f"flashvlm: --keep {keep} is for --selector flashvlm; paper takes a share or a count.\n"
+    assert flash("ask", clip, "What?", "--keep", keep, "--selector", "paper") == (2, "", told)
 
 
 def test_dash_reads_the_question_from_standard_input(clip):
@@ -426,7 +443,8 @@ def test_closed_standard_error_leaves_the_answer(clip):
         "--fps 0", "--fps -1", "--fps nan", "--fps x", "--frames 0", "--frames 1.5", "--frames 3 --fps 2",
         "--max-frames 0", "--max-pixels 1", "--start 1:75", "--start -5", "--start 5 --end 5", "--end x",
         "--temperature -1", "--temperature inf", "--max-new-tokens 0", "--seed x", "--device tpu", "--dtype int8",
-        "--selector nothing", "--nonsense",
+        "--selector nothing", "--metric nonsense", "--keep delta=x", "--keep delta=-1", "--keep delta=nan",
+        "--keep delta", "--keep autos", "--nonsense",
     ],
 )  # fmt: skip
 def test_odd_values_are_wrong_usage_in_one_sentence(flash, clip, options):
@@ -662,7 +680,7 @@ def test_help_documents_the_exit_codes(flash, arguments):
 
 def test_help_shows_the_defaults(flash):
     out = " ".join(flash("ask", "--help")[1].split())
-    for default in ("10%", "paper", "qwen2-vl-2b", "64", "128", "602112"):
+    for default in ("10%", "flashvlm", "cosine", "qwen2-vl-2b", "64", "128", "602112"):
         assert f"[default: {default}]" in out
 
 
