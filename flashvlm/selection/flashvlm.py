@@ -108,8 +108,10 @@ def cover_best(
     survivors = survivors.reshaped(lambda rows: join(rows, together))
     cover = survivors.within().sub_(1).div_(recipe.reach).exp_()
     gains = greedy(cover, weights, real, budget or len(scores)).flatten()
-    count = budget or enough(gains, COVERED)
-    corners = int(count * recipe.corners)
+    floors = recipe.floor * (int(blocks.group[-1]) + 1)
+    count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
+    # Every group comes before the corners.
+    corners = min(int(count * recipe.corners), max(0, count - floors))
     kept = spread(gains, groups.flatten(), count - corners, recipe.floor)
     if corners:
         # The least covered of each block are the likeliest to be far from what other blocks keep, too.
