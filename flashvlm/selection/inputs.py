@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Literal, SupportsIndex
+from typing import Literal, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class Inputs:
             raise UsageError(f"group_sizes must be positive and sum to the {count} tokens, not to {sum(group_sizes)}.")
         if (budget is None) == (delta is None):
             raise UsageError("Give a budget or a delta, one of the two.")
-        if delta is not None and not 0 <= delta < math.inf:
+        if delta is not None and not (isinstance(delta, SupportsFloat) and 0 <= float(delta) < math.inf):
             raise UsageError(f"delta must be a distance of 0 or more, not {delta!r}.")
         most = count
         if budget is not None and budget != "auto":
