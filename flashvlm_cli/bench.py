@@ -341,6 +341,7 @@ def print_accuracy(table: dict[str, Any]) -> None:
         "",
         "kept",
         "select",
+        "δ",
     )
     print_table(title, [heads, *(accuracy_row(row) for row in overall["rows"])])
     for budget in settings["keep"]:
@@ -368,9 +369,9 @@ def accuracy_row(row: dict[str, Any]) -> tuple[str, ...]:
     else:
         cells += ["", "", ""]
     if "kept" in row:
-        cells += [percent(row["kept"]), units.seconds(row["seconds"])]
+        cells += [percent(row["kept"]), units.seconds(row["seconds"]), f"{row['delta']:.3f}"]
     else:
-        cells += ["", ""]
+        cells += ["", "", ""]
     return tuple(cells)
 
 

@@ -295,6 +295,7 @@ def _answers(
             begin = time.perf_counter()
             selection = _select(settings, encoded, seen, words, selector, Keep.parse(budget))
             record: Record = {"kept": len(selection.indices), "seconds": round(time.perf_counter() - begin, 6)}
+            record["delta"] = round(selection.delta, 6)
             pruned[budget][selector] = record
             kept = batches.setdefault(len(selection.indices), [])
             kept.append((record, selection.indices, selection.vectors))
@@ -369,7 +370,7 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
     Every row has `accuracy` with its 95 % interval, `retention` (the share of the unpruned accuracy on the same
     questions) and `difference` in accuracy to the first selector at the same budget, with paired bootstrap intervals;
     `tie` says that the interval of the difference holds 0. `kept` is the mean share of tokens, `seconds` the median
-    time of the selection.
+    time of the selection, `delta` the mean of the coverage radius.
     """
     records = sorted(records, key=lambda record: (record["clip"], record["question"]))
     columns = [(budget, selector) for budget in settings.budgets for selector in settings.selectors]
@@ -388,6 +389,7 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
                 ours = [(record["pruned"][budget][selector], record["tokens"]) for record in records]
                 row["kept"] = float(np.mean([one["kept"] / tokens for one, tokens in ours]))
                 row["seconds"] = float(np.median([one["seconds"] for one, _ in ours]))
+                row["delta"] = float(np.mean([one["delta"] for one, _ in ours]))
         some = [one for one, ours in zip(asked, chosen, strict=True) if ours]
         sections.append(
             {"family": family, "count": len(some), "chance": scoring.chance(some, data.guesses), "rows": rows}
