@@ -73,11 +73,12 @@ class SelectionFacts:
     """How the tokens were chosen. `important + diverse == tokens.after` where the selector tells them apart, else both
     are 0.
 
-    `delta` is the measured coverage radius: the largest distance, by `metric`, from any token to its nearest kept one.
-    `merged` says that kept tokens were averaged with the dropped ones they stand for. `redundancy` is the mean
-    similarity between what the selector dropped and what stands for it, round by round of its thinning and, last, from
-    one temporal group to the next; empty where a selector does not measure it. `little_to_drop` says that it was low
-    from the beginning: every token unlike every other, and whatever was dropped is missed.
+    `delta` is the measured coverage radius: the largest distance, by `metric`, from any token to its nearest kept
+    one. `merged` says that kept tokens were averaged with the dropped ones they stand for. `redundancy` is the mean
+    similarity between what the selector dropped and what stands for it, round by round of its thinning and, last,
+    from one temporal group to the next where there are several; empty where a selector does not measure it.
+    `little_to_drop` says that it was low from the beginning: every token unlike every other, and whatever was
+    dropped is missed.
     """
 
     selector: str

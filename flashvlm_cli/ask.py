@@ -80,7 +80,7 @@ def ask(
     keep: Annotated[
         str,
         typer.Option(
-            metavar="SHARE|COUNT",
+            metavar="SHARE|COUNT|auto",
             help="Visual tokens to keep: 10%, 0.1 or 256; 100% prunes nothing; delta=0.3 covers all to a radius; "
             "auto lets the video decide.",
             rich_help_panel=TOKENS,

@@ -453,7 +453,6 @@ def test_a_budget_below_the_number_of_groups_is_spent_in_as_many_groups(budget):
     assert len(kept.unique()) == budget
 
 
-@pytest.mark.xfail(strict=True, reason="greedy forgets the gain of a token once its block has no other left")
 @pytest.mark.parametrize("sizes", [[64] + [2] * 200, [64] + [2] * 400], ids=len)
 def test_the_budget_is_exact_where_most_groups_are_far_shorter_than_the_longest(sizes):
     count = sum(sizes)

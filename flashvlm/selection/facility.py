@@ -44,7 +44,8 @@ def greedy(cover: Tensor, weights: Tensor, real: Tensor, count: int) -> Tensor:
             if left.max() <= least:
                 break
         place = left.argmax(1)
-        gains[blocks, place] = left[blocks, place]
+        # A block that has no more tokens chooses one again, which gains nothing.
+        gains[blocks, place] = gains[blocks, place].maximum(left[blocks, place])
         barred[blocks, place] = -torch.inf
         covered = torch.maximum(covered, cover[blocks, :, place])
     return torch.maximum(gains, left)

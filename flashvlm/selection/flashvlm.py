@@ -23,11 +23,12 @@ from flashvlm.selection.weights import asked_for, novelty, salient
 class Recipe:
     """What goes into the selection, each part as the ablation found it best; 0 leaves a part out.
 
-    `novelty`, `relevance` and `saliency` are powers of the signals that make a token's weight. `repetition` is the part
-    of its weight that a token loses which the temporal group before shows too. `reach` is the distance over which a
-    kept token's cover of others falls to 1 / e; without it cover falls evenly with distance. `candidates` is how many
-    tokens the thinning leaves for each that is kept, and `fewest` in each block at least. `floor` is how many tokens
-    each group keeps. `corners` is the least share of the budget that goes to the tokens farthest from all others kept.
+    `novelty`, `relevance` and `saliency` are powers of the signals that make a token's weight. `repetition` is the
+    part of its weight that a token loses which the temporal group before shows too. `reach` is the distance over
+    which a kept token's cover of others falls to 1 / e; without it cover falls evenly with distance. `candidates`
+    is how many tokens the thinning leaves for each that is kept, and `fewest` in each block at least. `together` is
+    how many of these, of successive blocks, are chosen from at once. `floor` is how many tokens each group keeps.
+    `corners` is the least share of the budget that goes to the tokens farthest from all others kept.
     """
 
     novelty: float = 1.0

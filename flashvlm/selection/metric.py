@@ -11,13 +11,25 @@ from torch import Tensor
 # Of a centred token this part of its norm is what rounding leaves of a token equal to the mean.
 ROUNDING = 1e-4
 EQUAL = 2**13
+# Values whose squares, summed over a vector, are safe in float32; and the shortest vector that has a direction.
+FAR_OUT = 1e12
+SHORTEST = 1e-12
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Scale (M, D) vectors of any float dtype to length 1, in float32; zero vectors stay zero."""
-    scaled = vectors.float()
-    lengths = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
-    return scaled / lengths if scaled is vectors else scaled.div_(lengths)
+    values = in_range(vectors)
+    lengths = torch.linalg.vector_norm(values, dim=-1, keepdim=True).clamp_(min=SHORTEST)
+    return values / lengths if values is vectors else values.div_(lengths)
+
+
+def in_range(vectors: Tensor) -> Tensor:
+    """Vectors in float32, all scaled alike where their squares would not fit in it: no distance here hangs on scale."""
+    values = vectors.float()
+    if not values.numel():
+        return values
+    largest = torch.stack(torch.aminmax(values)).abs().max()
+    return values if largest == 0 or 1 / FAR_OUT < largest < FAR_OUT else values / largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +84,14 @@ def _cosine(tokens: Tensor) -> Space:
 
 
 def _centered(tokens: Tensor) -> Space:
-    tokens = tokens.float()
+    tokens = in_range(tokens)
     centred = tokens - tokens.mean(0)
     apart = centred.norm(dim=1, keepdim=True) > ROUNDING * tokens.norm(dim=1, keepdim=True)
     return _cosine(centred * apart)
 
 
 def _euclidean(tokens: Tensor) -> Space:
-    points = tokens.float()
+    points = in_range(tokens)
     scale = points.square().sum(1).mean().sqrt()
     points = points / torch.where(scale > 0, scale, 1)
     half, one = points.square().sum(1, keepdim=True) / 2, points.new_ones(len(points), 1)

@@ -24,9 +24,9 @@ class Selection:
     for coverage (False), and is all False where a selector makes no such difference; `scores` (N,) float32 is the
     fused score, zeros where a selector has none. `vectors` (K, D) are what the language model gets for the kept
     tokens, in the dtype of `tokens` (N, D): themselves, unless a selector merges others into them. `metric` is what
-    distance means. `redundancy` is the mean similarity between what was dropped and what stands for it, round by round
-    of a thinning and, last, from one temporal group to the next; empty where a selector does not measure it.
-    `told_apart` is False where `important` says nothing.
+    distance means. `redundancy` is the mean similarity between what was dropped and what stands for it, round by
+    round of a thinning and, last, from one temporal group to the next where there are several; empty where a
+    selector does not measure it. `told_apart` is False where `important` says nothing.
     """
 
     indices: Tensor

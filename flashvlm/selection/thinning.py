@@ -53,9 +53,3 @@ def thin(
     kept = left.byte().argsort(dim=1, descending=True, stable=True)[:, :keep]
     there = left.gather(1, kept)
     return kept, weights.gather(1, kept) * there, there, tuple(redundancy)
-
-
-def pick(similarity: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(B, n, n) at (B, r) rows and (B, c) columns: (B, r, c)."""
-    chosen = similarity.gather(1, rows[:, :, None].expand(-1, -1, similarity.shape[2]))
-    return chosen.gather(2, columns[:, None, :].expand(-1, rows.shape[1], -1))
