@@ -607,3 +607,11 @@ def test_merging_after_the_video_selector_loses_nothing_of_the_sum():
     selection = select(tokens, saliency, words, group_sizes=sizes, budget=40)
     held = torch.bincount(selection.nearest, minlength=40)
     assert torch.allclose((merge(selection) * held[:, None]).sum(0), tokens.sum(0), atol=1e-3)
+
+
+def test_auto_keeps_no_more_of_the_same_clip_at_twice_the_resolution():
+    tokens, saliency, words = clip(240)
+    plain = select(tokens, saliency, words, group_sizes=[60] * 4, budget="auto")
+    finer = tokens.repeat_interleave(4, dim=0) + 0.02 * torch.randn(960, 24, generator=torch.Generator().manual_seed(1))
+    fine = select(finer, saliency.repeat_interleave(4), words, group_sizes=[240] * 4, budget="auto")
+    assert len(fine.indices) <= 1.5 * len(plain.indices)

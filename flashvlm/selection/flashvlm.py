@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from flashvlm.selection.blocks import Blocks, join
+from flashvlm.selection.blocks import LARGEST, Blocks, join
 from flashvlm.selection.facility import greedy
 from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.metric import Space, unit_vectors
@@ -50,7 +51,7 @@ POOL = 8
 # A token whose weight relevance raised by this factor is kept for the question.
 ASKED_FOR = 1.5
 # `auto` keeps as many tokens as it takes to cover this share of the video's weight.
-COVERED = 0.9
+COVERED = 0.95
 
 
 def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
@@ -80,9 +81,26 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
         kept = torch.arange(len(tokens), device=tokens.device)
     else:
         space = Space.of_units(units) if inputs.metric == "cosine" else Space.of(tokens, inputs.metric)
-        kept, redundancy = cover_best(space, blocks, scores, None if inputs.auto else inputs.budget, recipe)
+        budget = fitting(space, scores, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
+        kept, redundancy = cover_best(space, blocks, scores, budget, recipe)
     asked = raised[kept] >= ASKED_FOR
     return Selection.of(inputs, kept[~asked], kept[asked], scores, redundancy)
+
+
+def fitting(space: Space, scores: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
+    """The budget that covers `COVERED` of the video's weight, at least `floor` of every group.
+
+    It is told from at most `LARGEST` tokens of each group, evenly spread: what a video shows does not grow with its
+    resolution.
+    """
+    sizes = [min(size, LARGEST) for size in group_sizes]
+    begins = [end - size for end, size in zip(accumulate(group_sizes), group_sizes, strict=True)]
+    places = [
+        begin + torch.arange(few) * size // few for begin, size, few in zip(begins, group_sizes, sizes, strict=True)
+    ]
+    shown = torch.cat(places).to(scores.device)
+    kept, _ = cover_best(space.at(shown), Blocks.of(sizes, scores.device), scores[shown], None, recipe)
+    return len(kept)
 
 
 def cover_best(
