@@ -22,14 +22,14 @@ from flashvlm.selection.weights import asked_for, novelty, salient
 
 @dataclass(frozen=True)
 class Recipe:
-    """What goes into the selection, each part as the ablation found it best; 0 leaves a part out.
+    """What goes into the selection, as tuned on clips of the demo world; 0 leaves a part out, `reach` apart.
 
-    `novelty`, `relevance` and `saliency` are powers of the signals that make a token's weight. `repetition` is the
-    part of its weight that a token loses which the temporal group before shows too. `reach` is the distance over
-    which a kept token's cover of others falls to 1 / e; without it cover falls evenly with distance. `candidates`
-    is how many tokens the thinning leaves for each that is kept, and `fewest` in each block at least. `together` is
-    how many of these, of successive blocks, are chosen from at once. `floor` is how many tokens each group keeps.
-    `corners` is the least share of the budget that goes to the tokens farthest from all others kept.
+    `novelty`, `relevance` and `saliency` are powers of the signals that make a token's weight. `repetition` is the part
+    of its weight that a token loses which the temporal group before shows too. `reach`, above 0, is the distance over
+    which a kept token's cover of others falls to 1 / e. `candidates` is how many tokens the thinning leaves for each
+    that is kept, and `fewest` in each block at least. `together` is how many of these, of successive blocks, are chosen
+    from at once. `floor` is how many tokens each group keeps. `corners` is the share of the budget that goes to tokens
+    far from all others kept.
     """
 
     novelty: float = 1.0
@@ -58,13 +58,14 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     """Cover the video with a budget of tokens, each weighted by its novelty and by what the question asks for.
 
     Per block of a temporal group, near-duplicates are thinned out in bipartite rounds; what of the rest repeats the
-    group before loses most of its weight; from what is left, joined over some blocks, greedy facility location chooses;
-    the budget goes to the highest gains of all, one token of every group before all others, and a tenth of it to the
-    corners: the tokens farthest from all kept ones.
+    group before loses up to half of its weight; from what is left, joined over some blocks, greedy facility
+    location chooses; the budget goes to the highest gains of all, one token of every group before all others, and a
+    tenth of it to the corners: of the least covered tokens of their blocks those farthest from all kept ones.
 
-    Nothing is compared beyond a block and its like in the group before, so that the cost is near linear in the tokens
-    and the same whatever they are. Tokens and words are read in bfloat16, in which most models hold them, so that their
-    values in float32 and in bfloat16 give the same set.
+    All but the corners is compared within a block, those joined to it and its like in the group before, at a cost
+    linear in the tokens; the corners cost a small part of the square of the budget. It is the same whatever the
+    tokens are. Tokens and words are read in bfloat16, in which most models hold them, so that their values in
+    float32 and in bfloat16 give the same set.
     """
     tokens, words = inputs.tokens.bfloat16(), inputs.words.bfloat16()
     units = unit_vectors(tokens)
