@@ -35,6 +35,20 @@ class Watched:
     encode_seconds: float
 
 
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The tokens of a video that were chosen for a question, or for none, and the seconds that took.
+
+    `vectors` (K, D) are what the language model gets for them.
+    """
+
+    question: str | None
+    options: AskOptions
+    selection: Selection
+    vectors: torch.Tensor
+    seconds: float
+
+
 class VideoQA:
     """A loaded model that answers questions on videos, any number of either."""
 
@@ -128,20 +142,35 @@ class VideoQA:
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Answer:
-        """Answer a question on a video that `watch` has encoded: select, generate, report.
+        """Answer a question on a video that `watch` has encoded: `choose`, then `respond`.
+
+        Raises:
+            UsageError: a question or selector that makes no sense.
+        """
+        choice = self.choose(watched, question, options, on_stage=on_stage)
+        return self.respond(watched, choice, on_text=on_text, on_stage=on_stage)
+
+    def choose(
+        self,
+        watched: Watched,
+        question: str | None,
+        options: AskOptions,
+        *,
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> Choice:
+        """Choose the tokens of a video that the language model gets; None asks for those of no question.
 
         Raises:
             UsageError: a question or selector that makes no sense.
         """
         self._check(question, options)
-        backend, encoded, clock = self.backend, watched.encoded, _Clock(on_stage, self.backend.device)
-        prompt = backend.prompt(question, options.system)
+        encoded, clock = watched.encoded, _Clock(on_stage, self.backend.device)
         count = len(encoded.tokens)
         clock.start("select")
         selection = select(
             encoded.tokens,
             encoded.saliency,
-            backend.words(question),
+            self.backend.words(question or ""),
             group_sizes=[count // encoded.groups] * encoded.groups,
             budget=options.keep.budget(count),
             delta=options.keep.delta,
@@ -150,12 +179,34 @@ class VideoQA:
             seed=options.seed,
         )
         vectors = merge(selection) if options.merge else selection.vectors
+        clock.stop()
+        return Choice(question, options, selection, vectors, clock.seconds["select"])
+
+    def respond(
+        self,
+        watched: Watched,
+        choice: Choice,
+        *,
+        on_text: Callable[[str], None] = lambda text: None,
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> Answer:
+        """Answer the question that tokens were chosen for from these tokens: generate, report.
+
+        Raises:
+            UsageError: they were chosen for no question.
+        """
+        if choice.question is None:
+            raise UsageError("The question is empty.")
+        question, options, selection = choice.question, choice.options, choice.selection
+        backend, encoded, clock = self.backend, watched.encoded, _Clock(on_stage, self.backend.device)
+        prompt = backend.prompt(question, options.system)
+        count = len(encoded.tokens)
         clock.start("prefill")
         generated = backend.generate(
             prompt,
             encoded,
             selection.indices,
-            vectors,
+            choice.vectors,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             seed=options.seed,
@@ -165,7 +216,8 @@ class VideoQA:
         clock.start("delta")
         delta = selection.delta
         clock.stop()
-        seconds = {"decode": watched.decode_seconds, "encode": watched.encode_seconds, **clock.seconds}
+        before = {"decode": watched.decode_seconds, "encode": watched.encode_seconds, "select": choice.seconds}
+        seconds = before | clock.seconds
         first = sum(seconds[stage] for stage in ("decode", "encode", "select", "prefill"))
         text = len(prompt.before) + len(prompt.after)
         tokens = BeforeAfter(count, len(selection.indices))
@@ -208,8 +260,8 @@ class VideoQA:
             warnings=((f"This model does not know: {', '.join(unknown)}. Its answer may be off.",) if unknown else ()),
         )
 
-    def _check(self, question: str, options: AskOptions) -> None:
-        if not question.strip():
+    def _check(self, question: str | None, options: AskOptions) -> None:
+        if question is not None and not question.strip():
             raise UsageError("The question is empty.")
         if options.selector not in SELECTORS:
             raise UsageError(f"There is no selector {options.selector!r}; there are: {', '.join(SELECTORS)}.")
