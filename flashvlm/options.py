@@ -148,6 +148,8 @@ class Sampling:
 class AskOptions:
     """The options of one question, as `flashvlm ask` names them.
 
+    `cache`: what the encoder makes of the video is taken from the feature cache where it has it, and kept there.
+
     Raises:
         UsageError: a value outside its range.
     """
@@ -162,6 +164,7 @@ class AskOptions:
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     temperature: float = 0.0
     seed: int = 0
+    cache: bool = False
 
     def __post_init__(self) -> None:
         if self.keep.by_content and self.selector != BY_CONTENT:

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import flashvlm
 from flashvlm import backends, models, pixels, video
 from flashvlm.backends.base import Backend, Encoded
 from flashvlm.backends.loading import DTYPES
+from flashvlm.cache import FeatureCache, Features, entry_key, fingerprint
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, Keep, Sampling
 from flashvlm.report import Answer, BeforeAfter, ModelFacts, Moment, SelectionFacts, StageSeconds, VideoFacts
@@ -25,14 +27,28 @@ from flashvlm.selection.result import Selection
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """A video, decoded and not yet encoded; `key` is the entry of the feature cache that it shall have, if any."""
+
+    clip: video.Clip
+    seconds: float
+    key: str | None = None
+
+
+@dataclass(frozen=True)
 class Watched:
-    """A video, decoded and encoded: its facts, the seconds of its sampled frames, its tokens, and what that took."""
+    """A video, decoded and encoded: its facts, the seconds of its sampled frames, its tokens, and what that took.
+
+    `cached`: it comes from the feature cache; decoding then took what finding it took, and encoding nothing.
+    """
 
     facts: VideoFacts
     timestamps: tuple[float, ...]
     encoded: Encoded
     decode_seconds: float
     encode_seconds: float
+    cached: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +136,19 @@ class VideoQA:
             VideoError: the video cannot be read.
             UsageError: a part of the video that does not exist.
         """
+        return self.encode(self.decode(path, options, on_stage=on_stage), on_stage=on_stage)
+
+    def decode(
+        self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
+    ) -> Decoded | Watched:
+        """The first half of `watch`: the frames, or, where the feature cache has them, the tokens already.
+
+        It runs no model, so that it can run in a thread of its own while the model is at work.
+
+        Raises:
+            VideoError: the video cannot be read.
+            UsageError: a part of the video that does not exist, or a size of the cache that is none.
+        """
         clock = _Clock(on_stage, self.backend.device)
 
         def fit(frame: torch.Tensor) -> torch.Tensor:
@@ -127,11 +156,32 @@ class VideoQA:
             return pixels.resize(frame, self.backend.frame_size(height, width, options.max_pixels))
 
         clock.start("decode")
+        key = entry_key(path, self.backend, self._fingerprint, options) if options.cache else None
+        found = None if key is None else self._cache.get(key, path, self.backend.device)
+        if found is not None:
+            clock.stop()
+            seconds = clock.seconds["decode"]
+            return Watched(found.facts, found.timestamps, found.encoded, seconds, 0.0, cached=True)
         clip = video.decode(path, self.backend.sampling(options.sampling), fit)
+        clock.stop()
+        return Decoded(clip, clock.seconds["decode"], key)
+
+    def encode(self, decoded: Decoded | Watched, *, on_stage: Callable[[str], None] = lambda stage: None) -> Watched:
+        """The second half of `watch`: the tokens of what `decode` gave, kept in the feature cache where asked for."""
+        if isinstance(decoded, Watched):
+            return decoded
+        clip, clock = decoded.clip, _Clock(on_stage, self.backend.device)
         clock.start("encode")
         encoded = self.backend.encode(clip.frames, clip.seconds_per_frame)
         clock.stop()
-        return Watched(clip.facts, clip.timestamps, encoded, clock.seconds["decode"], clock.seconds["encode"])
+        warnings: tuple[str, ...] = ()
+        if decoded.key is not None:
+            try:
+                self._cache.put(decoded.key, Features(clip.facts, clip.timestamps, encoded))
+            except OSError as error:
+                warnings = (f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}.",)
+        seconds = clock.seconds["encode"]
+        return Watched(clip.facts, clip.timestamps, encoded, decoded.seconds, seconds, warnings=warnings)
 
     def answer(
         self,
@@ -257,7 +307,11 @@ class VideoQA:
             moments=_moments(watched.timestamps, encoded, selection, backend.frames_per_group),
             settings=_settings(options),
             versions=_versions(),
-            warnings=((f"This model does not know: {', '.join(unknown)}. Its answer may be off.",) if unknown else ()),
+            warnings=(
+                *watched.warnings,
+                *((f"This model does not know: {', '.join(unknown)}. Its answer may be off.",) if unknown else ()),
+            ),
+            cached=watched.cached,
         )
 
     def _check(self, question: str | None, options: AskOptions) -> None:
@@ -267,6 +321,14 @@ class VideoQA:
             raise UsageError(f"There is no selector {options.selector!r}; there are: {', '.join(SELECTORS)}.")
         if options.metric not in METRICS:
             raise UsageError(f"There is no metric {options.metric!r}; there are: {', '.join(METRICS)}.")
+
+    @cached_property
+    def _cache(self) -> FeatureCache:
+        return FeatureCache.of_user()
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.backend.folder)
 
     def _facts(self) -> ModelFacts:
         backend = self.backend

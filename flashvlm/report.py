@@ -96,6 +96,8 @@ class SelectionFacts:
 class StageSeconds:
     """Wall-clock seconds of each stage.
 
+    Where the feature cache had the video, `decode` is what it took to find it there, and `encode` is 0.
+
     `time_to_first_token` counts from the call to the first generated token, model loading apart; `total` to the last
     one. Neither holds the measurement of the coverage radius: `delta` says what that took.
     """
@@ -113,7 +115,10 @@ class StageSeconds:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one question and every figure of its summary; `to_json()` is the documented JSON object."""
+    """The answer to one question and every figure of its summary; `to_json()` is the documented JSON object.
+
+    `cached`: the video was neither decoded nor encoded for it, but came from the feature cache.
+    """
 
     question: str
     answer: str
@@ -131,6 +136,7 @@ class Answer:
     settings: dict[str, Any]
     versions: dict[str, str]
     warnings: tuple[str, ...] = field(default=())
+    cached: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The answer as plain dicts, lists, strings and numbers."""

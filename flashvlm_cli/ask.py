@@ -182,6 +182,14 @@ def ask(
             parser=whole_number, metavar="N", help="Makes a --temperature above 0 repeatable.", rich_help_panel=ANSWER
         ),
     ] = 0,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Keep what the encoder makes of the video, and use it again.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object instead of text, errors too.", rich_help_panel=OUTPUT)
     ] = False,
@@ -210,6 +218,7 @@ def ask(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        cache=cache,
     )
     # The library says so too, but only once the model is loaded.
     if not os.path.exists(video):

@@ -332,13 +332,17 @@ def _moments(answer: Answer, width: int) -> list[Text]:
 
 def _times(answer: Answer, width: int) -> list[Text]:
     took = answer.seconds
-    durations = [getattr(took, stage) for stage in TIMED_STAGES]
+    # What the cache had was found, not decoded, and not encoded.
+    labels = {stage: stage for stage in TIMED_STAGES}
+    if answer.cached:
+        labels = {"decode": "cached", **{stage: stage for stage in TIMED_STAGES[2:]}}
+    durations = [getattr(took, stage) for stage in labels]
     figures = [units.seconds(duration) for duration in durations]
     widest = max(map(len, figures))
     rows = charts.waterfall(durations, max(took.total, sum(durations)), width - widest - GAP)
     lines = []
-    for stage, figure, row in zip(TIMED_STAGES, figures, rows, strict=True):
-        lines.append(_line(stage, [(figure.rjust(widest), ""), (" " * GAP, ""), *row]))
+    for label, figure, row in zip(labels.values(), figures, rows, strict=True):
+        lines.append(_line(label, [(figure.rjust(widest), ""), (" " * GAP, ""), *row]))
     notes = [
         [("first token ", "aside"), (units.seconds(took.time_to_first_token), "value")],
         [(f"all {units.count(answer.generated_tokens)} tokens ", "aside"), (units.seconds(took.total), "value")],

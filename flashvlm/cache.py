@@ -1,0 +1,281 @@
+"""The feature cache: what the encoder made of a video, kept on disk, so that no video is decoded and encoded twice.
+
+An entry is one safetensors file, named by the digest of everything that decides its content (`entry_key`). It is
+written beside and moved into place, so that a reader finds it whole or not at all; a checksum tells a damaged one. The
+folder is bounded: what was used longest ago goes first. This module imports no torch before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashvlm.errors import UsageError
+from flashvlm.report import VideoFacts
+
+if TYPE_CHECKING:
+    import torch
+
+    from flashvlm.backends.base import Backend, Encoded
+    from flashvlm.options import AskOptions
+
+# One more whenever decoding, preparing or encoding gives something else for the same video.
+FORMAT = 1
+SIZE_VARIABLE = "FLASHVLM_CACHE_SIZE"
+DEFAULT_SIZE = 10 * 10**9
+UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+SUFFIX = ".safetensors"
+UNFINISHED = ".tmp"
+# What a killed process left half-written is nobody's after so many seconds.
+ABANDONED = 3600.0
+# The folder is listed only when a process has written STEP of the bound since it last did. Where more than FULL of the
+# bound is found, room is made down to FILLED: so a handful of processes at once stay within it.
+STEP, FULL, FILLED = 0.01, 0.95, 0.9
+
+# The options that play no part before a video is encoded. All others are part of an entry's key, new ones too.
+AFTER_ENCODING = frozenset(
+    {"keep", "selector", "metric", "merge", "system", "max_new_tokens", "temperature", "seed", "cache"}
+)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an entry holds: the video's facts, the seconds of its sampled frames, its tokens."""
+
+    facts: VideoFacts
+    timestamps: tuple[float, ...]
+    encoded: Encoded
+
+
+class FeatureCache:
+    """The entries in one folder, `limit` bytes of them at most."""
+
+    def __init__(self, folder: Path, limit: int = DEFAULT_SIZE) -> None:
+        self.folder, self.limit = folder, limit
+        self._unlisted: int | None = None
+
+    @classmethod
+    def of_user(cls) -> FeatureCache:
+        """The cache in the user's cache folder (XDG), bounded by `FLASHVLM_CACHE_SIZE`.
+
+        Raises:
+            UsageError: the variable is no size.
+        """
+        return cls(_cache_home() / "flashvlm" / "features", parse_size(os.environ.get(SIZE_VARIABLE)))
+
+    def get(self, key: str, path: str | Path, device: torch.device) -> Features | None:
+        """The entry of this key, as that of the video at `path`; None where there is none that is whole."""
+        import safetensors
+
+        entry = self._entry(key)
+        try:
+            with safetensors.safe_open(str(entry), framework="pt") as file:
+                about = json.loads((file.metadata() or {})["flashvlm"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if about["checksum"] != _checksum(tensors):
+                return None
+            features = _joined(about, {name: tensor.to(device) for name, tensor in tensors.items()})
+        except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(entry)
+        return replace(features, facts=replace(features.facts, path=str(path)))
+
+    def put(self, key: str, features: Features) -> None:
+        """Write an entry, unless it is larger than the whole cache may be, and make room.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        from safetensors.torch import save_file
+
+        about, tensors = _parted(features)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > self.limit * FILLED:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(UNFINISHED, dir=self.folder)
+        os.close(handle)
+        try:
+            save_file(tensors, unfinished, {"flashvlm": json.dumps(about)})
+            os.replace(unfinished, self._entry(key))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+            raise
+        if self._unlisted is not None:
+            self._unlisted += size
+        if self._unlisted is None or self._unlisted > self.limit * STEP:
+            self._make_room()
+
+    def entries(self) -> list[tuple[float, int, Path]]:
+        """When each entry was last used (seconds since 1970), its bytes and its file, longest ago first."""
+        return sorted(self._files(SUFFIX))
+
+    def clear(self) -> list[int]:
+        """Remove every entry; the bytes of each that went.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        if not self.folder.is_dir():
+            return []
+        with self._locked():
+            removed = [size for _, size, path in self.entries() if _remove(path)]
+            for _, _, path in self._files(UNFINISHED):
+                _remove(path)
+        return removed
+
+    def _make_room(self) -> None:
+        with self._locked():
+            entries = self.entries()
+            total = sum(size for _, size, _ in entries)
+            goal = self.limit * FILLED if total > self.limit * FULL else self.limit
+            for _, size, path in entries:
+                if total <= goal:
+                    break
+                _remove(path)
+                total -= size
+            for written, _, path in self._files(UNFINISHED):
+                if time.time() - written > ABANDONED:
+                    _remove(path)
+        self._unlisted = 0
+
+    def _entry(self, key: str) -> Path:
+        return self.folder / f"{key}{SUFFIX}"
+
+    def _files(self, suffix: str) -> Iterator[tuple[float, int, Path]]:
+        """Files with this suffix; those that other processes remove meanwhile are left out."""
+        if self.folder.is_dir():
+            for file in os.scandir(self.folder):
+                if file.name.endswith(suffix):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = file.stat()
+                        yield status.st_mtime, status.st_size, Path(file.path)
+
+    def _locked(self) -> contextlib.AbstractContextManager[Any]:
+        """One process at a time makes room, lest several throw out more than they must."""
+        from filelock import FileLock
+
+        return FileLock(self.folder / ".lock")
+
+
+def entry_key(path: str | Path, backend: Backend, model: str, options: AskOptions) -> str | None:
+    """The digest of all that decides what the encoder makes of a video; None where the file cannot be read.
+
+    Args:
+        model: the checkpoint's `fingerprint`.
+    """
+    import transformers
+
+    try:
+        if not Path(path).is_file():
+            return None
+        with open(path, "rb") as file:
+            video = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None
+    looking = {name: value for name, value in asdict(options).items() if name not in AFTER_ENCODING}
+    decided_by = {
+        "format": FORMAT,
+        "video": video,
+        "options": looking | {"sampling": asdict(backend.sampling(options.sampling))},
+        "model": model,
+        "family": backend.family,
+        "device": backend.device.type,
+        "dtype": str(backend.dtype),
+        "transformers": transformers.__version__,
+    }
+    return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells the checkpoint in `folder` from others: the commit of a snapshot from the hub, else a digest of its
+    settings and of its weights' sizes and times."""
+    from flashvlm import models
+
+    revision = models.revision_of(folder)
+    if revision is not None:
+        return revision
+    digest = hashlib.sha256()
+    # The tokenizer's files play no part in what a video becomes.
+    for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
+        digest.update(path.name.encode())
+        if path.suffix == ".json":
+            digest.update(path.read_bytes())
+        else:
+            status = path.stat()
+            digest.update(f" {status.st_size} {status.st_mtime_ns} ".encode())
+    return digest.hexdigest()
+
+
+def parse_size(text: str | None) -> int:
+    """Bytes as `10GB`, `500 MB` or `1000000` say them: powers of a thousand, of 1024 with an `i` (`2GiB`).
+
+    Raises:
+        UsageError: anything else.
+    """
+    if not text or not text.strip():
+        return DEFAULT_SIZE
+    read = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
+    if read is None:
+        raise UsageError(f"{SIZE_VARIABLE} takes bytes, such as 10GB or 500MB, not {text!r}.")
+    return int(Decimal(read[1]) * (1024 if read[3] else 1000) ** UNITS[read[2].lower()])
+
+
+def _cache_home() -> Path:
+    # A relative path there is to be ignored: https://specifications.freedesktop.org/basedir-spec/latest/
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return named if named.is_absolute() else Path.home() / ".cache"
+
+
+def _parted(features: Features) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Features as what JSON takes and as tensors."""
+    import torch
+
+    values = {field.name: getattr(features.encoded, field.name) for field in fields(features.encoded)}
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in values.items() if isinstance(value, torch.Tensor)
+    }
+    about = {
+        "facts": asdict(replace(features.facts, path="")),
+        "timestamps": features.timestamps,
+        "encoded": {name: value for name, value in values.items() if name not in tensors},
+        "checksum": _checksum(tensors),
+    }
+    return about, tensors
+
+
+def _joined(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Features:
+    from flashvlm.backends.base import Encoded
+
+    encoded = Encoded(**{**about["encoded"], **tensors})
+    return Features(VideoFacts(**about["facts"]), tuple(about["timestamps"]), encoded)
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> int:
+    import torch
+
+    total = 0
+    for _, tensor in sorted(tensors.items()):
+        total = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, total)
+    return total
+
+
+def _remove(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,214 @@
+"""The feature cache: the same answer without decoding and encoding, whatever happens to its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from flashvlm import VideoQA
+from flashvlm.cache import FeatureCache, Features, parse_size
+from flashvlm.errors import UsageError
+from flashvlm.options import AskOptions, Sampling
+from flashvlm.report import VideoFacts
+from flashvlm.samples import samples_dir
+from flashvlm_cli.app import main
+
+CLIP = samples_dir() / "still.jpg"
+CACHED = AskOptions(cache=True)
+ASK = ["--model", "demo", "--device", "cpu", "--dtype", "float32", "--cache"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "flashvlm" / "features"
+
+
+@pytest.fixture
+def fresh(demo: VideoQA, folder: Path) -> VideoQA:
+    """The demo model with the cache in `folder`."""
+    return VideoQA(demo.backend, demo.name)
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def test_a_video_in_the_cache_gives_the_same_tokens_and_answer(fresh: VideoQA, folder: Path) -> None:
+    clip = samples_dir() / "sequence.mp4"
+    first, again = (fresh.watch(clip, CACHED) for _ in range(2))
+    assert (first.cached, again.cached) == (False, True)
+    assert again.encode_seconds == 0
+    assert torch.equal(first.encoded.tokens, again.encoded.tokens)
+    assert torch.equal(first.encoded.saliency, again.encoded.saliency)
+    assert (first.facts, first.timestamps) == (again.facts, again.timestamps)
+    one, other = (fresh.answer(watched, "What happens?", CACHED) for watched in (first, again))
+    assert (one.answer, one.moments) == (other.answer, other.moments)
+    assert (one.cached, other.cached) == (False, True)
+
+
+def test_ask_says_what_came_from_the_cache(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for _ in range(2):
+        assert main(["ask", str(CLIP), "What is there?", "--json", *ASK]) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    assert [answer["cached"] for answer in said] == [False, True]
+    assert said[1]["seconds"]["encode"] == 0 < said[0]["seconds"]["encode"]
+    assert main(["ask", str(CLIP), "What is there?", *ASK]) == 0
+    assert "\n cached " in capsys.readouterr().err
+
+
+def test_without_being_asked_nothing_is_kept(fresh: VideoQA, folder: Path) -> None:
+    fresh.watch(CLIP, AskOptions())
+    assert not folder.exists()
+
+
+def test_an_entry_belongs_to_the_content_not_to_the_name(fresh: VideoQA, folder: Path, tmp_path: Path) -> None:
+    fresh.watch(CLIP, CACHED)
+    copy = tmp_path / "copy.jpg"
+    shutil.copyfile(CLIP, copy)
+    watched = fresh.watch(copy, CACHED)
+    assert watched.cached and watched.facts.path == str(copy)
+    shutil.copyfile(samples_dir() / "one.mp4", copy)
+    assert not fresh.watch(copy, CACHED).cached
+
+
+@pytest.mark.parametrize(
+    "other",
+    [AskOptions(cache=True, max_pixels=28 * 28 * 16), AskOptions(cache=True, sampling=Sampling(frames=2))],
+    ids=["max_pixels", "sampling"],
+)
+def test_what_changes_the_tokens_has_an_entry_of_its_own(fresh: VideoQA, folder: Path, other: AskOptions) -> None:
+    clip = samples_dir() / "one.mp4"
+    fresh.watch(clip, CACHED)
+    assert not fresh.watch(clip, other).cached
+    assert len(entries(folder)) == 2
+
+
+def test_what_comes_after_encoding_shares_an_entry(fresh: VideoQA, folder: Path) -> None:
+    fresh.watch(CLIP, CACHED)
+    assert fresh.watch(CLIP, AskOptions(cache=True, selector="uniform", merge=True, temperature=1.0, seed=3)).cached
+
+
+def test_another_model_has_entries_of_its_own(demo: VideoQA, folder: Path, tmp_path: Path) -> None:
+    VideoQA(demo.backend, "demo").watch(CLIP, CACHED)
+    retrained = tmp_path / "model"
+    shutil.copytree(demo.backend.folder, retrained)
+    os.utime(retrained / "model.safetensors", (1, 1))
+    assert not VideoQA.from_pretrained(retrained, device="cpu", dtype="float32").watch(CLIP, CACHED).cached
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+def test_a_damaged_entry_is_made_anew(fresh: VideoQA, folder: Path, damage: str) -> None:
+    whole = fresh.watch(CLIP, CACHED).encoded.tokens
+    (entry,) = entries(folder)
+    content = bytearray(entry.read_bytes())
+    content[-1] ^= 1
+    changed = {"cut": content[:-100], "flipped": content, "empty": b"", "text": b"no tensors in here"}
+    entry.write_bytes(changed[damage])
+    watched = fresh.watch(CLIP, CACHED)
+    assert not watched.cached and torch.equal(watched.encoded.tokens, whole)
+    assert fresh.watch(CLIP, CACHED).cached
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(demo: VideoQA, folder: Path) -> None:
+    folder.parent.parent.mkdir(parents=True)
+    folder.parent.write_text("a file where the folder should be")
+    answer = VideoQA(demo.backend, "demo").ask(CLIP, "What is there?", CACHED)
+    assert answer.answer
+    assert len(answer.warnings) == 1 and str(folder) in answer.warnings[0]
+
+
+def features(bytes_each: int) -> Features:
+    from flashvlm.backends.base import Encoded
+
+    tokens = torch.zeros(bytes_each // 4 - 1, 1)
+    return Features(VideoFacts("v", 1, 1, 1, 0.0, 0.0), (0.0,), Encoded(tokens, torch.zeros(1), 1, 1, 1))
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, limit=10_000)
+    for number, name in enumerate("abc"):
+        cache.put(name, features(2400))
+        os.utime(tmp_path / f"{name}.safetensors", (number + 1, number + 1))
+    assert cache.get("a", "v", torch.device("cpu")) is not None
+    cache.put("d", features(2400))
+    assert [path.stem for path in entries(tmp_path)] == ["a", "c", "d"]
+    assert sum(size for _, size, _ in cache.entries()) <= 10_000
+
+
+def test_what_is_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "cache", limit=1000)
+    cache.put("a", features(2400))
+    assert cache.entries() == []
+
+
+def test_half_written_files_go_once_they_are_old(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.tmp", tmp_path / "new.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    hours_ago = time.time() - 7200
+    os.utime(old, (hours_ago, hours_ago))
+    FeatureCache(tmp_path, limit=10_000).put("a", features(2400))
+    assert not old.exists() and new.exists()
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_cache import features
+from flashvlm.cache import FeatureCache
+cache = FeatureCache(Path(sys.argv[2]), limit=100_000)
+for round in range(40):
+    key = str(round % 7)
+    cache.put(key, features(9000 + 400 * (round % 7)))
+    found = cache.get(str((round + 3) % 7), "v", torch.device("cpu"))
+    assert found is None or not found.encoded.tokens.any()
+"""
+
+
+def test_several_processes_share_a_cache(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(Path(__file__).parent), str(tmp_path)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+    cache = FeatureCache(tmp_path, limit=100_000)
+    assert 0 < sum(size for _, size, _ in cache.entries()) <= 100_000
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (None, 10**10),
+        ("", 10**10),
+        ("1000", 1000),
+        ("10GB", 10**10),
+        ("1.5 MB", 1_500_000),
+        ("2GiB", 2 << 30),
+        ("0", 0),
+    ],
+)
+def test_a_size_is_read(text: str | None, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["much", "-1GB", "10 PB", "GB"])
+def test_a_size_that_is_none_is_refused(
+    text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError):
+        parse_size(text)
+    monkeypatch.setenv("FLASHVLM_CACHE_SIZE", text)
+    assert main(["ask", str(CLIP), "What is there?", *ASK]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
