@@ -12,7 +12,8 @@ import typer
 from flashvlm.errors import UsageError
 from flashvlm.options import DEFAULT_FPS, DEFAULT_MAX_FRAMES, DEFAULT_MAX_PIXELS
 from flashvlm_cli import output, units
-from flashvlm_cli.ask import Device, Dtype, known_selector, silence_libraries, whole_number
+from flashvlm_cli.ask import silence_libraries
+from flashvlm_cli.options import Device, Dtype, known_selector, whole_number
 
 BUDGETS = "100%,22.2%,11.1%,5.6%,2.8%"
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from flashvlm_cli.ask import silence_libraries, suggest_models
+from flashvlm_cli.ask import silence_libraries
+from flashvlm_cli.options import suggest_models
 
 
 def fetch(

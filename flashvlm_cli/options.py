@@ -1,0 +1,269 @@
+"""The options that commands share: declared, read and refused in one place.
+
+A command takes them by naming a parameter after what they build: `@takes(options=ask_options, loading=model_options)`;
+with another default, `@takes(options=partial(ask_options, cache=True))`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import typer
+
+from flashvlm.errors import UsageError
+from flashvlm.models import DEFAULT_MODEL
+from flashvlm.options import (
+    DEFAULT_FPS,
+    DEFAULT_KEEP,
+    DEFAULT_MAX_FRAMES,
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_MAX_PIXELS,
+    DEFAULT_METRIC,
+    DEFAULT_SELECTOR,
+    MIN_FRAMES,
+    AskOptions,
+    Keep,
+    Sampling,
+    parse_time,
+)
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+FRAMES = "Which frames"
+TOKENS = "Which tokens"
+ANSWER = "The answer"
+MODEL = "The model"
+OUTPUT = "What is printed"
+
+
+def whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no whole number.") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number.") from None
+
+
+def suggest_models(incomplete: str) -> list[tuple[str, str]]:
+    from flashvlm.models import ALIASES
+
+    return [(alias.name, alias.description) for alias in ALIASES.values() if alias.name.startswith(incomplete)]
+
+
+def suggest_selectors(incomplete: str) -> list[str]:
+    from flashvlm.selection import SELECTORS
+
+    return [name for name in SELECTORS if name.startswith(incomplete)]
+
+
+def suggest_metrics(incomplete: str) -> list[str]:
+    from flashvlm.selection import METRICS
+
+    return [name for name in METRICS if name.startswith(incomplete)]
+
+
+def known_selector(name: str) -> str:
+    from flashvlm.selection import SELECTORS
+
+    return known("selector", name, SELECTORS)
+
+
+def known_metric(name: str) -> str:
+    from flashvlm.selection import METRICS
+
+    return known("metric", name, METRICS)
+
+
+def known(kind: str, name: str, names: Sequence[str]) -> str:
+    """The name itself, where there is one.
+
+    Raises:
+        UsageError: there is none; the message names what there is.
+    """
+    if name in names:
+        return name
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, names, n=1)
+    suggestion = f" Did you mean {close[0]}?" if close else ""
+    raise UsageError(f"There is no {kind} {name!r}; there are {', '.join(names)}.{suggestion}")
+
+
+def takes(**builders: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of each builder in the place of its parameter of that name.
+
+    The command gets what the builder makes of them.
+    """
+
+    def expand(command: Callable[..., None]) -> Callable[..., None]:
+        expanded: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            builder = builders.get(parameter.name)
+            added = inspect.signature(builder, eval_str=True).parameters.values() if builder else [parameter]
+            expanded += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in added]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            for name, builder in builders.items():
+                own = {option: given.pop(option) for option in inspect.signature(builder).parameters}
+                given[name] = builder(**own)
+            command(**given)
+
+        run.__signature__ = inspect.Signature(expanded)  # type: ignore[attr-defined]
+        run.__annotations__ = {}
+        return run
+
+    return expand
+
+
+def ask_options(
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE|COUNT|auto",
+            help="Visual tokens to keep: 10%, 0.1 or 256; 100% prunes nothing; delta=0.3 covers all to a radius; "
+            "auto lets the video decide.",
+            rich_help_panel=TOKENS,
+        ),
+    ] = DEFAULT_KEEP,
+    selector: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="How tokens are chosen.", rich_help_panel=TOKENS, autocompletion=suggest_selectors
+        ),
+    ] = DEFAULT_SELECTOR,
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What distance between tokens means: cosine, centered, euclidean.",
+            rich_help_panel=TOKENS,
+            autocompletion=suggest_metrics,
+        ),
+    ] = DEFAULT_METRIC,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Average kept tokens with the dropped ones that they stand for.", rich_help_panel=TOKENS
+        ),
+    ] = False,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            parser=number,
+            metavar="F",
+            help=f"Frames looked at per second, at least {MIN_FRAMES} in all.",
+            show_default=f"{DEFAULT_FPS:g}; Video-LLaVA: 8 frames in all",
+            rich_help_panel=FRAMES,
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number, metavar="N", help="Exactly so many frames, instead of --fps.", rich_help_panel=FRAMES
+        ),
+    ] = None,
+    max_frames: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="At most so many frames.", rich_help_panel=FRAMES)
+    ] = DEFAULT_MAX_FRAMES,
+    max_pixels: Annotated[
+        int,
+        typer.Option(parser=whole_number, metavar="P", help="At most so many pixels a frame.", rich_help_panel=FRAMES),
+    ] = DEFAULT_MAX_PIXELS,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T",
+            help="Look from here on: 90, 1:30, 0:01:30.5.",
+            show_default="the video's start",
+            rich_help_panel=FRAMES,
+        ),
+    ] = None,
+    end: Annotated[
+        str | None,
+        typer.Option(metavar="T", help="Look up to here.", show_default="the video's end", rich_help_panel=FRAMES),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="System prompt.", show_default="the checkpoint's own", rich_help_panel=ANSWER
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Longest answer, in tokens.", rich_help_panel=ANSWER)
+    ] = DEFAULT_MAX_NEW_TOKENS,
+    temperature: Annotated[
+        float,
+        typer.Option(parser=number, metavar="X", help="0 always takes the likeliest token.", rich_help_panel=ANSWER),
+    ] = 0.0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            parser=whole_number, metavar="N", help="Makes a --temperature above 0 repeatable.", rich_help_panel=ANSWER
+        ),
+    ] = 0,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Keep what the encoder makes of the video, and use it again.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
+) -> AskOptions:
+    """How a question is to be answered."""
+    return AskOptions(
+        keep=Keep.parse(keep),
+        selector=known_selector(selector),
+        metric=known_metric(metric),
+        merge=merge,
+        sampling=Sampling(
+            fps=fps,
+            frames=frames,
+            max_frames=max_frames,
+            start=None if start is None else parse_time(start),
+            end=None if end is None else parse_time(end),
+        ),
+        max_pixels=max_pixels,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        cache=cache,
+    )
+
+
+def model_options(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="ID|PATH|ALIAS",
+            help="Hub id, folder or alias (see 'flashvlm models').",
+            rich_help_panel=MODEL,
+            autocompletion=suggest_models,
+        ),
+    ] = DEFAULT_MODEL,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REV", help="Branch, tag or commit on the hub.", show_default="the newest", rich_help_panel=MODEL
+        ),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where it runs.", rich_help_panel=MODEL)] = "auto",
+    dtype: Annotated[
+        Dtype,
+        typer.Option(metavar="DTYPE", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL),
+    ] = "auto",
+) -> dict[str, Any]:
+    """The arguments of `VideoQA.from_pretrained`."""
+    return {"model": model, "revision": revision, "device": device, "dtype": dtype}
