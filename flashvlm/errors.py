@@ -23,6 +23,10 @@ class VideoError(FlashVLMError):
     exit_code = 3
 
 
+class OutputError(FlashVLMError):
+    """A file that was asked for cannot be written."""
+
+
 class ModelError(FlashVLMError):
     """The model is not here and cannot be fetched, is incomplete, or is of a family that is not supported."""
 

@@ -20,10 +20,22 @@ from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import FeatureCache, Features, entry_key, fingerprint
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, Keep, Sampling
-from flashvlm.report import Answer, BeforeAfter, ModelFacts, Moment, SelectionFacts, StageSeconds, VideoFacts
+from flashvlm.report import (
+    Answer,
+    BeforeAfter,
+    Inspection,
+    ModelFacts,
+    Moment,
+    SelectionFacts,
+    Signal,
+    StageSeconds,
+    VideoFacts,
+)
 from flashvlm.selection import METRICS, SELECTORS, select
 from flashvlm.selection.merge import merge
+from flashvlm.selection.metric import unit_vectors
 from flashvlm.selection.result import Selection
+from flashvlm.selection.weights import standing_out
 
 
 @dataclass(frozen=True)
@@ -250,7 +262,6 @@ class VideoQA:
         question, options, selection = choice.question, choice.options, choice.selection
         backend, encoded, clock = self.backend, watched.encoded, _Clock(on_stage, self.backend.device)
         prompt = backend.prompt(question, options.system)
-        count = len(encoded.tokens)
         clock.start("prefill")
         generated = backend.generate(
             prompt,
@@ -264,18 +275,14 @@ class VideoQA:
             on_first_token=lambda: clock.start("generate"),
         )
         clock.start("delta")
-        delta = selection.delta
+        chosen = _selection_facts(choice)
         clock.stop()
         before = {"decode": watched.decode_seconds, "encode": watched.encode_seconds, "select": choice.seconds}
         seconds = before | clock.seconds
         first = sum(seconds[stage] for stage in ("decode", "encode", "select", "prefill"))
         text = len(prompt.before) + len(prompt.after)
-        tokens = BeforeAfter(count, len(selection.indices))
+        tokens = BeforeAfter(len(encoded.tokens), len(selection.indices))
         prompt_tokens = BeforeAfter(text + tokens.before, text + tokens.after)
-        important = int(selection.important.sum())
-        # A selector that makes no such difference has neither.
-        diverse = tokens.after - important if selection.told_apart else 0
-        unknown = backend.unknown_words(f"{question} {options.system or ''}")
         return Answer(
             question=question,
             answer=generated.text,
@@ -287,17 +294,7 @@ class VideoQA:
             prompt_tokens=prompt_tokens,
             kv_cache_bytes=backend.kv_cache_bytes(prompt_tokens),
             prefill_flops=backend.prefill_flops(prompt_tokens),
-            selection=SelectionFacts(
-                options.selector,
-                tokens.after,
-                important,
-                diverse,
-                delta,
-                options.metric,
-                options.merge,
-                selection.redundancy,
-                selection.little_to_drop,
-            ),
+            selection=chosen,
             seconds=StageSeconds(
                 load=self.load_seconds,
                 **seconds,
@@ -305,13 +302,56 @@ class VideoQA:
                 total=first + seconds["generate"],
             ),
             moments=_moments(watched.timestamps, encoded, selection, backend.frames_per_group),
+            area=backend.area(watched.facts.height, watched.facts.width),
             settings=_settings(options),
             versions=_versions(),
-            warnings=(
-                *watched.warnings,
-                *((f"This model does not know: {', '.join(unknown)}. Its answer may be off.",) if unknown else ()),
-            ),
+            warnings=self._warnings(watched, choice),
             cached=watched.cached,
+        )
+
+    @torch.inference_mode()
+    def inspect(self, watched: Watched, choice: Choice) -> Inspection:
+        """Say which tokens were chosen, where they lie, and what the selector went by."""
+        backend, encoded, selection = self.backend, watched.encoded, choice.selection
+        clock = _Clock(lambda stage: None, backend.device)
+        clock.start("delta")
+        chosen = _selection_facts(choice)
+        clock.stop()
+        signals = {"saliency": encoded.saliency}
+        if choice.question is not None:
+            # In the precision in which the selector reads them.
+            words = backend.words(choice.question).bfloat16()
+            signals["relevance"] = standing_out(unit_vectors(encoded.tokens.bfloat16()), unit_vectors(words))
+        if selection.scores.any():
+            signals["score"] = selection.scores
+        return Inspection(
+            question=choice.question,
+            model=self._facts(),
+            video=watched.facts,
+            frames=len(watched.timestamps),
+            tokens=BeforeAfter(len(encoded.tokens), len(selection.indices)),
+            selection=chosen,
+            seconds={
+                "load": self.load_seconds,
+                "decode": watched.decode_seconds,
+                "encode": watched.encode_seconds,
+                "select": choice.seconds,
+                **clock.seconds,
+            },
+            moments=_moments(watched.timestamps, encoded, selection, backend.frames_per_group),
+            area=backend.area(watched.facts.height, watched.facts.width),
+            signals={name: _signal(values, encoded) for name, values in signals.items()},
+            settings=_settings(choice.options),
+            versions=_versions(),
+            warnings=self._warnings(watched, choice),
+            cached=watched.cached,
+        )
+
+    def _warnings(self, watched: Watched, choice: Choice) -> tuple[str, ...]:
+        unknown = self.backend.unknown_words(f"{choice.question or ''} {choice.options.system or ''}")
+        return (
+            *watched.warnings,
+            *((f"This model does not know: {', '.join(unknown)}. Its answer may be off.",) if unknown else ()),
         )
 
     def _check(self, question: str | None, options: AskOptions) -> None:
@@ -375,6 +415,28 @@ def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
 
 def _settings(options: AskOptions) -> dict[str, Any]:
     return asdict(options) | {"keep": options.keep.count or str(options.keep)}
+
+
+def _selection_facts(choice: Choice) -> SelectionFacts:
+    options, selection = choice.options, choice.selection
+    count, important = len(selection.indices), int(selection.important.sum())
+    return SelectionFacts(
+        options.selector,
+        count,
+        important,
+        # A selector that makes no such difference has neither.
+        count - important if selection.told_apart else 0,
+        selection.delta,
+        options.metric,
+        options.merge,
+        selection.redundancy,
+        selection.little_to_drop,
+    )
+
+
+def _signal(values: torch.Tensor, encoded: Encoded) -> Signal:
+    cells = values.float().view(encoded.groups, -1)[:, encoded.class_tokens :]
+    return Signal(tuple(map(tuple, cells.tolist())))
 
 
 def _moments(

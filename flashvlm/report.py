@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -37,6 +37,16 @@ class VideoFacts:
     fps: float
     duration: float
     rotation: int = 0
+
+
+@dataclass(frozen=True)
+class Area:
+    """A rectangle of the picture as displayed, in shares of its height and width from the top left corner."""
+
+    top: float = 0.0
+    left: float = 0.0
+    bottom: float = 1.0
+    right: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,7 @@ class Answer:
     """The answer to one question and every figure of its summary; `to_json()` is the documented JSON object.
 
     `cached`: the video was neither decoded nor encoded for it, but came from the feature cache.
+    `area` is the part of the picture that the moments' grids divide into cells: what the model saw of it.
     """
 
     question: str
@@ -137,7 +148,60 @@ class Answer:
     versions: dict[str, str]
     warnings: tuple[str, ...] = field(default=())
     cached: bool = False
+    area: Area = field(default=Area())
 
     def to_json(self) -> dict[str, Any]:
         """The answer as plain dicts, lists, strings and numbers."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What was measured of every token: for each moment the values of its cells, row by row; class tokens left out."""
+
+    moments: tuple[tuple[float, ...], ...]
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest value."""
+        return min(map(min, self.moments)), max(map(max, self.moments))
+
+    def to_json(self) -> dict[str, Any]:
+        """The range, and the mean and highest value of each moment."""
+        low, high = self.range
+        means = [sum(values) / len(values) for values in self.moments]
+        return {"lowest": low, "highest": high, "mean": means, "most": [max(values) for values in self.moments]}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Which tokens a selector keeps of a video for a question, or for none, and what it went by; no answer.
+
+    `signals` holds `saliency` (attention received in the vision encoder), `relevance` where there is a question (by how
+    much a token's likeness to its words stands out from that of the others; from 1 on beyond the reach of noise), and
+    `score` where the selector has one. `seconds` has `load`, `decode`, `encode`, `select` and `delta`.
+    """
+
+    question: str | None
+    model: ModelFacts
+    video: VideoFacts
+    frames: int
+    tokens: BeforeAfter
+    selection: SelectionFacts
+    seconds: dict[str, float]
+    moments: tuple[Moment, ...]
+    area: Area
+    signals: dict[str, Signal]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    warnings: tuple[str, ...] = field(default=())
+    cached: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The inspection as plain dicts, lists, strings and numbers; the signals as their summary."""
+        plain = asdict(replace(self, signals={}))
+        return plain | {"signals": {name: signal.to_json() for name, signal in self.signals.items()}}
+
+
+# Either has a video, its moments and what was chosen of them.
+Seen = Answer | Inspection

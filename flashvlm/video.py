@@ -85,6 +85,51 @@ def decode(path: str | Path, sampling: Sampling, transform: Callable[[torch.Tens
         return _read_clip(path, _PyAV(path, rotation, str(reason)), sampling, transform)
 
 
+def frames_at(path: str | Path, timestamps: Sequence[float]) -> Iterator[torch.Tensor]:
+    """Read again the frames that appear at `timestamps`, which rise: one by one, (3, H, W) uint8 as displayed.
+
+    Raises:
+        VideoError: as `decode`.
+    """
+    path = Path(path)
+    rotation = _check_file(path)
+    given = 0
+    reader: _Reader
+    try:
+        reader = _open_picture(path) or _Decord(path, rotation)
+        for picture in reader.read([_nearest(reader.starts, moment) for moment in timestamps]):
+            yield picture.permute(2, 0, 1)
+            given += 1
+    except _InexactError as reason:
+        reader = _PyAV(path, rotation, str(reason))
+        for picture in reader.read([_nearest(reader.starts, moment) for moment in timestamps[given:]]):
+            yield picture.permute(2, 0, 1)
+
+
+def times(path: str | Path, start: float, end: float, fps: float | None = None) -> list[float]:
+    """When the frames appear that `start` to `end` (seconds, both included) shows, as `frames_at` takes them.
+
+    Args:
+        fps: at most so many a second, evenly; None is all of them.
+
+    Raises:
+        VideoError: as `decode`.
+    """
+    path = Path(path)
+    rotation = _check_file(path)
+    reader: _Reader
+    try:
+        reader = _open_picture(path) or _Decord(path, rotation)
+    except _InexactError as reason:
+        reader = _PyAV(path, rotation, str(reason))
+    starts = reader.starts
+    first, last = _nearest(starts, start), _nearest(starts, end)
+    chosen = range(first, last + 1)
+    if fps is not None and len(chosen) > (steps := math.floor((end - start) * fps + TIME_TOLERANCE) + 1):
+        return [starts[index] for index in sorted({_nearest(starts, start + step / fps) for step in range(steps)})]
+    return [starts[index] for index in chosen]
+
+
 def choose_frames(starts: Sequence[float], duration: float, sampling: Sampling) -> list[int]:
     """The indices, rising and distinct, of the frames to look at.
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from flashvlm import units
 from flashvlm.errors import UsageError
 from flashvlm.options import DEFAULT_FPS, DEFAULT_MAX_FRAMES, DEFAULT_MAX_PIXELS
-from flashvlm_cli import output, units
+from flashvlm_cli import output
 from flashvlm_cli.ask import silence_libraries
 from flashvlm_cli.options import Device, Dtype, known_selector, whole_number
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flashvlm import units
 from flashvlm.report import Moment
-from flashvlm_cli import units
 
 Cell = tuple[str, str]
 Row = list[Cell]

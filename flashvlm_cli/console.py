@@ -20,8 +20,9 @@ from rich.spinner import Spinner
 from rich.text import Text
 from rich.theme import Theme
 
+from flashvlm import units
 from flashvlm.report import Answer, VideoFacts
-from flashvlm_cli import charts, units
+from flashvlm_cli import charts
 
 # The sixteen colours of the user's own terminal, so that both light and dark ones are readable.
 THEME = Theme(

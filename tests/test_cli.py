@@ -21,6 +21,7 @@ from typing import ClassVar
 import pytest
 
 import flashvlm
+from flashvlm import units
 from flashvlm.errors import ModelError, UsageError, VideoError
 from flashvlm.report import (
     Answer,
@@ -31,7 +32,6 @@ from flashvlm.report import (
     StageSeconds,
     VideoFacts,
 )
-from flashvlm_cli import units
 from flashvlm_cli.app import main
 
 HERE = Path(__file__).parent

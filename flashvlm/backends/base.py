@@ -18,7 +18,7 @@ from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPena
 from flashvlm.backends.loading import choose_attention, choose_device, choose_dtype, load_tokenizer, load_weights
 from flashvlm.errors import UsageError
 from flashvlm.options import DEFAULT_FPS, Sampling
-from flashvlm.report import BeforeAfter
+from flashvlm.report import Area, BeforeAfter
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,10 @@ class Backend(ABC):
     @abstractmethod
     def frame_size(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
         """The (height, width) in pixels that a frame of this size is resized to."""
+
+    def area(self, height: int, width: int) -> Area:
+        """The part of a frame of this size, as displayed, that the grid of its tokens divides into equal cells."""
+        return Area()
 
     @abstractmethod
     def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:

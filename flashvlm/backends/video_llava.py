@@ -13,6 +13,7 @@ from flashvlm.backends.loading import video_settings
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import DEFAULT_FPS
 from flashvlm.pixels import clip_pixels, shortest_edge_size
+from flashvlm.report import Area
 
 # What transformers' VideoLlavaVideoProcessor takes where a checkpoint says nothing.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -63,6 +64,13 @@ class VideoLlava(Backend):
 
     def frame_size(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
         return shortest_edge_size(height, width, self.edge)
+
+    def area(self, height: int, width: int) -> Area:
+        """The middle square, as far as whole patches fill it."""
+        height, width = shortest_edge_size(height, width, self.edge)
+        top, left = (height - self.side) // 2, (width - self.side) // 2
+        side = self.side // self.vision.patch_size * self.vision.patch_size
+        return Area(top / height, left / width, (top + side) / height, (left + side) / width)
 
     @torch.inference_mode()
     def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:

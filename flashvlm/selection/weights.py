@@ -31,9 +31,7 @@ def novelty(units: Tensor) -> Tensor:
 def asked_for(units: Tensor, words: Tensor) -> Tensor:
     """By how much the question raises each token: 1 for most, more where its relevance stands out from theirs.
 
-    A cosine with a word means little by itself: on most checkpoints all tokens have some, and noise gives each a
-    different one. So it is measured against its own spread (median and median absolute deviation), and only what lies
-    beyond the reach of noise counts. Where relevance does not tell tokens apart, all are 1.
+    Only what lies beyond the reach of noise counts. Where relevance does not tell tokens apart, all are 1.
 
     Args:
         units: (N, D) unit vectors.
@@ -42,12 +40,28 @@ def asked_for(units: Tensor, words: Tensor) -> Tensor:
     Returns:
         (N,) float32, at least 1.
     """
+    return standing_out(units, words).clamp(min=1)
+
+
+def standing_out(units: Tensor, words: Tensor) -> Tensor:
+    """How far each token's relevance stands out from that of the others: beyond 1 it is out of the reach of noise.
+
+    A cosine with a word means little by itself: on most checkpoints all tokens have some, and noise gives each a
+    different one. So it is measured against its own spread (median and median absolute deviation).
+
+    Args:
+        units: (N, D) unit vectors.
+        words: (L, D) unit vectors; L may be 0.
+
+    Returns:
+        (N,) float32, 0 for the median token; all 0 without words.
+    """
     if not len(words):
-        return torch.ones_like(units[:, 0])
+        return torch.zeros_like(units[:, 0])
     shown = relevance(units, words)
     above = shown - shown.median()
     spread = DEVIATIONS * above.abs().median() + LEAST_SPREAD
-    return (above / (STANDS_OUT * spread)).clamp(min=1)
+    return above / (STANDS_OUT * spread)
 
 
 def salient(saliency: Tensor) -> Tensor:

@@ -1,0 +1,59 @@
+"""Files that a user asked for: refused early where they cannot be written, and there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flashvlm.errors import OutputError, UsageError
+
+
+def check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
+    """The path of a file that is going to be written, where it can be.
+
+    Args:
+        suffixes: what its name may end in, with the dot.
+        what: the option that names it.
+
+    Raises:
+        UsageError: another suffix.
+        OutputError: its folder does not exist or may not be written to, or it is a folder itself.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{what} takes a file that ends in {', '.join(suffixes)}; not {str(path)!r}.")
+    folder = path.parent
+    if path.is_dir():
+        raise OutputError(f"{path}: this is a folder; it cannot be written as a file.")
+    if not folder.is_dir():
+        raise OutputError(f"{path}: it cannot be written: there is no folder {str(folder)!r}.")
+    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise OutputError(f"{path}: there is no permission to write it.")
+    return path
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file of another name and the same suffix beside `path`, which takes its place once all is written.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
+        temporary = Path(name)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.fchmod(descriptor, 0o666 & ~mask)
+        os.close(descriptor)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path}: it cannot be written: {error.strerror or error}.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,460 @@
+"""Pictures of what was kept: the sampled moments on a sheet, or the clip itself, kept cells bright and the rest dimmed.
+
+A cell kept for the question has a frame, one kept for coverage has corners: they differ in shape and in colour, and
+the two colours (of Okabe and Ito, https://jfly.uni-koeln.de/color) differ to every kind of colour vision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from functools import cache
+from itertools import accumulate, chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from flashvlm import files, units, video
+from flashvlm.report import Area, Moment, Seen
+
+SUFFIXES = (".png", ".gif", ".webp", ".mp4")
+
+QUESTION, COVERAGE, KEPT = "#E69F00", "#56B4E9", "#F2F2F2"
+GROUND, PANEL, INK, QUIET = "#14161A", "#22262D", "#F4F5F7", "#A3AAB5"
+# How much light is left to what was dropped, and to what the model never saw.
+DROPPED, UNSEEN = 0.42, 0.13
+
+# A sheet is at most so wide, in pixels; a picture on it has an area of at least and at most these squares.
+SHEET_WIDTH = 1680
+TILE = (230, 440)
+# So few moments are shown as large as that.
+FEW = 3
+# A cell is as large as this where the sheet allows.
+CELL = 12
+# Cells smaller than this have no room for corners.
+SMALLEST_MARKED = 6
+THICKEST = 5
+MARGIN, GAP = 32, 14
+NO_QUESTION = "No question asked"
+
+# An animated picture holds every frame, so it is smaller and slower than a video.
+CLIP_SIDE = {".mp4": 960, ".gif": 480, ".webp": 640}
+CLIP_LEAST = 480
+BAR = 40
+CLIP_FPS = {".mp4": None, ".gif": 10.0, ".webp": 15.0}
+MOST_ANIMATED = 400
+GIF_COLOURS = 96
+# The last frame of a clip stays as long as this where nothing says how long it should, in seconds.
+STILL = 1.0
+
+# What Pillow brings knows English only; on most systems one of these knows more.
+FONTS = (
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "arial.ttf", "segoeui.ttf", "NotoSansCJK-Regular.ttc",
+    "PingFang.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "msgothic.ttc", "malgun.ttf", "Arial Unicode.ttf",
+)  # fmt: skip
+
+
+def write(path: str | Path, seen: Sequence[Seen]) -> Path:
+    """Draw what one or several selections keep of one video; the pictures are read from its file again.
+
+    Args:
+        path: `.png` is a sheet of the sampled moments; `.gif`, `.webp` and `.mp4` are the clip itself.
+        seen: answers or inspections of one video at one sampling.
+
+    Raises:
+        UsageError: another suffix.
+        OutputError: it cannot be written.
+        VideoError: the video cannot be read again.
+    """
+    path = files.check(path, SUFFIXES, "--overlay")
+    draw = {".png": _write_sheet, ".mp4": _write_video}.get(path.suffix.lower(), _write_animation)
+    with files.whole(path) as temporary:
+        draw(temporary, seen)
+    return path
+
+
+def moment_pictures(seen: Seen, frames: int = 1) -> Iterator[list[Image.Image]]:
+    """The first `frames` frames of each moment, as displayed."""
+    wanted = [moment.timestamps[:frames] for moment in seen.moments]
+    pictures = video.frames_at(seen.video.path, list(chain.from_iterable(wanted)))
+    for timestamps in wanted:
+        yield [_image(next(pictures)) for _ in timestamps]
+
+
+def mark(picture: Image.Image, moment: Moment, area: Area, told_apart: bool = True) -> Image.Image:
+    """A picture of a moment, of any size, with its kept cells bright and framed and all others dimmed."""
+    across, down = (
+        edges(area.left, area.right, moment.grid_width, picture.width),
+        edges(area.top, area.bottom, moment.grid_height, picture.height),
+    )
+    light = Image.new("L", picture.size, round(255 * UNSEEN))
+    brush = ImageDraw.Draw(light)
+    brush.rectangle(_inside(across[0], down[0], across[-1], down[-1]), round(255 * DROPPED))
+    boxes = [_inside(across[c], down[r], across[c + 1], down[r + 1]) for r, c in moment.kept]
+    for box in boxes:
+        brush.rectangle(box, 255)
+    lit = Image.new("L", picture.size, 0)
+    lit.paste(255, mask=light.point(lambda value: 255 * (value == 255)))
+    dimmed = Image.blend(picture, picture.convert("L").convert("RGB"), 0.6)
+    dimmed = Image.composite(dimmed, Image.new("RGB", picture.size), light)
+    marked = Image.composite(picture, dimmed, lit)
+    brush = ImageDraw.Draw(marked)
+    for box, important in zip(boxes, moment.important, strict=True):
+        _frame(brush, box, ("question" if important else "coverage") if told_apart else "kept")
+    return marked
+
+
+def edges(start: float, end: float, count: int, pixels: int) -> list[int]:
+    """Where `count` equal cells from `start` to `end`, shares of a side, begin and end on `pixels` pixels."""
+    return [round((start + (end - start) * place / count) * pixels) for place in range(count + 1)]
+
+
+def told_apart(seen: Seen) -> bool:
+    """Whether the selector says which tokens are for the question."""
+    return seen.selection.important + seen.selection.diverse == seen.tokens.after
+
+
+def caption(seen: Seen) -> str:
+    """What was kept, in a line."""
+    kept, share = seen.tokens, units.percent(seen.tokens.after, seen.tokens.before)
+    return f"{seen.selection.selector} kept {units.count(kept.after)} of {units.count(kept.before)} tokens, {share}"
+
+
+def _frame(brush: ImageDraw.ImageDraw, box: tuple[int, int, int, int], kind: str, thick: int = 0) -> None:
+    left, top, right, bottom = box
+    side = min(right - left, bottom - top) + 1
+    if side < SMALLEST_MARKED and kind != "question":
+        return
+    thick = thick or min(max(1, round(side / 16)), THICKEST)
+    if kind == "question":
+        brush.rectangle(box, outline=QUESTION, width=thick)
+    elif kind == "kept":
+        brush.rectangle(box, outline=KEPT, width=max(1, thick // 2))
+    else:
+        reach = max(2, round(side * 0.3))
+        for x, toward in ((left, 1), (right, -1)):
+            for y, down in ((top, 1), (bottom, -1)):
+                ends = (
+                    (x + toward * (reach - 1), y + down * (thick - 1)),
+                    (x + toward * (thick - 1), y + down * (reach - 1)),
+                )
+                for end_x, end_y in ends:
+                    brush.rectangle((min(x, end_x), min(y, end_y), max(x, end_x), max(y, end_y)), COVERAGE)
+
+
+def _write_sheet(path: Path, seen: Sequence[Seen]) -> None:
+    _sheet(seen).save(path, optimize=True)
+
+
+def _sheet(seen: Sequence[Seen]) -> Image.Image:
+    """All sampled moments with the times of their frames; several selections one below the other."""
+    first = seen[0]
+    moments, several = first.moments, len(seen) > 1
+    width, height = _tile_size(first)
+    names = max(_width(one.selection.selector, 20) for one in seen) + GAP if several else 0
+    most = max(1, (SHEET_WIDTH - 2 * MARGIN - names + GAP) // (width + GAP))
+    rows = -(-len(moments) // most)
+    columns = -(-len(moments) // rows)
+    content = max(names + columns * (width + GAP) - GAP, 560)
+    head = _head(first, content, caption(first) if not several else None)
+    legend = _legend(seen, content)
+    label, count = 26, 28
+    block = label + len(seen) * (height + count) + GAP
+    sheet = Image.new(
+        "RGB", (content + 2 * MARGIN, 2 * MARGIN + head.height + legend.height + rows * block + 4), GROUND
+    )
+    sheet.paste(head, (MARGIN, MARGIN))
+    brush = ImageDraw.Draw(sheet)
+    top = MARGIN + head.height
+    for row in range(rows):
+        for place, one in enumerate(seen if several else ()):
+            y = top + row * block + label + place * (height + count)
+            _text(brush, (MARGIN, y), one.selection.selector, 20, INK)
+            _text(brush, (MARGIN, y + 28), units.percent(one.tokens.after, one.tokens.before), 16, QUIET)
+    for number, (picture,) in enumerate(moment_pictures(first)):
+        left = MARGIN + names + number % columns * (width + GAP)
+        y = top + number // columns * block
+        _text(brush, (left, y), _times(moments[number]), 16, QUIET)
+        small = picture.resize((width, height), Image.Resampling.LANCZOS)
+        for place, one in enumerate(seen):
+            below = y + label + place * (height + count)
+            sheet.paste(mark(small, one.moments[number], one.area, told_apart(one)), (left, below))
+            _counts(brush, (left, below + height + 4), one.moments[number], told_apart(one))
+    sheet.paste(legend, (MARGIN, top + rows * block + 4))
+    return sheet
+
+
+def _tile_size(seen: Seen) -> tuple[int, int]:
+    """The size of a moment's picture on a sheet: cells of `CELL` pixels where that is neither too large nor small."""
+    grid, facts = seen.moments[0], seen.video
+    across = grid.grid_width / (seen.area.right - seen.area.left)
+    down = grid.grid_height / (seen.area.bottom - seen.area.top)
+    side = min(max(CELL * math.sqrt(across * down), TILE[0]), TILE[1]) if len(seen.moments) > FEW else TILE[1]
+    aspect = min(max(facts.width / facts.height, 1 / 8), 8)
+    return max(1, round(side * math.sqrt(aspect))), max(1, round(side / math.sqrt(aspect)))
+
+
+def _head(seen: Seen, width: int, about: str | None) -> Image.Image:
+    """The question, and below it the answer and the file."""
+    title = seen.question or NO_QUESTION
+    lines = _wrapped(title, 30, width)[:3]
+    answer = getattr(seen, "answer", None)
+    said = _wrapped(f"Answer: {answer}", 20, width)[:3] if answer else []
+    frames = len(seen.moments[0].timestamps)
+    shown = f"the first of {frames} frames of each moment" if frames > 1 else None
+    facts = " · ".join(filter(None, (Path(seen.video.path).name, seen.model.name, about, shown)))
+    image = Image.new("RGB", (width, 38 * len(lines) + 28 * len(said) + 52), GROUND)
+    brush = ImageDraw.Draw(image)
+    for row, line in enumerate(lines):
+        _text(brush, (0, 38 * row), line, 30, INK)
+    for row, line in enumerate(said):
+        _text(brush, (0, 38 * len(lines) + 2 + 28 * row), line, 20, INK)
+    _text(brush, (0, 38 * len(lines) + 28 * len(said) + 4), _wrapped(facts, 17, width)[0], 17, QUIET)
+    return image
+
+
+def _legend(seen: Sequence[Seen], width: int) -> Image.Image:
+    """What the marks mean, as many of them as are used."""
+    entries = []
+    if any(one.selection.important for one in seen):
+        entries.append(("question", "kept for the question"))
+    if any(one.selection.diverse for one in seen):
+        entries.append(("coverage", "kept for coverage"))
+    if not all(told_apart(one) for one in seen):
+        entries.append(("kept", "kept"))
+    entries.append(("dropped", "dropped"))
+    if any(one.area != Area() for one in seen):
+        entries.append(("unseen", "outside of what the model sees"))
+    if any(moment.class_token is not None for one in seen for moment in one.moments):
+        entries.append(("class", "the token of the whole frame, kept"))
+    places, x, y = [], 0, 0
+    for kind, text in entries:
+        wide = 26 + _width(text, 16) + 26
+        if x and x + wide - 26 > width:
+            x, y = 0, y + 28
+        places.append((x, y, kind, text))
+        x += wide
+    image = Image.new("RGB", (width, y + 24), GROUND)
+    brush = ImageDraw.Draw(image)
+    for x, y, kind, text in places:
+        _swatch(brush, (x, y + 2), kind)
+        _text(brush, (x + 26, y + 2), text, 16, QUIET)
+    return image
+
+
+def _swatch(brush: ImageDraw.ImageDraw, at: tuple[int, int], kind: str, side: int = 17) -> None:
+    box = (at[0], at[1], at[0] + side - 1, at[1] + side - 1)
+    if kind == "class":
+        brush.ellipse(box, outline=INK, width=2)
+        brush.ellipse((box[0] + 5, box[1] + 5, box[2] - 5, box[3] - 5), fill=INK)
+        return
+    lights = {"dropped": "#3B414B", "unseen": "#050607"}
+    brush.rectangle(box, lights.get(kind, "#6B7482"))
+    if kind == "unseen":
+        brush.rectangle(box, outline="#3B414B")
+    if kind not in lights:
+        _frame(brush, box, kind, 2)
+
+
+def _counts(brush: ImageDraw.ImageDraw, at: tuple[int, int], moment: Moment, apart: bool) -> None:
+    """How many tokens of a moment were kept, beside the marks that they have."""
+    x, y = at
+    parts = [("kept", moment.kept_count)]
+    if apart:
+        parts = [("question", moment.important_count), ("coverage", moment.kept_count - moment.important_count)]
+    for kind, number in parts:
+        if number:
+            _swatch(brush, (x, y + 1), kind, 14)
+            x = _text(brush, (x + 20, y), units.count(number), 15, INK) + 14
+    if moment.class_token is not None:
+        _swatch(brush, (x, y + 1), "class", 14)
+
+
+def _times(moment: Moment) -> str:
+    """When the frames of a moment appear."""
+    first, last = units.timestamp(moment.timestamps[0]), units.timestamp(moment.timestamps[-1])
+    return first if first == last else f"{first} - {last}"
+
+
+def _write_animation(path: Path, seen: Sequence[Seen]) -> None:
+    kind = path.suffix.lower()
+    start, end = _span(seen[0])
+    fps = min(CLIP_FPS[kind] or math.inf, MOST_ANIMATED / (end - start) if end > start else math.inf)
+    times = video.times(seen[0].video.path, start, end, None if math.isinf(fps) else fps)
+    shots = _shots(seen, CLIP_SIDE[kind], times)
+    # A GIF counts hundredths of a second: rounded so that they add up.
+    ticks = [round(100 * (at - times[0])) for at in (*times, times[-1] + _mean_gap(times))]
+    durations = [10 * max(2, later - now) for now, later in pairwise(ticks)]
+    how: dict[str, Any] = {"quality": 80, "method": 3}
+    if kind == ".gif":
+        shots, how = _palettes(shots), {"optimize": False, "disposal": 1}
+    first = next(shots)
+    first.save(path, save_all=True, append_images=shots, duration=durations, loop=0, **how)
+
+
+def _palettes(frames: Iterator[Image.Image]) -> Iterator[Image.Image]:
+    """Frames with the colours of the first, and without dithering, which a GIF cannot compress."""
+    palette = None
+    for frame in frames:
+        palette = palette or frame.quantize(GIF_COLOURS, method=Image.Quantize.MEDIANCUT)
+        yield frame.quantize(palette=palette, dither=Image.Dither.NONE)
+
+
+def _write_video(path: Path, seen: Sequence[Seen]) -> None:
+    import av
+
+    base = Fraction(1, 90_000)
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = None
+        times = video.times(seen[0].video.path, *_span(seen[0]))
+        for at, image in zip(times, _shots(seen, CLIP_SIDE[".mp4"], times), strict=True):
+            if stream is None:
+                stream = container.add_stream("libx264", rate=30, options={"crf": "18", "preset": "veryfast"})
+                stream.width, stream.height, stream.pix_fmt = image.width, image.height, "yuv420p"
+                stream.codec_context.time_base = stream.time_base = base
+            frame = av.VideoFrame.from_image(image)
+            frame.pts, frame.time_base = round((at - times[0]) / base), base
+            container.mux(stream.encode(frame))
+        if stream is not None:
+            # The last picture stays as long as the others: a frame alone does not say how long it lasts.
+            frame.pts += round(_mean_gap(times) / base)
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+
+
+def _mean_gap(times: Sequence[float]) -> float:
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else STILL
+
+
+def _span(seen: Seen) -> tuple[float, float]:
+    """From the first frame that was looked at to the last one."""
+    return seen.moments[0].timestamps[0], seen.moments[-1].timestamps[-1]
+
+
+def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[Image.Image]:
+    """The clip at these times: each frame shows the overlay of the moment whose sampled frame is nearest in time."""
+    first, several = seen[0], len(seen) > 1
+    facts = first.video
+    scale = side / max(facts.width, facts.height) * (0.75 if several else 1)
+    width, height = (max(2, round(length * scale) // 2 * 2) for length in (facts.width, facts.height))
+    content = max(len(seen) * (width + GAP) - GAP, CLIP_LEAST)
+    title, legend = _wrapped(first.question or NO_QUESTION, 22, content)[:2], _legend(seen, content)
+    top = GAP + (30 if several else 0)
+    bar = top + height + 10
+    text = bar + BAR + 18
+    notes = text + 28 * len(title)
+    canvas = Image.new("RGB", (_even(content + 2 * GAP), _even(notes + 40 + legend.height + GAP)), GROUND)
+    brush = ImageDraw.Draw(canvas)
+    first_left = (canvas.width - len(seen) * (width + GAP) + GAP) // 2
+    lefts = [first_left + place * (width + GAP) for place in range(len(seen))]
+    for left, one in zip(lefts, seen if several else (), strict=False):
+        _text(brush, (left, GAP - 2), _wrapped(caption(one), 18, width)[0], 18, INK)
+    for row, line in enumerate(title):
+        _text(brush, (GAP, text + 28 * row), line, 22, INK)
+    canvas.paste(legend, (GAP, notes + 40))
+    sampled = [(moment, at) for moment in range(len(first.moments)) for at in first.moments[moment].timestamps]
+    for at, pixels in zip(times, video.frames_at(facts.path, times), strict=True):
+        moment = min(sampled, key=lambda pair: abs(pair[1] - at))[0]
+        picture = _image(pixels).resize((width, height), Image.Resampling.LANCZOS)
+        shot = canvas.copy()
+        brush = ImageDraw.Draw(shot)
+        for left, one in zip(lefts, seen, strict=True):
+            shot.paste(mark(picture, one.moments[moment], one.area, told_apart(one)), (left, top))
+            _time_bar(brush, (left, bar, left + width, bar + BAR), one, moment)
+        about = units.timestamp(at) if several else f"{units.timestamp(at)} · {caption(first)}"
+        _text(brush, (GAP, notes), about, 16, QUIET)
+        yield shot
+
+
+def _time_bar(brush: ImageDraw.ImageDraw, box: tuple[int, int, int, int], seen: Seen, now: int) -> None:
+    """How many tokens of each moment were kept, the present moment marked."""
+    left, top, right, bottom = box
+    places = edges(0, 1, len(seen.moments), right - left)
+    most = max(moment.kept_count for moment in seen.moments)
+    apart = told_apart(seen)
+    for number, moment in enumerate(seen.moments):
+        x, end = left + places[number], max(left + places[number], left + places[number + 1] - 3)
+        if number == now:
+            brush.rectangle((x - 1, top - 2, end + 1, bottom + 3), PANEL)
+            brush.rectangle((x - 1, bottom + 3, end + 1, bottom + 5), INK)
+        parts = (moment.important_count, moment.kept_count - moment.important_count)
+        heights = [0, *accumulate(round((bottom - top) * part / most) for part in parts)]
+        for low, high, colour in zip(heights, heights[1:], (QUESTION, COVERAGE if apart else KEPT), strict=False):
+            if high > low:
+                brush.rectangle((x, bottom - high + 1, end, bottom - low), colour)
+
+
+def _image(pixels: torch.Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _inside(left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
+    """The corners, both included, of the pixels from `left` and `top` up to before `right` and `bottom`."""
+    return left, top, max(left, right - 1), max(top, bottom - 1)
+
+
+def _even(length: int) -> int:
+    return length + length % 2
+
+
+def _text(brush: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str) -> int:
+    """Write a line, and return where it ends."""
+    font, text = _typeset(text, size)
+    brush.text(at, text, fill=colour, font=font)
+    return at[0] + math.ceil(font.getlength(text))
+
+
+def _width(text: str, size: int) -> int:
+    font, text = _typeset(text, size)
+    return math.ceil(font.getlength(text))
+
+
+def _wrapped(text: str, size: int, width: int) -> list[str]:
+    """The lines of a text that are no wider than `width` pixels; at least one."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _width(longer, size) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+        while len(lines[-1]) > 1 and _width(lines[-1], size) > width:
+            fits = max((n for n in range(1, len(lines[-1])) if _width(lines[-1][:n], size) <= width), default=1)
+            lines[-1:] = [lines[-1][:fits], lines[-1][fits:]]
+    return lines
+
+
+def _typeset(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
+    """A font for the text, and the text with a question mark for what no font knows."""
+    letters = set(text)
+    best: tuple[int, str | None] = (-1, None)
+    for name in (None, *FONTS):
+        if _font(name, size) is not None:
+            best = max(best, (sum(_knows(name, letter) for letter in letters), name), key=lambda pair: pair[0])
+        if best[0] == len(letters):
+            break
+    font = _font(best[1], size)
+    assert font is not None
+    return font, "".join(letter if _knows(best[1], letter) else "?" for letter in text)
+
+
+@cache
+def _font(name: str | None, size: int) -> ImageFont.FreeTypeFont | None:
+    if name is None:
+        default = ImageFont.load_default(size)
+        return default if isinstance(default, ImageFont.FreeTypeFont) else None
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None
+
+
+@cache
+def _knows(name: str | None, letter: str) -> bool:
+    """Whether a font has a letter, and not only the box that stands for those it has not."""
+    font = _font(name, 20)
+    assert font is not None
+    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
