@@ -39,7 +39,9 @@ def accuracy(
     data: Annotated[
         str,
         typer.Option(
-            metavar="NAME|FILE", help="clips, needle, or a .jsonl file of questions.", rich_help_panel=MEASURED
+            metavar="NAME|FILE",
+            help="clips, eight-looks, needle, or a .jsonl file of questions.",
+            rich_help_panel=MEASURED,
         ),
     ] = "clips",
     selectors: Annotated[

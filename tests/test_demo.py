@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from flashvlm.demo import train
-from flashvlm.demo.blueprint import WORDS, build_tokenizer
+from flashvlm.demo import qwen2_vl, train
+from flashvlm.demo.blueprint import WORDS, Blueprint
 from flashvlm.demo.clips import make_samples
 from flashvlm.demo.questions import FAMILIES, WORDINGS, ask
-from flashvlm.demo.world import HELD_OUT_PAIRS, cell_labels, make_scene, render, sample_times
+from flashvlm.demo.world import HELD_OUT_PAIRS, NAMES, cell_labels, make_scene, render, sample_times, tells
 from flashvlm.samples import samples_dir
 
 
@@ -51,12 +51,13 @@ def test_every_word_of_a_family_is_in_the_vocabulary_and_held_out_wordings_add_n
     trained = words(wording for wordings in WORDINGS.values() for wording in wordings[:-1])
     assert words(WORDINGS[family]) <= set(WORDS)
     assert words(WORDINGS[family][-1:]) <= trained
-    tokenizer = build_tokenizer()
+    tokenizers = [blueprint().tokenizer for blueprint in train.BLUEPRINTS.values()]
     rng = np.random.default_rng(1)
     for scene in scenes(40):
         question = ask(scene, family, rng)
         if question is not None:
-            assert tokenizer.unk_token_id not in tokenizer(f"{question.text} {question.answer}").input_ids
+            for tokenizer in tokenizers:
+                assert tokenizer.unk_token_id not in tokenizer(f"{question.text} {question.answer}").input_ids
 
 
 def test_labels_say_where_the_pictures_are() -> None:
@@ -78,15 +79,66 @@ def test_the_samples_are_what_the_generator_makes(tmp_path: Path) -> None:
     assert {json.loads(line)["video"] for line in (tmp_path / "questions.jsonl").read_text().splitlines()} < names
 
 
-def test_training_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", train.BLUEPRINTS)
+def test_training_resumes_where_it_stopped(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY", 1)
-    train.train("words", tmp_path / "whole", steps=2, lr=1e-3)
-    train.train("words", tmp_path / "parts", steps=2, lr=1e-3, stop_after=1)
-    train.train("words", tmp_path / "parts", steps=2, lr=1e-3)
+    monkeypatch.setattr("flashvlm.demo.video_llava.SHAPES_SHARE", 0.0)
+    blueprint = train.BLUEPRINTS[name]()
+    train.train(blueprint, "words", tmp_path / "whole", steps=2, lr=1e-3)
+    train.train(blueprint, "words", tmp_path / "parts", steps=2, lr=1e-3, stop_after=1)
+    train.train(blueprint, "words", tmp_path / "parts", steps=2, lr=1e-3)
     whole, parts = (torch.load(tmp_path / name / "words.pt", weights_only=True) for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 2
     for name, weight in whole["weights"].items():
         torch.testing.assert_close(parts["weights"][name], weight)
+
+
+def test_what_tells_a_scene_is_seen_in_time() -> None:
+    scene = make_scene(np.random.default_rng(3), frames=8, aspect=(1, 1), sequence=True, count=2)
+    one, two = scene.things
+    assert tells(scene, np.linspace(0, 1, 50))
+    assert not tells(replace(scene, things=(one, replace(two, appears=0.51, vanishes=0.56))), sample_times(8))
+    # Both are first seen at the second of two looks.
+    late = replace(one, direction=None, end=one.start, appears=0.8), replace(two, appears=0.9, direction=None)
+    assert not tells(replace(scene, things=late), sample_times(2))
+
+
+def test_both_models_have_one_code_for_the_words_that_they_share() -> None:
+    one, other = (blueprint() for blueprint in train.BLUEPRINTS.values())
+    for word in WORDS:
+        codes = [b.codes.words[b.tokenizer.convert_tokens_to_ids(word)] for b in (one, other)]
+        assert torch.equal(*codes)
+    assert torch.equal(one.codes.rows, other.codes.rows)
+    words = other.codes.words
+    directions = torch.cat([words, other.codes.rows, other.codes.columns])
+    torch.testing.assert_close(directions @ directions.T, torch.eye(len(directions)), atol=1e-5, rtol=0)
+
+
+def test_a_class_token_sums_up_what_its_frame_shows() -> None:
+    blueprint = train.BLUEPRINTS["video-llava"]()
+    scene = make_scene(np.random.default_rng(8), frames=8, aspect=(1, 1), sequence=False, count=3)
+    labels = cell_labels(scene, sample_times(2), 8, 8, frames_per_group=1)
+    shown = {NAMES[i] for i in blueprint.codes.presence(labels)[0].nonzero().flatten()}
+    assert shown == {thing.name for thing in scene.things}
+    called = blueprint.codes.summaries(labels) @ blueprint.codes.names.T
+    torch.testing.assert_close(called, blueprint.codes.presence(labels), atol=1e-5, rtol=0)
+
+
+def read_as_transformers_does(blueprint: Blueprint, model: torch.nn.Module, visual: torch.Tensor, grid) -> None:
+    """Hold `train.read` on two questions at once to the class's own language model on each."""
+    conversation = train.Conversation(blueprint.tokenizer, blueprint.video_token)
+    before = torch.tensor(conversation.before)
+    text = torch.randint(10, 100, (1, 2, 9), generator=torch.Generator().manual_seed(1))
+    embed = model.get_input_embeddings()
+    shared = torch.cat([embed(before), visual]).unsqueeze(0)
+    at, text_at = blueprint.positions(len(before), 3, grid, 9)
+    hidden = train.read(model, shared, at, text, text_at)
+    for number in range(2):
+        whole = torch.cat([shared, embed(text[:, number])], dim=1)
+        position_ids = torch.cat([at, text_at], dim=1)
+        position_ids = position_ids.unsqueeze(1) if len(at) > 1 else position_ids
+        expected = model.model.language_model(inputs_embeds=whole, position_ids=position_ids).last_hidden_state
+        torch.testing.assert_close(hidden[:, number], expected[:, -9:], atol=1e-4, rtol=1e-4)
 
 
 def test_the_encoder_and_reader_of_the_training_are_those_of_transformers(demo) -> None:
@@ -94,17 +146,13 @@ def test_the_encoder_and_reader_of_the_training_are_those_of_transformers(demo) 
     patches = torch.randn(3, 240, 1176, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         theirs = model.model.visual(patches.flatten(0, 1), grid_thw=torch.tensor([[3, 12, 20]])).pooler_output
-        ours = train.see(model.model.visual, patches, grid)
+        ours = qwen2_vl.see(model.model.visual, patches, grid)
         torch.testing.assert_close(ours.flatten(0, 1), theirs, atol=1e-4, rtol=1e-4)
-        conversation = train.Conversation(demo.backend.tokenizer)
-        before = torch.tensor(conversation.before)
-        text = torch.randint(10, 100, (1, 2, 9), generator=torch.Generator().manual_seed(1))
-        embed = model.get_input_embeddings()
-        shared = torch.cat([embed(before), theirs]).unsqueeze(0)
-        at, text_at = train.positions(len(before), 3, grid, 9)
-        hidden = train.read(model, shared, at, text, text_at)
-        for number in range(2):
-            whole = torch.cat([shared, embed(text[:, number])], dim=1)
-            position_ids = torch.cat([at, text_at.expand(3, -1)], dim=1).unsqueeze(1)
-            expected = model.model.language_model(inputs_embeds=whole, position_ids=position_ids).last_hidden_state
-            torch.testing.assert_close(hidden[:, number], expected[:, -9:], atol=1e-4, rtol=1e-4)
+        read_as_transformers_does(train.BLUEPRINTS["qwen2-vl"](), model, theirs, grid)
+
+
+def test_the_reader_of_the_training_is_that_of_transformers_in_one_dimension() -> None:
+    blueprint = train.BLUEPRINTS["video-llava"]()
+    with torch.inference_mode():
+        visual = torch.randn(3 * 65, 256, generator=torch.Generator().manual_seed(0)) * 0.1
+        read_as_transformers_does(blueprint, blueprint.build_model(), visual, (8, 8))

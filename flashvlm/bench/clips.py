@@ -1,4 +1,5 @@
-"""The data sets `clips` and `needle`: made up by number from seeds that training never uses, written as H.264 files.
+"""The data sets `clips`, `eight-looks` and `needle`: made up by number from seeds that training never uses, and written
+as H.264 files.
 
 Imports neither torch nor transformers.
 """
@@ -16,7 +17,7 @@ import numpy as np
 from flashvlm.bench.data import Asked, DataSet, Lines
 from flashvlm.demo.clips import HELD_OUT_SEED, write_clip
 from flashvlm.demo.questions import FAMILIES, NUMBERS, PLACES, Question, ask
-from flashvlm.demo.world import DIRECTIONS, KINDS, NAMES, Scene, make_scene
+from flashvlm.demo.world import DIRECTIONS, KINDS, NAMES, Scene, make_scene, make_told_scene, sample_times
 from flashvlm.errors import UsageError
 
 NEEDLE_SEED = (2026, 1, 2)
@@ -107,6 +108,15 @@ class Clips(Generated):
         return ask(scene, family, rng)
 
 
+class EightLooks(Clips):
+    """Square ones of them that can be told from eight looks, from first frame to last, as Video-LLaVA has them."""
+
+    name = "eight-looks"
+
+    def scene(self, rng: np.random.Generator) -> Scene:
+        return make_told_scene(rng, sample_times(8))
+
+
 class Needle(Generated):
     """Long clips, 64 frames, in which something is there for two or three temporal groups of 32: that is asked about.
 
@@ -147,11 +157,11 @@ def _in_turn(rng: np.random.Generator, begin: int, end: int, count: int) -> list
     return [(a + int(rng.integers(2)), b) for a, b in pairwise(cuts)]
 
 
-GENERATED: dict[str, type[Generated]] = {kind.name: kind for kind in (Clips, Needle)}
+GENERATED: dict[str, type[Generated]] = {kind.name: kind for kind in (Clips, EightLooks, Needle)}
 
 
 def data_set(name: str, questions: int = 1) -> DataSet:
-    """`clips` or `needle` with so many questions a clip, or the JSONL file of that name.
+    """The generated data set of that name with so many questions a clip, or the JSONL file.
 
     Raises:
         UsageError: there is none, or it cannot be used.

@@ -1,9 +1,12 @@
-"""How good the demo model is: `python -m flashvlm.demo.evaluate --clips 1000 -o evaluation.json`.
+"""How good a demo model is: `python -m flashvlm.demo.evaluate --model demo -o evaluation.json`.
 
 Held-out clips, from seeds that training never uses, each written as an H.264 file and read back by the ordinary decode
 path, all tokens kept. Beside the questions of the training kind: wordings and pairs of a name and a direction that
 training never had, and every question once more with the video of another clip. An answer is right when it is the
 expected text, case aside.
+
+A model that looks at a fixed number of frames, of their middle square, is asked about square clips that so many looks
+tell (`world.tells`), as it was trained; `--any-clip` asks it about clips of all shapes and lengths.
 """
 
 from __future__ import annotations
@@ -23,22 +26,35 @@ from flashvlm.bench.clips import GUESSES, film
 from flashvlm.bench.scoring import wilson
 from flashvlm.demo.clips import HELD_OUT_SEED
 from flashvlm.demo.questions import FAMILIES, Question, ask
-from flashvlm.demo.world import make_scene
+from flashvlm.demo.world import Scene, make_scene, make_told_scene, sample_times
+from flashvlm.models import fetch
 from flashvlm.options import DEFAULT_SELECTOR, AskOptions, Keep
 
 QUESTIONS = 3
 _qa: VideoQA
 _options: AskOptions
+_looks: int | None
 _before: Any = None
 
 
-def _load(model: str, keep: str, selector: str, device: str, threads: int) -> None:
+def _load(model: str, keep: str, selector: str, device: str, threads: int, any_clip: bool) -> None:
     import torch
 
-    global _qa, _options
+    global _qa, _options, _looks
     torch.set_num_threads(threads)
     _qa = VideoQA.from_pretrained(model, device=device)
+    _looks = None if any_clip else _qa.backend.default_frames
     _options = AskOptions(keep=Keep.parse(keep), selector=selector, max_new_tokens=24)
+
+
+def _scene(rng: np.random.Generator, pairs: bool) -> Scene:
+    """Make up a clip of the kind that the model was trained on; with `pairs`, of those that it never saw."""
+    settings: dict[str, Any] = {"held_out_pairs": pairs}
+    if pairs:
+        settings["frames"] = int(rng.choice([4, 8, 16, 32]))
+    if _looks is None:
+        return make_scene(rng, **settings)
+    return make_told_scene(rng, sample_times(_looks), **settings)
 
 
 def _records(number: int) -> list[dict[str, Any]]:
@@ -46,7 +62,7 @@ def _records(number: int) -> list[dict[str, Any]]:
     global _before
     rng = np.random.default_rng([*HELD_OUT_SEED, number])
     pairs = number % 5 == 4
-    scene = make_scene(rng, frames=int(rng.choice([4, 8, 16, 32])) if pairs else None, held_out_pairs=pairs)
+    scene = _scene(rng, pairs)
     with tempfile.TemporaryDirectory() as folder:
         watched = _qa.watch(film(scene, rng, Path(folder) / "clip.mp4"), _options)
     other, _before = _before, watched
@@ -116,11 +132,12 @@ def main() -> None:
     parser.add_argument("--keep", default="100%")
     parser.add_argument("--selector", default=DEFAULT_SELECTOR)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--any-clip", action="store_true", help="clips of all shapes and lengths, for every model")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--card", type=Path, help="write the model card here")
-    parser.add_argument("-o", "--out", type=Path, default=Path("runs/demo/evaluation.json"))
+    parser.add_argument("-o", "--out", type=Path, default=Path("runs/evaluation.json"))
     arguments = parser.parse_args()
-    settings = (arguments.model, arguments.keep, arguments.selector, arguments.device, 1)
+    settings = (arguments.model, arguments.keep, arguments.selector, arguments.device, 1, arguments.any_clip)
     numbers = range(arguments.begin, arguments.begin + arguments.clips)
     with ProcessPoolExecutor(arguments.workers, initializer=_load, initargs=settings) as pool:
         records = [record for some in pool.map(_records, numbers, chunksize=5) for record in some]
@@ -132,7 +149,8 @@ def main() -> None:
     )
     print(markdown(table), end="")
     if arguments.card:
-        template = (Path(__file__).parent / "card.md").read_text()
+        family = json.loads((fetch(arguments.model) / "config.json").read_text())["model_type"]
+        template = (Path(__file__).parent / f"card-{family}.md").read_text()
         arguments.card.write_text(
             template.format(clips=f"{arguments.clips:,}", begin=arguments.begin, table=markdown(table))
         )

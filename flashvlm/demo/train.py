@@ -1,4 +1,4 @@
-"""Train the demo checkpoint from nothing: `python -m flashvlm.demo.train --out runs/demo`.
+"""Train a demo checkpoint: `python -m flashvlm.demo.train --model video-llava --out runs/demo-video-llava`.
 
 Three stages, each resumed where it stopped when the command is given again:
 
@@ -13,7 +13,6 @@ is one, otherwise on the CPU. Every step's batch is made from its seed, so a res
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import time
 from pathlib import Path
@@ -24,113 +23,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashvlm.demo.blueprint import CELL, IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, Codes, build_model, build_tokenizer, save
-from flashvlm.demo.questions import FAMILIES, Question, ask
-from flashvlm.demo.world import ASPECTS, NAMES, Scene, cell_labels, make_scene, render, sample_times
+from flashvlm.demo.blueprint import Blueprint, rotate
+from flashvlm.demo.questions import Question
+from flashvlm.demo.qwen2_vl import Qwen2VL
+from flashvlm.demo.video_llava import VideoLlava
+from flashvlm.demo.world import NAMES, CellLabels
 
-STEPS = {"eyes": 3200, "words": 6600, "answers": 2800}
+BLUEPRINTS: dict[str, type[Blueprint]] = {"qwen2-vl": Qwen2VL, "video-llava": VideoLlava}
+STAGES = ("eyes", "words", "answers")
 LEARNING_RATES = {"eyes": 4e-3, "words": 3e-3, "answers": 1.5e-3}
 SEEDS = {"eyes": 1, "words": 2, "answers": 3}
 QUESTIONS = 16
 SMALL_SHARE = {"eyes": 0.6, "words": 0.865, "answers": 0.0}
 SAVE_EVERY = 250
-# Grids (rows, columns of tokens) that `pixels.smart_resize` gives the aspects of `ASPECTS` at the demo's pixel limits.
-GRIDS = {
-    (1, 1): (8, 8), (4, 3): (6, 9), (3, 4): (9, 6), (16, 9): (6, 10), (9, 16): (10, 6),
-    (5, 4): (7, 8), (4, 5): (8, 7), (3, 2): (6, 9),
-}  # fmt: skip
-# How often a clip has so many frames; first with short ones, which teach nearly as much for a fraction of the time.
-FRAMES = {1: 4, 4: 8, 8: 12, 12: 12, 16: 14, 24: 14, 32: 14, 48: 10, 64: 8}
-SHORT_FRAMES = {1: 6, 4: 20, 8: 30, 12: 24, 16: 12, 24: 8}
-# The first part of a stage works on small pictures, in which things are as large but fill more of them.
-ZOOM = 1.6
-SMALL_GRIDS = {(1, 1): (5, 5), (5, 4): (5, 6), (4, 5): (6, 5)}
-# Families that are harder to learn come up more often.
-WEIGHTS = {
-    "moment": 1.5, "count": 1.6, "caption": 1.7, "first": 2.0, "last": 1.0, "start": 1.6, "end": 1.4, "mover": 1.4,
-    "kind": 0.5, "exist": 0.8, "where": 0.8, "motion": 0.7,
-}  # fmt: skip
-
-
-def through_codec(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What is left of (F, h, w, 3) uint8 frames after an H.264 file of ordinary quality."""
-    import av
-
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=4)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        stream.options = {"preset": "ultrafast", "crf": str(int(rng.integers(16, 33)))}
-        stream.thread_count = 1
-        for frame in frames:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        out.mux(stream.encode())
-    buffer.seek(0)
-    with av.open(buffer, "r") as source:
-        source.streams.video[0].thread_count = 1
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)])
-
-
-def draw_scene(
-    rng: np.random.Generator, frames: int, aspect: tuple[int, int], **settings: Any
-) -> tuple[Scene, np.ndarray]:
-    """A scene and when to look at it: as planned, or with every look a little early or late."""
-    scene = make_scene(rng, frames=frames, aspect=aspect, **settings)
-    times = sample_times(frames)
-    if frames > 1 and rng.random() < 0.5:
-        times = np.clip(times + rng.uniform(-0.35, 0.35, frames) / frames, 0, 1)
-    return scene, times
-
-
-def draw_patches(scene: Scene, times: np.ndarray, grid: tuple[int, int], rng: np.random.Generator) -> Tensor:
-    """The encoder's input for a scene: (groups, patches, values) float32, in the order Qwen2-VL's patches have."""
-    height, width = grid[0] * CELL, grid[1] * CELL
-    larger = 2 if rng.random() < 0.15 else 1
-    frames = render(scene, times, height * larger, width * larger)
-    if rng.random() < 0.3:
-        frames = through_codec(frames, rng)
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    if larger > 1:
-        pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
-    if len(pixels) % 2:
-        pixels = torch.cat([pixels, pixels[-1:]])
-    mean, std = torch.tensor(IMAGE_MEAN).view(3, 1, 1), torch.tensor(IMAGE_STD).view(3, 1, 1)
-    pixels = (pixels / 255 - mean) / std
-    groups, (rows, columns) = len(pixels) // 2, grid
-    patches = pixels.view(groups, 2, 3, rows, MERGE, PATCH, columns, MERGE, PATCH)
-    return patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(groups, rows * columns * MERGE**2, -1)
-
-
-def see(visual: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The vision encoder on many groups of one grid at once: (G, P, values) -> (G, P / 4, WIDTH).
-
-    What `visual.forward` computes group by group, from the same modules.
-    """
-    rows, columns = grid[0] * MERGE, grid[1] * MERGE
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    order = [axis.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE).transpose(1, 2).flatten() for axis in (y, x)]
-    position_ids = torch.stack(order, dim=-1).to(patches.device)
-    with torch.no_grad():
-        cos, sin = visual.rotary_pos_emb(patches, position_ids)
-    hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
-    groups, count, _ = hidden.shape
-    for block in visual.blocks:
-        attention = block.attn
-        qkv = attention.qkv(block.norm1(hidden)).view(groups, count, 3, attention.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(groups, count, -1)
-        hidden = hidden + attention.proj(mixed)
-        hidden = hidden + block.mlp(block.norm2(hidden))
-    merger = visual.merger
-    return merger.mlp(merger.ln_q(hidden).view(groups, count // MERGE**2, -1))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions; `cos` and `sin` broadcast to `x`."""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-right, left], dim=-1) * sin
 
 
 def read(model: Any, shared: Tensor, shared_at: Tensor, texts: Tensor, texts_at: Tensor) -> Tensor:
@@ -138,9 +43,9 @@ def read(model: Any, shared: Tensor, shared_at: Tensor, texts: Tensor, texts_at:
 
     Args:
         shared: (B, S, WIDTH) embeddings of what all questions see: the tokens before the video, and the video.
-        shared_at: (3, S) their M-RoPE positions.
+        shared_at: (axes, S) their positions.
         texts: (B, Q, L) token ids of each question with its answer; each sees `shared` and itself alone.
-        texts_at: (L,) their positions, the same on all three axes.
+        texts_at: (axes, L) their positions.
 
     Returns:
         (B, Q, L, WIDTH) last hidden states, of the texts only.
@@ -148,7 +53,7 @@ def read(model: Any, shared: Tensor, shared_at: Tensor, texts: Tensor, texts_at:
     text_model = model.model.language_model
     batch, many, length = texts.shape
     with torch.no_grad():
-        rotary = [text_model.rotary_emb(shared, at.unsqueeze(1)) for at in (shared_at, texts_at.expand(3, -1))]
+        rotary = [text_model.rotary_emb(shared, at.unsqueeze(1) if len(at) > 1 else at) for at in (shared_at, texts_at)]
         causal = torch.full((length, length), float("-inf"), device=texts.device).triu(1)
     one, two = shared, text_model.embed_tokens(texts).flatten(1, 2)
     for i, layer in enumerate(text_model.layers):
@@ -194,37 +99,29 @@ def read(model: Any, shared: Tensor, shared_at: Tensor, texts: Tensor, texts_at:
     return text_model.norm(two).view(batch, many, length, -1)
 
 
-def draw_questions(scene: Scene, rng: np.random.Generator, many: int) -> list[Question]:
-    """`many` questions on a scene, the families by `WEIGHTS`."""
-    weights = np.array([WEIGHTS.get(family, 1.0) for family in FAMILIES])
-    found: list[Question] = []
-    while len(found) < many:
-        question = ask(scene, FAMILIES[rng.choice(len(FAMILIES), p=weights / weights.sum())], rng)
-        if question is not None:
-            found.append(question)
-    return found
-
-
 class Conversation:
-    """The demo's chat template, cut where the video stands: what comes before it, and question with answer."""
+    """A model's chat template, cut where the video stands: what comes before it, and question with answer."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, video_token: str) -> None:
         content = [{"type": "video"}, {"type": "text", "text": "\x00"}]
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
         self.tokenizer = tokenizer
-        before, after = text.split("<|video_pad|>")
+        before, after = text.split(video_token)
         self.before = tokenizer(before).input_ids
-        self.lead, self.follow = (tokenizer(part).input_ids for part in after.split("\x00"))
+        self.lead, self.follow = (self._ids(part) for part in after.split("\x00"))
         self.pad, self.end = tokenizer.pad_token_id, tokenizer.eos_token_id
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def texts(self, questions: list[list[Question]]) -> tuple[Tensor, Tensor]:
         """(B, Q, L) token ids, and the (B, Q, L) labels: the next token where it belongs to the answer, else -100."""
         rows = []
         for question in (question for row in questions for question in row):
-            asked = [*self.lead, *self.tokenizer(question.text).input_ids, *self.follow]
-            rows.append((asked, [*self.tokenizer(question.answer).input_ids, self.end]))
+            asked = [*self.lead, *self._ids(question.text), *self.follow]
+            rows.append((asked, [*self._ids(question.answer), self.end]))
         length = max(len(asked) + len(answer) for asked, answer in rows) - 1
         ids = torch.full((len(rows), length), self.pad)
         labels = torch.full((len(rows), length), -100)
@@ -236,67 +133,77 @@ class Conversation:
         return ids.view(shape), labels.view(shape)
 
 
-def positions(before: int, groups: int, grid: tuple[int, int], length: int) -> tuple[Tensor, Tensor]:
-    """M-RoPE positions of the shared part (3, S) and of the texts (L,), as the checkpoints of the family have them."""
-    t, y, x = torch.meshgrid(torch.arange(groups), torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    video = torch.stack([t.flatten(), y.flatten(), x.flatten()]) + before
-    shared = torch.cat([torch.arange(before).expand(3, -1), video], dim=1)
-    return shared, torch.arange(length) + int(shared.max()) + 1
-
-
-def eyes_loss(model: Any, codes: Codes, rng: np.random.Generator, *, small: bool) -> tuple[Tensor, dict[str, Any]]:
+def eyes_loss(
+    blueprint: Blueprint, model: Any, rng: np.random.Generator, *, small: bool
+) -> tuple[Tensor, dict[str, Any]]:
     """Hold the tokens of a few groups of some clips to the codes of what their cells show."""
-    grids = SMALL_GRIDS if small else GRIDS
-    aspect = list(grids)[rng.integers(len(grids))]
-    grid = grids[aspect]
-    patches, targets, things, motions, places = [], [], [], [], []
-    for _ in range(16 if small else 9):
-        frames = int(rng.choice([1, 4, 8, 8, 16, 32, 64]))
-        scene, times = draw_scene(rng, frames, aspect, **({"zoom": ZOOM, "count": 1} if small else {}))
-        # Four groups of a clip teach nearly as much as all of them.
-        if len(times) > 8:
-            starts = 2 * rng.choice(len(times) // 2, size=4, replace=False)
-            times = times[np.sort(np.concatenate([starts, starts + 1]))]
-        labels = cell_labels(scene, times, *grid)
-        patches.append(draw_patches(scene, times, grid, rng))
-        targets.append(codes.targets(labels).flatten(1, 2))
-        things.append(torch.from_numpy(labels.thing).flatten(1))
-        places.append(torch.stack(codes.places(labels)).flatten(2, 3).transpose(0, 1))
-        motions.append(torch.from_numpy(labels.motion).flatten(1))
-    device = model.device
-    target, thing, motion = (torch.cat(x).flatten(0, 1).to(device) for x in (targets, things, motions))
-    tokens = see(model.model.visual, torch.cat(patches).to(device), grid).float().flatten(0, 1)
+    codes, device = blueprint.codes, model.device
+    grid, drawn = blueprint.draw_eyes(rng, small=small)
+    labels = [shown.labels for shown in drawn]
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts).to(device)
+
+    seen = blueprint.see(model, joined([shown.pixels for shown in drawn if shown.pixels is not None]), grid).float()
+    tokens = seen[:, blueprint.class_tokens :].flatten(0, 1)
+    target = joined([codes.targets(label).flatten(0, 2) for label in labels])
+    thing, motion = (
+        joined([torch.from_numpy(getattr(label, name)).flatten() for label in labels]) for name in ("thing", "motion")
+    )
     fore, clear = thing >= 0, thing != -2
-    weight = torch.where(fore, 1.0, 0.12) * clear * (motion >= 0)
+    # A group that does not show which way a thing moves says nothing of it, where another would.
+    told = motion >= 0 if blueprint.shows_motion else torch.ones_like(fore)
+    weight = torch.where(fore, 1.0, 0.12) * clear * told
     distance = ((tokens - target) ** 2).sum(-1)
     name = F.cross_entropy(
         tokens @ codes.names.to(device).T * 8, thing.clamp(min=-1) % len(codes.names), reduction="none"
     )
-    way = F.cross_entropy(tokens[fore] @ codes.motions.to(device).T * 12, motion[fore].clamp(min=0), reduction="none")
-    way = (way * (motion[fore] >= 0)).sum() / fore.sum().clamp(min=1)
     # Rotary positions alone tell no token where it is: this it has to be made to find out, from the picture's edges.
-    shares = torch.cat(places).transpose(1, 2).flatten(0, 1).to(device)  # (tokens, 2, ANCHORS)
+    shares = joined([torch.stack(codes.places(label), dim=3).flatten(0, 2) for label in labels])  # (tokens, 2, ANCHORS)
     anchors = torch.stack([codes.rows, codes.columns]).to(device)
     guesses = torch.einsum("nd,pad->npa", tokens, anchors) * 12
     where = F.cross_entropy(guesses.flatten(0, 1), shares.flatten(0, 1), reduction="none").view(-1, 2).sum(-1)
     placed = torch.where(fore, 3.0, 1.0) * clear
-    loss = ((distance + 0.5 * name) * weight).sum() / weight.sum() + way + (where * placed).sum() / placed.sum()
-    with torch.no_grad():
-        right = (tokens @ codes.names.to(device).T).argmax(-1) == thing % len(codes.names)
-        moved = fore & (motion >= 0) & (motion < 4)
-        figures = {
-            "distance": distance[fore].mean(),
-            "names": right[fore].float().mean(),
-            "places": (guesses.argmax(-1) == shares.argmax(-1)).all(-1)[fore].float().mean(),
-            "background": right[thing == -1].float().mean(),
-            "motion": ((tokens @ codes.motions.to(device).T).argmax(-1) == motion)[moved].float().mean(),
-        }
-    return loss, figures
+    loss = ((distance + 0.5 * name) * weight).sum() / weight.sum() + (where * placed).sum() / placed.sum()
+    right = (tokens @ codes.names.to(device).T).argmax(-1) == thing % len(codes.names)
+    figures = {
+        "distance": distance[fore].mean(),
+        "names": right[fore].float().mean(),
+        "places": (guesses.argmax(-1) == shares.argmax(-1)).all(-1)[fore].float().mean(),
+        "background": right[thing == -1].float().mean(),
+    }
+    if blueprint.shows_motion:
+        ways = tokens[fore] @ codes.motions.to(device).T
+        way = F.cross_entropy(ways * 12, motion[fore].clamp(min=0), reduction="none")
+        loss = loss + (way * (motion[fore] >= 0)).sum() / fore.sum().clamp(min=1)
+        moved = (motion[fore] >= 0) & (motion[fore] < 4)
+        figures["motion"] = (ways.argmax(-1) == motion[fore])[moved].float().mean()
+    if blueprint.class_tokens:
+        summary, present = (joined([of(label) for label in labels]) for of in (codes.summaries, codes.presence))
+        called = seen[:, 0] @ codes.names.to(device).T
+        presence = F.binary_cross_entropy_with_logits((called - 0.5) * 8, present, reduction="none").sum(-1).mean()
+        loss = loss + 0.3 * ((seen[:, 0] - summary) ** 2).sum(-1).mean() + 0.3 * presence
+        figures["summaries"] = ((called > 0.5) == (present > 0.5)).all(-1).float().mean()
+    return loss, {name: figure.detach() for name, figure in figures.items()}
+
+
+def ideal_tokens(blueprint: Blueprint, labels: CellLabels, rng: np.random.Generator) -> Tensor:
+    """What an encoder without fault would say of one clip, with some noise: (tokens, WIDTH)."""
+    codes = blueprint.codes
+    tokens = codes.targets(labels).flatten(1, 2)
+    # A cell that is neither one thing nor background is a bit of a neighbour.
+    unclear = torch.from_numpy(labels.thing == -2).flatten(1)
+    share = torch.rand(int(unclear.sum()), 1) * 0.7
+    tokens[unclear] += share * codes.things[torch.from_numpy(rng.integers(0, len(NAMES), len(share)))] * 0.3
+    if blueprint.class_tokens:
+        tokens = torch.cat([codes.summaries(labels).unsqueeze(1), tokens], dim=1)
+    tokens = tokens.flatten(0, 1)
+    return tokens + torch.randn(tokens.shape) * (0.25 / math.sqrt(tokens.shape[-1]))
 
 
 def answer_loss(
+    blueprint: Blueprint,
     model: Any,
-    codes: Codes,
     conversation: Conversation,
     rng: np.random.Generator,
     *,
@@ -304,36 +211,19 @@ def answer_loss(
     ideal: bool,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Answer questions on a few clips, from ideal tokens or from what the encoder says."""
-    choice = SHORT_FRAMES if small else FRAMES
-    chances = np.array(list(choice.values()), dtype=float)
-    frames = int(rng.choice(list(choice), p=chances / chances.sum()))
-    aspect = ASPECTS[rng.integers(len(ASPECTS))]
-    grid, groups = GRIDS[aspect], (frames + 1) // 2
-    if small:
-        grid = (round(grid[0] / ZOOM), round(grid[1] / ZOOM))
-    drawn = [draw_scene(rng, frames, aspect) for _ in range(max(2, min(4, 40 // groups)))]
+    grid, drawn = blueprint.draw_clips(rng, QUESTIONS, small=small, pixels=not ideal)
     if ideal:
-        tokens = []
-        for scene, times in drawn:
-            cells = cell_labels(scene, times, *grid)
-            blurred = codes.targets(cells)
-            # A cell that is neither one thing nor background is a bit of a neighbour.
-            unclear = torch.from_numpy(cells.thing == -2)
-            share = torch.rand(int(unclear.sum()), 1) * 0.7
-            blurred[unclear] += share * codes.things[torch.from_numpy(rng.integers(0, len(NAMES), len(share)))] * 0.3
-            tokens.append(blurred.flatten(0, 2))
-        video = torch.stack(tokens)
-        video = video + torch.randn(video.shape) * (0.25 / math.sqrt(video.shape[-1]))
-        video = video.to(model.device)
+        video = torch.stack([ideal_tokens(blueprint, shown.labels, rng) for shown in drawn]).to(model.device)
     else:
-        patches = torch.cat([draw_patches(scene, times, grid, rng) for scene, times in drawn]).to(model.device)
+        pixels = torch.cat([shown.pixels for shown in drawn if shown.pixels is not None]).to(model.device)
         with torch.no_grad():
-            video = see(model.model.visual, patches, grid).view(len(drawn), -1, codes.words.shape[1])
-    questions = [draw_questions(scene, rng, QUESTIONS) for scene, _ in drawn]
+            video = blueprint.see(model, pixels, grid).view(len(drawn), -1, blueprint.codes.words.shape[1])
+    questions = [shown.questions for shown in drawn]
     texts, labels = (x.to(model.device) for x in conversation.texts(questions))
     before = model.get_input_embeddings()(torch.tensor(conversation.before, device=model.device))
     shared = torch.cat([before.expand(len(drawn), -1, -1), video.to(before.dtype)], dim=1)
-    shared_at, texts_at = (x.to(model.device) for x in positions(len(before), groups, grid, texts.shape[-1]))
+    groups = len(drawn[0].labels.thing)
+    shared_at, texts_at = (x.to(model.device) for x in blueprint.positions(len(before), groups, grid, texts.shape[-1]))
     hidden = read(model, shared, shared_at, texts, texts_at)
     asked = labels != -100
     logits = F.linear(hidden[asked], model.get_input_embeddings().weight).float()
@@ -351,12 +241,19 @@ def answer_loss(
     return loss, {family: torch.tensor(oks).mean() for family, oks in figures.items()}
 
 
-def optimizers(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices, AdamW on the rest: it learns about twice as fast as AdamW alone."""
+def optimizers(model: torch.nn.Module, lr: float, patch_rate: float = 1.0) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices, AdamW on the rest: it learns about twice as fast as AdamW alone.
+
+    Args:
+        patch_rate: the learning rate of the patch embedding, as a share of `lr`. AdamW moves all of its weights alike,
+            and a patch of one colour adds all of them up.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
+    few, patches = [p for p in trained if p.ndim < 2], [p for p in trained if p.ndim > 2]
+    groups = [{"params": few, "rate": 1.0}, {"params": patches, "rate": patch_rate}]
     return [
         torch.optim.Muon([p for p in trained if p.ndim == 2], lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([p for p in trained if p.ndim != 2], lr=lr, weight_decay=0.0, betas=(0.9, 0.98)),
+        torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
 
 
@@ -365,25 +262,24 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / (0.02 * steps), (steps - step) / (0.3 * steps))
 
 
-def train(stage: str, out: Path, steps: int, lr: float, stop_after: int | None = None) -> None:
+def train(blueprint: Blueprint, stage: str, out: Path, steps: int, lr: float, stop_after: int | None = None) -> None:
     """Run or resume one stage of `steps` (now as far as step `stop_after`); its state is kept in `out`/`stage`.pt."""
     out.mkdir(parents=True, exist_ok=True)
     stop = steps if stop_after is None else stop_after
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(SEEDS[stage])
-    tokenizer = build_tokenizer()
-    model, codes, conversation = build_model(tokenizer), Codes(tokenizer), Conversation(tokenizer)
-    visual, text = model.model.visual, model.model.language_model
+    model, conversation = blueprint.build_model(), Conversation(blueprint.tokenizer, blueprint.video_token)
+    eyes, text = blueprint.eyes(model), model.model.language_model
     model.requires_grad_(False)
-    part = visual if stage == "eyes" else text.layers
+    part = eyes if stage == "eyes" else text.layers
     part.requires_grad_(True)
     text.norm.requires_grad_(stage != "eyes")
     if stage == "answers":
-        visual.load_state_dict(torch.load(out / "eyes.pt", weights_only=True)["weights"])
+        eyes.load_state_dict(torch.load(out / "eyes.pt", weights_only=True)["weights"])
         text.load_state_dict(torch.load(out / "words.pt", weights_only=True)["weights"])
-    trained = visual if stage == "eyes" else text
+    trained = eyes if stage == "eyes" else text
     model.to(device)
-    tools = optimizers(model, lr)
+    tools = optimizers(model, lr, blueprint.patch_rate)
     begin, path = 0, out / f"{stage}.pt"
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -398,15 +294,15 @@ def train(stage: str, out: Path, steps: int, lr: float, stop_after: int | None =
         torch.manual_seed(step)
         with torch.autocast(device, torch.bfloat16):
             if stage == "eyes":
-                loss, figures = eyes_loss(model, codes, rng, small=step < SMALL_SHARE[stage] * steps)
+                loss, figures = eyes_loss(blueprint, model, rng, small=step < SMALL_SHARE[stage] * steps)
             else:
                 small = step < SMALL_SHARE[stage] * steps
-                loss, figures = answer_loss(model, codes, conversation, rng, small=small, ideal=stage == "words")
+                loss, figures = answer_loss(blueprint, model, conversation, rng, small=small, ideal=stage == "words")
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         for tool in tools:
             for group in tool.param_groups:
-                group["lr"] = lr * schedule(step, steps)
+                group["lr"] = lr * schedule(step, steps) * group.get("rate", 1.0)
             tool.step()
             tool.zero_grad(set_to_none=True)
         for name, value in {"loss": loss.detach(), **figures}.items():
@@ -429,24 +325,26 @@ def train(stage: str, out: Path, steps: int, lr: float, stop_after: int | None =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run's state and checkpoint")
-    parser.add_argument("--stage", choices=[*STEPS, "save", "all"], default="all")
+    parser.add_argument("--model", choices=BLUEPRINTS, default="qwen2-vl")
+    parser.add_argument("--out", type=Path, help="folder of the run's state and checkpoint (default: runs/NAME)")
+    parser.add_argument("--stage", choices=[*STAGES, "save", "all"], default="all")
     parser.add_argument("--steps", type=int, help="steps of the stage, for a shorter run than the checkpoint's")
     parser.add_argument("--lr", type=float, help="learning rate of the stage")
     parser.add_argument("--threads", type=int, help="CPU threads")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    out: Path = arguments.out
-    for stage in STEPS if arguments.stage == "all" else [arguments.stage]:
-        if stage in STEPS:
-            train(stage, out, arguments.steps or STEPS[stage], arguments.lr or LEARNING_RATES[stage])
+    blueprint = BLUEPRINTS[arguments.model]()
+    out: Path = arguments.out or Path("runs") / blueprint.name
+    for stage in STAGES if arguments.stage == "all" else [arguments.stage]:
+        if stage in STAGES:
+            steps = arguments.steps or blueprint.steps[stage]
+            train(blueprint, stage, out, steps, arguments.lr or LEARNING_RATES[stage])
     if arguments.stage in ("save", "all", "answers"):
-        tokenizer = build_tokenizer()
-        model = build_model(tokenizer)
-        model.model.visual.load_state_dict(torch.load(out / "eyes.pt", weights_only=True)["weights"])
+        model = blueprint.build_model()
+        blueprint.eyes(model).load_state_dict(torch.load(out / "eyes.pt", weights_only=True)["weights"])
         model.model.language_model.load_state_dict(torch.load(out / "answers.pt", weights_only=True)["weights"])
-        save(model, tokenizer, out / "checkpoint")
+        blueprint.save(model, out / "checkpoint")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -282,24 +284,53 @@ def render(scene: Scene, times: np.ndarray, height: int, width: int) -> np.ndarr
     return frames
 
 
+def tells(scene: Scene, times: np.ndarray) -> bool:
+    """Whether who looks at these times only (fractions of the clip, rising) can tell what happens.
+
+    Every thing is seen, what moves at least twice and first and last in the third where it starts and ends; of things
+    that come one after another each is first seen, and last seen, later than the one before.
+    """
+    firsts, lasts = [], []
+    for thing in scene.things:
+        seen = [when for when in times.tolist() if thing.visible(when)]
+        if not seen or (thing.direction is not None and len(seen) < 2):
+            return False
+        for when, place in ((seen[0], thing.start), (seen[-1], thing.end)):
+            if any(third(a) != third(b) for a, b in zip(thing.centre(when), place, strict=True)):
+                return False
+        firsts.append(seen[0])
+        lasts.append(seen[-1])
+    return not scene.sequence or all(a < b for ends in (firsts, lasts) for a, b in pairwise(ends))
+
+
+def make_told_scene(rng: np.random.Generator, times: np.ndarray, **settings: Any) -> Scene:
+    """Make up a square scene that looks at these times tell (`tells`); `settings` are those of `make_scene`."""
+    while True:
+        scene = make_scene(rng, aspect=(1, 1), **settings)
+        if tells(scene, times):
+            return scene
+
+
 @dataclass(frozen=True)
 class CellLabels:
     """What each visual token of a clip shows; arrays of shape (groups, rows, columns).
 
     `thing` is the place in `NAMES` of what fills the cell, -1 for background, -2 where neither is clear. `motion` is
     the place in `DIRECTIONS` of its direction, 4 for none, -1 where the group does not show it. `x` and `y`
-    are the centre of the thing, or of the cell for background, as fractions of the picture.
+    are the centre of the thing, or of the cell for background, as fractions of the picture. `colour` says which of
+    the colours of `shapes` a shape has, -1 for none; nothing else has one.
     """
 
     thing: np.ndarray
     motion: np.ndarray
     x: np.ndarray
     y: np.ndarray
+    colour: np.ndarray | None = None
 
 
-def cell_labels(scene: Scene, times: np.ndarray, rows: int, columns: int) -> CellLabels:
-    """Label the cells of each group of two frames (an odd last frame stands alone, a still counts twice)."""
-    groups = (len(times) + 1) // 2
+def cell_labels(scene: Scene, times: np.ndarray, rows: int, columns: int, frames_per_group: int = 2) -> CellLabels:
+    """Label the cells of each group of frames (a last group may have fewer; a still counts as a whole one)."""
+    groups = -(-len(times) // frames_per_group)
     shape = (groups, rows, columns)
     thing = np.full(shape, -1)
     motion = np.full(shape, 4)
@@ -315,7 +346,7 @@ def cell_labels(scene: Scene, times: np.ndarray, rows: int, columns: int) -> Cel
         return np.maximum(0, high - low) * cells
 
     for group in range(groups):
-        pair = times[2 * group : 2 * group + 2]
+        pair = times[frames_per_group * group : frames_per_group * (group + 1)]
         for one in scene.things:
             seen = [when for when in pair.tolist() if one.visible(when)]
             if not seen:

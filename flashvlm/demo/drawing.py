@@ -1,0 +1,69 @@
+"""Scenes as training draws them: looked at a little early or late, through a codec, with questions."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flashvlm.demo.questions import FAMILIES, Question, ask
+from flashvlm.demo.world import Scene, make_scene, render, sample_times
+
+
+def through_codec(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What is left of (F, h, w, 3) uint8 frames after an H.264 file of ordinary quality."""
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=4)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.options = {"preset": "ultrafast", "crf": str(int(rng.integers(16, 33)))}
+        stream.thread_count = 1
+        for frame in frames:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        out.mux(stream.encode())
+    buffer.seek(0)
+    with av.open(buffer, "r") as source:
+        source.streams.video[0].thread_count = 1
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)])
+
+
+def draw_scene(
+    rng: np.random.Generator, frames: int, aspect: tuple[int, int], **settings: Any
+) -> tuple[Scene, np.ndarray]:
+    """A scene and when to look at it: as planned, or with every look a little early or late."""
+    scene = make_scene(rng, frames=frames, aspect=aspect, **settings)
+    times = sample_times(frames)
+    if frames > 1 and rng.random() < 0.5:
+        times = np.clip(times + rng.uniform(-0.35, 0.35, frames) / frames, 0, 1)
+    return scene, times
+
+
+def draw_frames(scene: Scene, times: np.ndarray, height: int, width: int, rng: np.random.Generator) -> Tensor:
+    """A scene at these times, (F, 3, height, width) uint8, as files give it: some larger and resized, some coded."""
+    larger = 2 if rng.random() < 0.15 else 1
+    frames = render(scene, times, height * larger, width * larger)
+    if rng.random() < 0.3:
+        frames = through_codec(frames, rng)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    if larger > 1:
+        pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+    return pixels
+
+
+def draw_questions(
+    scene: Scene, rng: np.random.Generator, many: int, family_weights: dict[str, float]
+) -> list[Question]:
+    """`many` questions on a scene, the families by `family_weights`."""
+    weights = np.array([family_weights.get(family, 1.0) for family in FAMILIES])
+    found: list[Question] = []
+    while len(found) < many:
+        question = ask(scene, FAMILIES[rng.choice(len(FAMILIES), p=weights / weights.sum())], rng)
+        if question is not None:
+            found.append(question)
+    return found

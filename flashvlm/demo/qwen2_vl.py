@@ -1,0 +1,228 @@
+"""The demo model `demo`: a small Qwen2-VL, its sizes, grids and clips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from flashvlm.demo.blueprint import IMAGE_MEAN, IMAGE_STD, WIDTH, Blueprint, Shown, build_tokenizer, rotate
+from flashvlm.demo.drawing import draw_frames, draw_questions, draw_scene
+from flashvlm.demo.world import ASPECTS, Scene, cell_labels
+
+PATCH, MERGE, TEMPORAL_PATCH = 14, 2, 2
+CELL = PATCH * MERGE
+# Pixels of a frame: near 224 x 224 whatever the aspect, 52 to 64 tokens a group.
+MIN_PIXELS, MAX_PIXELS = 52 * CELL**2, 64 * CELL**2
+# Grids (rows, columns of tokens) that `pixels.smart_resize` gives the aspects of `ASPECTS` at the demo's pixel limits.
+GRIDS = {
+    (1, 1): (8, 8), (4, 3): (6, 9), (3, 4): (9, 6), (16, 9): (6, 10), (9, 16): (10, 6),
+    (5, 4): (7, 8), (4, 5): (8, 7), (3, 2): (6, 9),
+}  # fmt: skip
+# How often a clip has so many frames; first with short ones, which teach nearly as much for a fraction of the time.
+FRAMES = {1: 4, 4: 8, 8: 12, 12: 12, 16: 14, 24: 14, 32: 14, 48: 10, 64: 8}
+SHORT_FRAMES = {1: 6, 4: 20, 8: 30, 12: 24, 16: 12, 24: 8}
+# The first part of a stage works on small pictures, in which things are as large but fill more of them.
+ZOOM = 1.6
+SMALL_GRIDS = {(1, 1): (5, 5), (5, 4): (5, 6), (4, 5): (6, 5)}
+# Families that are harder to learn come up more often.
+WEIGHTS = {
+    "moment": 1.5, "count": 1.6, "caption": 1.7, "first": 2.0, "last": 1.0, "start": 1.6, "end": 1.4, "mover": 1.4,
+    "kind": 0.5, "exist": 0.8, "where": 0.8, "motion": 0.7,
+}  # fmt: skip
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>", "<|unknown|>",
+)  # fmt: skip
+
+# Qwen2-VL's message format, without its default system prompt: the world has no words for it.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'video' or 'video' in content %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif content['type'] == 'image' or 'image' in content %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Qwen2VL(Blueprint):
+    name = "demo"
+    steps = {"eyes": 3200, "words": 6600, "answers": 2800}  # noqa: RUF012
+    video_token = "<|video_pad|>"
+
+    def build_tokenizer(self) -> PreTrainedTokenizerFast:
+        tokenizer = build_tokenizer(SPECIAL_TOKENS, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+        tokenizer.chat_template = CHAT_TEMPLATE
+        return tokenizer
+
+    def build_model(self) -> Any:
+        def token_id(token: str) -> Any:
+            return self.tokenizer.convert_tokens_to_ids(token)
+
+        config = Qwen2VLConfig(
+            text_config={
+                "vocab_size": len(self.tokenizer),
+                "hidden_size": WIDTH,
+                "intermediate_size": 512,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 32768,
+                # M-RoPE gives time the highest frequencies: half of the head for it, down to 160 moments a turn.
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [16, 8, 8]},
+                "tie_word_embeddings": True,
+                "bos_token_id": token_id("<|endoftext|>"),
+                "eos_token_id": token_id("<|im_end|>"),
+                "pad_token_id": token_id("<|endoftext|>"),
+            },
+            vision_config={
+                "depth": 4,
+                "embed_dim": 128,
+                "hidden_size": WIDTH,
+                "num_heads": 2,
+                "mlp_ratio": 4,
+                "patch_size": PATCH,
+                "spatial_merge_size": MERGE,
+                "temporal_patch_size": TEMPORAL_PATCH,
+            },
+            image_token_id=token_id("<|image_pad|>"),
+            video_token_id=token_id("<|video_pad|>"),
+            vision_start_token_id=token_id("<|vision_start|>"),
+            vision_end_token_id=token_id("<|vision_end|>"),
+            tie_word_embeddings=True,
+        )
+        model: Any = Qwen2VLForConditionalGeneration(config)
+        with torch.no_grad():
+            model.get_input_embeddings().weight.copy_(self.codes.words)
+            _let_words_find_their_like(model)
+        return model
+
+    def eyes(self, model: Any) -> torch.nn.Module:
+        return model.model.visual
+
+    def see(self, model: Any, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        return see(model.model.visual, pixels, grid)
+
+    def draw_eyes(self, rng: np.random.Generator, *, small: bool) -> tuple[tuple[int, int], list[Shown]]:
+        grids = SMALL_GRIDS if small else GRIDS
+        aspect = list(grids)[rng.integers(len(grids))]
+        grid, drawn = grids[aspect], []
+        for _ in range(16 if small else 9):
+            frames = int(rng.choice([1, 4, 8, 8, 16, 32, 64]))
+            scene, times = draw_scene(rng, frames, aspect, **({"zoom": ZOOM, "count": 1} if small else {}))
+            # Four groups of a clip teach nearly as much as all of them.
+            if len(times) > 8:
+                starts = 2 * rng.choice(len(times) // 2, size=4, replace=False)
+                times = times[np.sort(np.concatenate([starts, starts + 1]))]
+            drawn.append(Shown(cell_labels(scene, times, *grid), [], draw_patches(scene, times, grid, rng)))
+        return grid, drawn
+
+    def draw_clips(
+        self, rng: np.random.Generator, questions: int, *, small: bool, pixels: bool
+    ) -> tuple[tuple[int, int], list[Shown]]:
+        choice = SHORT_FRAMES if small else FRAMES
+        chances = np.array(list(choice.values()), dtype=float)
+        frames = int(rng.choice(list(choice), p=chances / chances.sum()))
+        aspect = ASPECTS[rng.integers(len(ASPECTS))]
+        grid, groups = GRIDS[aspect], (frames + 1) // 2
+        if small:
+            grid = (round(grid[0] / ZOOM), round(grid[1] / ZOOM))
+        drawn = []
+        for _ in range(max(2, min(4, 40 // groups))):
+            scene, times = draw_scene(rng, frames, aspect)
+            patches = draw_patches(scene, times, grid, rng) if pixels else None
+            asked = draw_questions(scene, rng, questions, WEIGHTS)
+            drawn.append(Shown(cell_labels(scene, times, *grid), asked, patches))
+        return grid, drawn
+
+    def positions(self, before: int, groups: int, grid: tuple[int, int], length: int) -> tuple[Tensor, Tensor]:
+        t, y, x = torch.meshgrid(torch.arange(groups), torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+        video = torch.stack([t.flatten(), y.flatten(), x.flatten()]) + before
+        shared = torch.cat([torch.arange(before).expand(3, -1), video], dim=1)
+        return shared, (torch.arange(length) + int(shared.max()) + 1).expand(3, -1)
+
+    def finish(self, model: Any) -> None:
+        pass
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        settings = {
+            "size": {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
+            "patch_size": PATCH,
+            "temporal_patch_size": TEMPORAL_PATCH,
+            "merge_size": MERGE,
+            "image_mean": IMAGE_MEAN,
+            "image_std": IMAGE_STD,
+            "resample": 3,
+            "rescale_factor": 1 / 255,
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+        }
+        return {
+            "preprocessor_config.json": settings
+            | {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"},
+            "video_preprocessor_config.json": settings
+            | {"video_processor_type": "Qwen2VLVideoProcessor", "processor_class": "Qwen2VLProcessor"},
+        }
+
+
+def draw_patches(scene: Scene, times: np.ndarray, grid: tuple[int, int], rng: np.random.Generator) -> Tensor:
+    """The encoder's input for a scene: (groups, patches, values) float32, in the order Qwen2-VL's patches have."""
+    pixels = draw_frames(scene, times, grid[0] * CELL, grid[1] * CELL, rng)
+    if len(pixels) % 2:
+        pixels = torch.cat([pixels, pixels[-1:]])
+    mean, std = torch.tensor(IMAGE_MEAN).view(3, 1, 1), torch.tensor(IMAGE_STD).view(3, 1, 1)
+    pixels = (pixels / 255 - mean) / std
+    groups, (rows, columns) = len(pixels) // 2, grid
+    patches = pixels.view(groups, 2, 3, rows, MERGE, PATCH, columns, MERGE, PATCH)
+    return patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(groups, rows * columns * MERGE**2, -1)
+
+
+def see(visual: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The vision encoder on many groups of one grid at once: (G, P, values) -> (G, P / 4, WIDTH).
+
+    What `visual.forward` computes group by group, from the same modules.
+    """
+    rows, columns = grid[0] * MERGE, grid[1] * MERGE
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    order = [axis.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE).transpose(1, 2).flatten() for axis in (y, x)]
+    position_ids = torch.stack(order, dim=-1).to(patches.device)
+    with torch.no_grad():
+        cos, sin = visual.rotary_pos_emb(patches, position_ids)
+    hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
+    groups, count, _ = hidden.shape
+    for block in visual.blocks:
+        attention = block.attn
+        qkv = attention.qkv(block.norm1(hidden)).view(groups, count, 3, attention.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(groups, count, -1)
+        hidden = hidden + attention.proj(mixed)
+        hidden = hidden + block.mlp(block.norm2(hidden))
+    merger = visual.merger
+    return merger.mlp(merger.ln_q(hidden).view(groups, count // MERGE**2, -1))
+
+
+def _let_words_find_their_like(model: Any) -> None:
+    """Start two heads of the first two layers so that a word attends to the visual tokens of what it names.
+
+    Queries and keys share one random projection there, in the half of the head that positions hardly turn. Training
+    finds this by itself, but late: questions on a thing by its name stay at chance until it has.
+    """
+    generator = torch.Generator().manual_seed(7)
+    for layer in model.model.language_model.layers[:2]:
+        dim = layer.self_attn.head_dim
+        slow = torch.cat([torch.arange(dim // 4, dim // 2), torch.arange(3 * dim // 4, dim)])
+        shared = torch.randn(len(slow), WIDTH, generator=generator) * 0.07
+        layer.self_attn.k_proj.weight[slow] = shared
+        for head in range(layer.self_attn.num_key_value_groups):
+            layer.self_attn.q_proj.weight[head * dim + slow] = shared

@@ -1,0 +1,231 @@
+"""The demo model `demo-video-llava`: a small Video-LLaVA, its sizes and clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast, VideoLlavaConfig, VideoLlavaForConditionalGeneration
+
+from flashvlm.backends.video_llava import VideoLlava as Backend
+from flashvlm.demo.blueprint import IMAGE_MEAN, IMAGE_STD, WIDTH, Blueprint, Shown, build_tokenizer
+from flashvlm.demo.drawing import draw_frames, draw_questions
+from flashvlm.demo.shapes import SHAPE_WORDS, ShapeImage, shape_images, shape_labels
+from flashvlm.demo.world import cell_labels, make_scene, make_told_scene, sample_times
+
+SIDE, PATCH, VISION_WIDTH = 224, 28, 192
+GRID = (SIDE // PATCH, SIDE // PATCH)
+SMALL_GRID = (5, 5)
+PER_FRAME = 1 + GRID[0] * GRID[1]
+LOOKS = 8
+# How often a clip is looked at so many times.
+LOOKS_SHARE = {LOOKS: 0.88, 6: 0.04, 4: 0.04, 1: 0.04}
+# How often a clip is one that was planned for so many frames: the more, the shorter its things are seen.
+PLANNED = {4: 14, 8: 24, 12: 24, 16: 12, 24: 10, 32: 6, 48: 2, 64: 2}
+SHAPES_SHARE = 0.16
+# The language model starts from the first demo's, whose time axis counts groups, up to 32 of them: so many positions
+# of this model are one group there, which makes 8 frames of 65 tokens about as long as its longest clips.
+POSITIONS_PER_GROUP = 16.0
+FIRST_DEMO = Path(__file__).parent / "checkpoint" / "model.safetensors"
+WEIGHTS = {
+    "moment": 1.2, "count": 1.2, "caption": 1.7, "first": 1.4, "last": 1.0, "start": 1.8, "end": 1.8, "mover": 1.6,
+    "kind": 0.5, "exist": 0.8, "where": 0.8, "motion": 1.4,
+}  # fmt: skip
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<reserved_3>", "<reserved_4>", "<image>", "<video>", "<unk>")
+
+
+class VideoLlava(Blueprint):
+    name = "demo-video-llava"
+    steps = {"eyes": 1500, "words": 3600, "answers": 1500}  # noqa: RUF012
+    video_token = "<video>"
+    class_tokens = 1
+    shows_motion = False
+    patch_rate = 0.05
+
+    def build_tokenizer(self) -> PreTrainedTokenizerFast:
+        tokenizer = build_tokenizer(SPECIAL_TOKENS, SHAPE_WORDS, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", SPECIAL_TOKENS.index("<s>"))]
+        )
+        tokenizer.chat_template = Backend.chat_template
+        return tokenizer
+
+    def build_model(self) -> Any:
+        config = VideoLlavaConfig(
+            text_config={
+                "model_type": "llama",
+                "vocab_size": len(self.tokenizer),
+                "hidden_size": WIDTH,
+                "intermediate_size": 512,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 32768,
+                "attention_bias": True,
+                "rope_parameters": {"rope_type": "linear", "factor": POSITIONS_PER_GROUP, "rope_theta": 1000.0},
+                "tie_word_embeddings": True,
+                "bos_token_id": self.tokenizer.bos_token_id,
+                "eos_token_id": self.tokenizer.eos_token_id,
+                "pad_token_id": self.tokenizer.pad_token_id,
+            },
+            vision_config={
+                "model_type": "clip_vision_model",
+                "hidden_size": VISION_WIDTH,
+                "intermediate_size": 4 * VISION_WIDTH,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 3,
+                "image_size": SIDE,
+                "patch_size": PATCH,
+                "projection_dim": WIDTH,
+                "hidden_act": "gelu",
+            },
+            image_token_index=SPECIAL_TOKENS.index("<image>"),
+            video_token_index=SPECIAL_TOKENS.index("<video>"),
+            # A layer that the features do not come from would be dead weight here.
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            image_seq_length=PER_FRAME,
+            video_seq_length=LOOKS * PER_FRAME,
+            tie_word_embeddings=True,
+        )
+        model: Any = VideoLlavaForConditionalGeneration(config)
+        first = {
+            name.removeprefix("model.").removeprefix("language_model."): weight
+            for name, weight in load_file(FIRST_DEMO).items()
+            if "visual" not in name and "embed_tokens" not in name
+        }
+        lacking = model.model.language_model.load_state_dict(first, strict=False)
+        if lacking.unexpected_keys:
+            raise ValueError(f"The first demo's language model does not fit: {lacking.unexpected_keys[0]}.")
+        with torch.no_grad():
+            for layer in model.model.language_model.layers:
+                layer.self_attn.o_proj.bias.zero_()
+            model.get_input_embeddings().weight.copy_(self.codes.words)
+            model.model.video_tower.embeddings.position_embedding.weight.copy_(_places())
+        return model
+
+    def eyes(self, model: Any) -> torch.nn.Module:
+        return torch.nn.ModuleDict({"tower": model.model.video_tower, "projector": model.model.multi_modal_projector})
+
+    def see(self, model: Any, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        return model.model.get_video_features(pixels.unsqueeze(0)).pooler_output
+
+    def draw_eyes(self, rng: np.random.Generator, *, small: bool) -> tuple[tuple[int, int], list[Shown]]:
+        drawn = []
+        for _ in range(24):
+            if rng.random() < SHAPES_SHARE:
+                drawn += [_shape(rng, 0, GRID, pixels=True) for _ in range(2)]
+                continue
+            # Many things at a time: a cell of background teaches little.
+            scene = make_scene(rng, frames=8, aspect=(1, 1), sequence=bool(rng.random() < 0.15), count=_count(rng))
+            times = np.sort(rng.random(2))
+            labels = cell_labels(scene, times, *GRID, frames_per_group=1)
+            drawn.append(Shown(labels, [], _pixels(draw_frames(scene, times, SIDE, SIDE, rng))))
+        return GRID, drawn
+
+    def draw_clips(
+        self, rng: np.random.Generator, questions: int, *, small: bool, pixels: bool
+    ) -> tuple[tuple[int, int], list[Shown]]:
+        grid = SMALL_GRID if small else GRID
+        if rng.random() < SHAPES_SHARE:
+            return grid, [_shape(rng, questions // 2, grid, pixels=pixels) for _ in range(12)]
+        looks = int(rng.choice(list(LOOKS_SHARE), p=list(LOOKS_SHARE.values())))
+        chances = np.array(list(PLANNED.values()), dtype=float)
+        drawn = []
+        for _ in range(8 if looks == 1 else 4):
+            frames = 1 if looks == 1 else int(rng.choice(list(PLANNED), p=chances / chances.sum()))
+            times = _look_times(rng, looks)
+            scene = make_told_scene(rng, times, frames=frames)
+            seen = _pixels(draw_frames(scene, times, SIDE, SIDE, rng)) if pixels else None
+            asked = draw_questions(scene, rng, questions, WEIGHTS)
+            drawn.append(Shown(cell_labels(scene, times, *grid, frames_per_group=1), asked, seen))
+        return grid, drawn
+
+    def positions(self, before: int, groups: int, grid: tuple[int, int], length: int) -> tuple[Tensor, Tensor]:
+        # The cells of a smaller grid are as far apart as their places in the whole one.
+        rows, columns = (torch.arange(cells) * whole // cells for cells, whole in zip(grid, GRID, strict=True))
+        cells = 1 + (rows.unsqueeze(1) * GRID[1] + columns).flatten()
+        frame = torch.cat([torch.zeros(1, dtype=torch.long), cells])
+        video = before + (torch.arange(groups).unsqueeze(1) * PER_FRAME + frame).flatten()
+        shared = torch.cat([torch.arange(before), video]).unsqueeze(0)
+        return shared, (before + groups * PER_FRAME + torch.arange(length)).unsqueeze(0)
+
+    def finish(self, model: Any) -> None:
+        # Nothing here asks the image tower; it is what the class has, and as good as the other one.
+        model.model.image_tower.load_state_dict(model.model.video_tower.state_dict())
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        settings = {
+            "size": {"shortest_edge": SIDE},
+            "crop_size": {"height": SIDE, "width": SIDE},
+            "image_mean": IMAGE_MEAN,
+            "image_std": IMAGE_STD,
+            "resample": 3,
+            "rescale_factor": 1 / 255,
+            "do_resize": True,
+            "do_center_crop": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+            "processor_class": "VideoLlavaProcessor",
+        }
+        return {
+            "preprocessor_config.json": settings | {"image_processor_type": "VideoLlavaImageProcessor"},
+            "video_preprocessor_config.json": settings | {"video_processor_type": "VideoLlavaVideoProcessor"},
+            "processor_config.json": {
+                "processor_class": "VideoLlavaProcessor",
+                "patch_size": PATCH,
+                "vision_feature_select_strategy": "full",
+                "num_additional_image_tokens": 1,
+            },
+        }
+
+
+def _places() -> Tensor:
+    """Position embeddings to start from, (PER_FRAME, VISION_WIDTH): waves down and across, none for the class token.
+
+    Left to themselves they start too small beside the patches, and no token finds out where it is.
+    """
+    waves = torch.arange(1, VISION_WIDTH // 4 + 1) / (VISION_WIDTH // 4) * GRID[0] / 2
+    rows, columns = (torch.arange(cells) / cells for cells in GRID)
+    axes = [torch.outer(at, 2 * torch.pi * waves) for at in (rows, columns)]
+    down, across = (torch.cat([axis.sin(), axis.cos()], dim=1) for axis in axes)
+    cells = torch.cat([down.repeat_interleave(GRID[1], 0), across.repeat(GRID[0], 1)], dim=1)
+    return torch.cat([torch.zeros(1, VISION_WIDTH), cells]) * 0.7
+
+
+def _count(rng: np.random.Generator) -> int:
+    return int(rng.choice([1, 2, 3, 4], p=[0.1, 0.2, 0.3, 0.4]))
+
+
+def _look_times(rng: np.random.Generator, looks: int) -> np.ndarray:
+    """When a clip is looked at: evenly, to within what a file's frame rate does to it."""
+    times = sample_times(looks)
+    return np.clip(times + rng.uniform(-0.015, 0.015, looks), 0, 1) if looks > 1 else times
+
+
+def _pixels(frames: Tensor) -> Tensor:
+    """(F, 3, h, w) uint8 as the encoder takes it, float32."""
+    mean, std = torch.tensor(IMAGE_MEAN).view(3, 1, 1), torch.tensor(IMAGE_STD).view(3, 1, 1)
+    return (frames / 255 - mean) / std
+
+
+def _shape(rng: np.random.Generator, questions: int, grid: tuple[int, int], *, pixels: bool) -> Shown:
+    """One of easy-vqa's images, turned and mirrored as chance has it, as one group; with so many questions."""
+    images = shape_images()
+    image = images[rng.integers(len(images))]
+    turned = np.rot90(image.pixels, int(rng.integers(4)))
+    turned = turned[:, ::-1] if rng.random() < 0.5 else turned
+    image = ShapeImage(np.ascontiguousarray(turned), image.shape, image.colour, image.questions)
+    asked = [image.questions[i] for i in rng.integers(len(image.questions), size=questions)]
+    drawn = None
+    if pixels:
+        frame = torch.from_numpy(image.pixels.copy()).permute(2, 0, 1).unsqueeze(0)
+        drawn = _pixels(F.interpolate(frame, (SIDE, SIDE), mode="bicubic", antialias=True))
+    return Shown(shape_labels(image, *grid), asked, drawn)
