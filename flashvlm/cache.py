@@ -72,7 +72,7 @@ class FeatureCache:
         Raises:
             UsageError: the variable is no size.
         """
-        return cls(_cache_home() / "flashvlm" / "features", parse_size(os.environ.get(SIZE_VARIABLE)))
+        return cls(cache_home() / "flashvlm" / "features", parse_size(os.environ.get(SIZE_VARIABLE)))
 
     def get(self, key: str, path: str | Path, device: torch.device) -> Features | None:
         """The entry of this key, as that of the video at `path`; None where there is none that is whole."""
@@ -234,7 +234,8 @@ def parse_size(text: str | None) -> int:
     return int(Decimal(read[1]) * (1024 if read[3] else 1000) ** UNITS[read[2].lower()])
 
 
-def _cache_home() -> Path:
+def cache_home() -> Path:
+    """The user's cache folder."""
     # A relative path there is to be ignored: https://specifications.freedesktop.org/basedir-spec/latest/
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return named if named.is_absolute() else Path.home() / ".cache"

@@ -1,4 +1,4 @@
-"""`flashvlm bench`: how much accuracy a budget costs, and what selection itself costs."""
+"""`flashvlm bench`: how much accuracy a budget costs, how much time it saves, and what selection itself costs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flashvlm import units
-from flashvlm.errors import UsageError
-from flashvlm.options import DEFAULT_FPS, DEFAULT_MAX_FRAMES, DEFAULT_MAX_PIXELS
+from flashvlm.errors import UsageError, VideoError
+from flashvlm.options import DEFAULT_FPS, DEFAULT_MAX_FRAMES, DEFAULT_MAX_PIXELS, AskOptions, Sampling
 from flashvlm_cli import output
 from flashvlm_cli.ask import silence_libraries
-from flashvlm_cli.options import Device, Dtype, known_selector, whole_number
+from flashvlm_cli.options import Device, Dtype, known_selector, number, whole_number
 
 BUDGETS = "100%,22.2%,11.1%,5.6%,2.8%"
 
@@ -23,7 +23,7 @@ STRESS = "Made harder"
 RUN = "How it runs"
 OUTPUT = "What is printed"
 
-bench = typer.Typer(help="Measure: accuracy against budget, and the selectors alone.")
+bench = typer.Typer(help="Measure: accuracy against budget, speed, and the selectors alone.")
 
 
 @bench.callback()
@@ -262,6 +262,148 @@ def selection(
         output.print_json(table)
     else:
         print_selection(table)
+
+
+@bench.command()
+def speed(
+    video: Annotated[
+        Path | None, typer.Argument(metavar="[VIDEO]", help="A video; without one, a clip is made up.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="ID|PATH|ALIAS", help="Hub id, folder or alias.", rich_help_panel=MEASURED)
+    ] = "demo",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--random-weights",
+            metavar="NAME",
+            help="Instead of --model, a published architecture with random weights (written to disk once, in bf16): "
+            "qwen2-vl-2b (4.4 GB), qwen2.5-vl-3b (7.5 GB), video-llava-7b (15 GB).",
+            rich_help_panel=MEASURED,
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="With --random-weights, fewer layers of the language model.",
+            show_default="as published",
+            rich_help_panel=MEASURED,
+        ),
+    ] = None,
+    keep: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Budgets, as ask takes them.", rich_help_panel=MEASURED)
+    ] = "100%,10%",
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Exactly so many frames.",
+            show_default=f"{DEFAULT_FPS:g} a second",
+            rich_help_panel=MEASURED,
+        ),
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(parser=whole_number, metavar="P", help="Largest frame, in pixels.", rich_help_panel=MEASURED)
+    ] = DEFAULT_MAX_PIXELS,
+    clip: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="The made-up clip: moving (camera and thing), still (a thing passes a camera that stands still) or "
+            "screen (pages of text).",
+            rich_help_panel=MEASURED,
+        ),
+    ] = "moving",
+    size: Annotated[str, typer.Option(metavar="WxH", help="Its size in pixels.", rich_help_panel=MEASURED)] = "448x448",
+    seconds: Annotated[
+        float, typer.Option(parser=number, metavar="S", help="Its length.", rich_help_panel=MEASURED)
+    ] = 8.0,
+    max_new_tokens: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Longest answer.", rich_help_panel=MEASURED)
+    ] = 16,
+    repeat: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Rounds; medians count.", rich_help_panel=RUN)
+    ] = 3,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Peak memory too (Linux, CUDA).", rich_help_panel=RUN)
+    ] = True,
+    device: Annotated[Device, typer.Option(help="Where it runs.", rich_help_panel=RUN)] = "auto",
+    dtype: Annotated[
+        Dtype, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16 or float16.", rich_help_panel=RUN)
+    ] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The table as a JSON object, every round of it.", rich_help_panel=OUTPUT)
+    ] = False,
+) -> None:
+    """Seconds of every stage at every budget, against all tokens and against transformers' own encoder.
+
+    All in one run, round by round, after a warm-up that does not count; medians, and medians of the ratios.
+    """
+    from flashvlm.bench.footage import Footage
+    from flashvlm.bench.speed import Settings, SpeedRun, random_weights
+    from flashvlm_cli.console import Bar, Progress
+
+    if layers is not None and weights is None:
+        raise UsageError("--layers goes with --random-weights.")
+    sampling = Sampling(frames=frames, max_frames=max(frames or 0, DEFAULT_MAX_FRAMES))
+    options = AskOptions(sampling=sampling, max_pixels=max_pixels, max_new_tokens=max_new_tokens)
+    settings = Settings(keep=split(keep), options=options, repeats=repeat)
+    shown = Footage(clip, *sides(size), seconds) if video is None else video
+    if video is not None and not video.exists():
+        raise VideoError(f"There is no file {str(video)!r}.")
+    silence_libraries()
+    with Progress() as progress:
+        progress.stage("load")
+        from flashvlm import VideoQA
+
+        source = model if weights is None else random_weights(weights, layers)
+        qa = VideoQA.from_pretrained(source, device=device, dtype=dtype)
+    run = SpeedRun(qa, settings, shown, memory)
+    with Bar("measuring", run.steps) as bar:
+        for _ in run.measure():
+            bar.advance()
+    table = run.table()
+    if as_json:
+        output.print_json(table)
+    else:
+        print_speed(table, weights or model)
+
+
+def sides(text: str) -> tuple[int, int]:
+    """Width and height of `448x448`."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise UsageError(f"--size takes width and height such as 1280x720, not {text!r}.")
+    return int(parts[0]), int(parts[1])
+
+
+def print_speed(table: dict[str, Any], model: str) -> None:
+    from flashvlm.bench.speed import STAGES
+    from flashvlm_cli.console import print_table
+
+    facts, video, machine = table["model"], table["video"], table["machine"]
+    name = f"a {video['kind']} clip" if video["kind"] else Path(video["path"]).name
+    title = (
+        f"{model} ({facts['dtype']} on {facts['device']}, {machine['threads']} threads) on {name}: {table['frames']} "
+        f"frames of {video['width']} × {video['height']}, {units.timestamp(video['duration'])}; "
+        f"medians of {table['settings']['repeats']}"
+    )
+    heads = ("encoder", "keep", "tokens", "KV cache", *STAGES, "first token", "tokens/s", "peak memory")
+    rows: list[tuple[str, ...]] = [heads]
+    for row in table["rows"]:
+        times = [units.seconds(row["seconds"][stage]) for stage in (*STAGES, "time_to_first_token")]
+        rate = "" if row["tokens_a_second"] is None else f"{row['tokens_a_second']:.3g}"
+        peak = "" if row["peak_bytes"] is None else units.scaled(row["peak_bytes"], "B")
+        cache = units.scaled(row["kv_cache_bytes"], "B")
+        rows.append((row["encoder"], row["keep"], units.count(row["tokens"]), cache, *times, rate, peak))
+    print_table(title, rows)
+    stages = ("encoder", "keep", "decode", "encode", "prefill", "first token", "prefill", "first token")
+    names = ("decode_ratio", "encode_ratio", "prefill_ratio", "first_ratio", "prefill_to_unpruned", "first_to_unpruned")
+    ratios = [(row["encoder"], row["keep"], *(times_as(row[name]) for name in names)) for row in table["rows"]]
+    print_table("times less than transformers at 100%; last two: than flashvlm at 100%", [stages, *ratios[1:]])
 
 
 def print_selection(table: dict[str, Any]) -> None:

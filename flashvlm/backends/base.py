@@ -20,6 +20,10 @@ from flashvlm.errors import UsageError
 from flashvlm.options import DEFAULT_FPS, Sampling
 from flashvlm.report import Area, BeforeAfter
 
+# How many cells go through the vision encoder together: on a processor as many as its cache holds the activations of,
+# elsewhere as many as keep the device busy.
+CELLS_AT_ONCE = {True: 256, False: 8192}
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -93,6 +97,8 @@ class Backend(ABC):
     chat_template: ClassVar[str | None] = None
     # How many frames are looked at where the user does not say; None: so many a second, as `Sampling` has it.
     default_frames: ClassVar[int | None] = None
+    # Tokens of a group that stand for no place in the picture; they come first.
+    class_tokens: ClassVar[int] = 0
     # Whether the attention layers themselves get positions that pruning leaves gaps in (M-RoPE does not hand them on).
     positions_have_gaps: ClassVar[bool] = False
 
@@ -138,11 +144,20 @@ class Backend(ABC):
         return Area()
 
     @abstractmethod
-    def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:
-        """(F, 3, h, w) uint8 frames of `frame_size` to visual tokens with their saliency.
+    def cells(self, frame: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) in cells of the tokens of a frame of this `frame_size`."""
 
-        Args:
-            seconds_per_frame: how long each of them stands for; a family that does not count seconds ignores it.
+    @abstractmethod
+    def pixels(self, frames: Tensor) -> dict[str, Tensor]:
+        """(F, 3, h, w) uint8 frames of `frame_size` as transformers' `get_video_features` takes them."""
+
+    @abstractmethod
+    def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole groups of (F, 3, h, w) uint8 frames of `frame_size` as visual tokens.
+
+        Returns:
+            The tokens (G, n, D) in the language model's input space, `class_tokens` and then the cells, row by row; and
+            their saliency (G, n) float32 >= 0.
         """
 
     @abstractmethod
@@ -160,6 +175,31 @@ class Backend(ABC):
         """The language model's configuration."""
 
     # What all families share.
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:
+        """(F, 3, h, w) uint8 frames of `frame_size` to visual tokens with their saliency.
+
+        The last frame is repeated to fill its group.
+
+        Args:
+            seconds_per_frame: how long each of them stands for; a family that does not count seconds ignores it.
+        """
+        missing = -len(frames) % self.frames_per_group
+        if missing:
+            frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+        height, width = self.cells((frames.shape[2], frames.shape[3]))
+        groups_at_once = max(1, CELLS_AT_ONCE[self.device.type == "cpu"] // (height * width))
+        seen = [self.see(some) for some in frames.split(groups_at_once * self.frames_per_group)]
+        return Encoded(
+            torch.cat([tokens.flatten(0, 1) for tokens, _ in seen]),
+            torch.cat([saliency.flatten() for _, saliency in seen]),
+            len(frames) // self.frames_per_group,
+            height,
+            width,
+            self.class_tokens,
+            seconds_per_frame * self.frames_per_group,
+        )
 
     def sampling(self, asked: Sampling) -> Sampling:
         """What was asked for, with the family's own number of frames where nothing was."""

@@ -7,19 +7,19 @@ from torch import Tensor
 
 from flashvlm.backends.base import Encoded
 from flashvlm.backends.qwen2_vl import Qwen2VL
+from flashvlm.backends.vision import Layout, layout
 
 
 class Qwen25VL(Qwen2VL):
     family = "qwen2_5_vl"
     model_class = "Qwen2_5_VLForConditionalGeneration"
 
-    def order(self, groups: int, height: int, width: int) -> Tensor:
-        """The vision blocks hold the tokens window by window, and row by row inside one."""
-        side = self.vision.window_size // self.vision.patch_size // self.vision.spatial_merge_size
-        group, row, column = torch.meshgrid(*map(torch.arange, (groups, height, width)), indexing="ij")
-        across, down = -(-width // side), -(-height // side)
-        window = (group * down + row // side) * across + column // side
-        return window.flatten().argsort(stable=True).argsort()
+    def layout(self, height: int, width: int) -> Layout:
+        """Most vision blocks see windows; those that the configuration names see all of a group."""
+        merge = self.vision.spatial_merge_size
+        whole = [block in self.vision.fullatt_block_indexes for block in range(self.vision.depth)]
+        side = self.vision.window_size // self.vision.patch_size // merge
+        return layout(height // merge, width // merge, merge, whole, side)
 
     def times(self, encoded: Encoded) -> Tensor:
         """Time is counted in `tokens_per_second`, rounded down where a group is no whole number of them.

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from flashvlm.backends.base import Backend, Encoded, Prompt
 from flashvlm.backends.loading import video_settings
-from flashvlm.options import DEFAULT_FPS
+from flashvlm.backends.vision import Layout, layout, see
 from flashvlm.pixels import qwen2_vl_patches, smart_resize
 
 # What transformers' Qwen2VLVideoProcessor takes where a checkpoint says nothing.
@@ -51,9 +49,11 @@ class Qwen2VL(Backend):
         factor = self.vision.patch_size * self.vision.spatial_merge_size
         return smart_resize(height, width, factor=factor, min_pixels=min(self.min_pixels, most), max_pixels=most)
 
-    @torch.inference_mode()
-    def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:
-        visual = self.model.model.visual
+    def cells(self, frame: tuple[int, int]) -> tuple[int, int]:
+        side = self.vision.patch_size * self.vision.spatial_merge_size
+        return frame[0] // side, frame[1] // side
+
+    def pixels(self, frames: Tensor) -> dict[str, Tensor]:
         pixel_values, grid_thw = qwen2_vl_patches(
             frames,
             patch_size=self.vision.patch_size,
@@ -62,36 +62,22 @@ class Qwen2VL(Backend):
             image_mean=self.mean,
             image_std=self.std,
         )
-        groups, height, width = grid_thw[0].tolist()
-        last: dict[str, Any] = {}
+        return {"pixel_values_videos": pixel_values, "video_grid_thw": grid_thw}
 
-        def keep_inputs(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            last["hidden"] = args[0] if args else kwargs["hidden_states"]
-            last["rotary"] = kwargs["position_embeddings"]
-            last["lengths"] = kwargs["cu_seqlens"].diff().tolist()
-
-        hook = visual.blocks[-1].attn.register_forward_pre_hook(keep_inputs, with_kwargs=True)
-        try:
-            output = visual(pixel_values.to(self.device, self.dtype), grid_thw=grid_thw.to(self.device))
-        finally:
-            hook.remove()
+    def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = self.pixels(frames)
+        groups, height, width = inputs["video_grid_thw"][0].tolist()
+        patches = inputs["pixel_values_videos"].to(self.device, self.dtype).view(groups, height * width, -1)
         merge = self.vision.spatial_merge_size
-        height, width = height // merge, width // merge
-        received = attention_received(visual.blocks[-1].attn, last["hidden"], last["rotary"], last["lengths"])
         # Patches come block by block, so each merged token's patches stand together.
-        saliency = received.view(-1, merge**2).mean(dim=1)[self.order(groups, height, width).to(received.device)]
-        return Encoded(
-            output.pooler_output,
-            saliency,
-            groups,
-            height,
-            width,
-            seconds_per_group=seconds_per_frame * self.frames_per_group,
-        )
+        axes = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        places = [axis.view(height // merge, merge, width // merge, merge).transpose(1, 2).flatten() for axis in axes]
+        return see(self.model.model.visual, patches, torch.stack(places, dim=1), self.layout(height, width))
 
-    def order(self, groups: int, height: int, width: int) -> Tensor:
-        """Where the last vision block has each token of the merged grid, (N,) int64."""
-        return torch.arange(groups * height * width)
+    def layout(self, height: int, width: int) -> Layout:
+        """Which of height x width patches of a group see each other: all."""
+        merge = self.vision.spatial_merge_size
+        return layout(height // merge, width // merge, merge, [True] * self.vision.depth)
 
     def times(self, encoded: Encoded) -> Tensor:
         """The positions of the groups on the time axis, (groups,) int64 from 0: they are counted."""
@@ -108,28 +94,3 @@ class Qwen2VL(Backend):
         video = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1) + begin
         after = torch.arange(len(prompt.after)) + int(video.max()) + 1
         return torch.cat([torch.arange(begin).expand(3, -1), video, after.expand(3, -1)], dim=1)
-
-
-def attention_received(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor:
-    """How much attention each patch receives from the others that see it in one vision block, mean over heads.
-
-    Computed from the block's own weights, one stretch at a time: nothing larger than (heads, P, P) at once.
-
-    Args:
-        attention: the block's attention module.
-        hidden: (S, C) its input.
-        rotary: its position embeddings.
-        lengths: how many patches each stretch has that attends to itself (a group, or a window); S in all.
-
-    Returns:
-        (S,) float32, non-negative; zeros where a stretch is a single patch.
-    """
-    query, key, _ = attention.qkv(hidden).view(len(hidden), 3, attention.num_heads, -1).unbind(1)
-    query, key = apply_rotary_pos_emb_vision(query, key, *rotary)
-    received = []
-    for q, k in zip(query.split(lengths), key.split(lengths), strict=True):
-        scores = torch.einsum("qhd,khd->hqk", q, k).float() * attention.scaling
-        weights = scores.softmax(dim=-1).mean(dim=0)
-        others = max(len(weights) - 1, 1)
-        received.append((weights.sum(dim=0) - weights.diagonal()) / others)
-    return torch.cat(received).clamp(min=0)

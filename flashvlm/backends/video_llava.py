@@ -11,7 +11,6 @@ from torch import Tensor
 from flashvlm.backends.base import Backend, Encoded, Prompt
 from flashvlm.backends.loading import video_settings
 from flashvlm.errors import ModelError, UsageError
-from flashvlm.options import DEFAULT_FPS
 from flashvlm.pixels import clip_pixels, shortest_edge_size
 from flashvlm.report import Area
 
@@ -41,6 +40,7 @@ class VideoLlava(Backend):
     default_frames = 8
     positions_have_gaps = KEEP_GAPS
     frames_per_group = 1
+    class_tokens = 1
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         super().__init__(model, tokenizer, folder)
@@ -72,38 +72,30 @@ class VideoLlava(Backend):
         side = self.side // self.vision.patch_size * self.vision.patch_size
         return Area(top / height, left / width, (top + side) / height, (left + side) / width)
 
-    @torch.inference_mode()
-    def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:
+    def cells(self, frame: tuple[int, int]) -> tuple[int, int]:
+        side = self.side // self.vision.patch_size
+        return side, side
+
+    def pixels(self, frames: Tensor) -> dict[str, Tensor]:
         pixels = clip_pixels(frames, side=self.side, image_mean=self.mean, image_std=self.std)
-        attention = self._last_attention()
-        last: dict[str, Tensor] = {}
+        return {"pixel_values_videos": pixels.unsqueeze(0)}
 
-        def keep_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            last["hidden"] = args[0] if args else kwargs["hidden_states"]
-
-        hook = attention.register_forward_pre_hook(keep_input, with_kwargs=True)
-        try:
-            output = self.model.model.get_video_features(pixels.unsqueeze(0).to(self.device, self.dtype))
-        finally:
-            hook.remove()
-        cells = self.side // self.vision.patch_size
-        return Encoded(
-            output.pooler_output.flatten(0, 1),
-            class_attention(attention, last["hidden"]).flatten(),
-            groups=len(frames),
-            height=cells,
-            width=cells,
-            class_tokens=1,
-            seconds_per_group=seconds_per_frame,
-        )
-
-    def _last_attention(self) -> Any:
-        """The attention of the layer whose output the features are; of the deepest one where they are several."""
-        layers = [module for module in self.model.model.video_tower.modules() if hasattr(module, "self_attn")]
+    def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        tower = self.model.model.video_tower
+        pixels = self.pixels(frames)["pixel_values_videos"][0].to(self.device, self.dtype)
         chosen = self.model.config.vision_feature_layer
+        layers = tower.encoder.layers
         # Number 0 is what goes into the first layer.
         numbers = [n % (len(layers) + 1) for n in ([chosen] if isinstance(chosen, int) else chosen)]
-        return layers[max(max(numbers) - 1, 0)].self_attn
+        deepest = max(*numbers, 1)
+        hidden = [tower.pre_layrnorm(tower.embeddings(pixels))]
+        # What comes after the deepest layer asked for is not computed.
+        for layer in layers[:deepest]:
+            hidden.append(layer(hidden[-1], attention_mask=None))
+        features = torch.cat([hidden[number] for number in numbers], dim=-1)
+        last = layers[deepest - 1]
+        saliency = class_attention(last.self_attn, last.layer_norm1(hidden[deepest - 1]))
+        return self.model.model.multi_modal_projector(features), saliency
 
     def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
         return torch.arange(len(prompt.before) + len(encoded.tokens) + len(prompt.after)).unsqueeze(0)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flashvlm
+from flashvlm.bench import memory
 from flashvlm.errors import UsageError
 from flashvlm.options import Keep
 from flashvlm.selection import SELECTORS
@@ -109,9 +106,9 @@ def clustered(count: int, width: int, group: int, seed: int = 0) -> dict[str, An
 class SelectionRun:
     """Times every selector at every size. `measure` does it, step by step; `table` says what came of it."""
 
-    def __init__(self, settings: Settings, memory: bool = True) -> None:
+    def __init__(self, settings: Settings, peaks: bool = True) -> None:
         self.settings = settings
-        self._memory = memory and Path("/proc/self/clear_refs").exists()
+        self._peaks = peaks and memory.measurable()
         self._rows: dict[tuple[int, str], Row] = {}
         self._history: dict[str, list[tuple[int, float]]] = {name: [] for name in settings.selectors}
 
@@ -193,7 +190,7 @@ class SelectionRun:
         took = time.perf_counter() - begin
         row |= {"kept": len(last.indices), "seconds": median, "fastest": min(seconds), "slowest": max(seconds)}
         row |= {"delta": delta, "delta_seconds": took}
-        return row | {"peak_bytes": _peak_apart(self.settings, count, name) if self._memory else None}
+        return row | {"peak_bytes": _peak_apart(self.settings, count, name) if self._peaks else None}
 
 
 def _timed(inputs: dict[str, Any], keep: Keep, name: str) -> tuple[float, Selection]:
@@ -221,22 +218,4 @@ def _peak(settings: Settings, count: int, name: str) -> int | None:
     """The most memory that a selection takes on top of its input, in bytes; None where the system does not tell."""
     _timed(clustered(WARM_UP_TOKENS, settings.width, WARM_UP_TOKENS // 4), Keep.parse(settings.keep), name)
     inputs = clustered(count, settings.width, settings.group)
-    # Memory that is free but not given back would be used again unseen.
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        # 5 sets the high-water mark back to what is in use now (proc(5), Linux).
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        _timed(inputs, Keep.parse(settings.keep), name)
-        return max(0, _status("VmHWM") - before)
-    except OSError:
-        return None
-
-
-def _status(name: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise OSError(f"/proc/self/status has no {name}")
-    return int(found[1]) * 1024
+    return memory.peak(lambda: _timed(inputs, Keep.parse(settings.keep), name))

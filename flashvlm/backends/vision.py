@@ -1,0 +1,144 @@
+"""The forward of the vision encoders from the checkpoint's own modules and weights: transformers' result, faster.
+
+Two things make it so. A few frames go through all layers before the next ones, so that what a layer leaves is still
+in the processor's cache when the next one reads it, and memory does not grow with the video. And frames, or windows, of
+one size attend in one call, where transformers makes one for each. The patch embedding is the matrix product that its
+Conv3d stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Numbers of attention scores held at once where they are written out.
+SCORES_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True)
+class Layout:
+    """In which order the blocks hold the patches of one group, and which of them see each other.
+
+    `order` (P,) int64 are the places of the patches in the encoder's input. `runs` says of the windows that stand one
+    after the other how many there are of what number of patches, `(count, size)`; P in all. `whole` (one per block)
+    says where all patches of the group see each other instead.
+    """
+
+    order: Tensor
+    runs: tuple[tuple[int, int], ...]
+    whole: tuple[bool, ...]
+
+    def seen(self, block: int) -> tuple[tuple[int, int], ...]:
+        """The runs that hold in this block."""
+        return ((1, len(self.order)),) if self.whole[block] else self.runs
+
+
+def layout(rows: int, columns: int, merge: int, whole: Sequence[bool], side: int | None = None) -> Layout:
+    """The layout of a group of `rows` x `columns` merged tokens, `merge`**2 patches each, in windows of `side` tokens.
+
+    Windows are cut off at the picture's lower and right edge; equal ones stand together. Without a side, there is one.
+    """
+    side = side or max(rows, columns)
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    heights = (rows - row // side * side).clamp(max=side)
+    widths = (columns - column // side * side).clamp(max=side)
+    window = row // side * columns + column // side
+    # The sizes first, then the windows of each: tokens stay in order within one.
+    rank = ((heights * (side + 1) + widths) * rows * columns + window).flatten()
+    tokens = rank.argsort(stable=True)
+    sizes = torch.unique_consecutive(rank[tokens], return_counts=True)[1].tolist()
+    runs: list[tuple[int, int]] = []
+    for size in sizes:
+        count = runs.pop()[0] + 1 if runs and runs[-1][1] == size * merge**2 else 1
+        runs.append((count, size * merge**2))
+    order = (tokens[:, None] * merge**2 + torch.arange(merge**2)).flatten()
+    return Layout(order, tuple(runs), tuple(whole))
+
+
+def see(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """The vision encoder of Qwen2-VL or Qwen2.5-VL on groups of one size.
+
+    Args:
+        visual: the encoder, a module of transformers.
+        patches: (G, P, values), those of one merged token next to each other.
+        places: (P, 2) int64, row and column of each.
+
+    Returns:
+        The merged tokens (G, P / merge**2, D), and how much attention each received from the others of its group (or of
+        its window, where the last block has windows), mean over heads and its patches: (G, P / merge**2) float32.
+    """
+    order = layout.order.to(patches.device)
+    groups, count, _ = patches.shape
+    hidden = F.linear(patches[:, order], visual.patch_embed.proj.weight.flatten(1))
+    cos, sin = (turn[:, None, None] for turn in visual.rotary_pos_emb(hidden, places.to(patches.device)[order]))
+    last = len(visual.blocks) - 1
+    for number, block in enumerate(visual.blocks):
+        attention, runs = block.attn, layout.seen(number)
+        # (G, P, 3, heads, width of a head)
+        states = attention.qkv(block.norm1(hidden)).view(groups, count, 3, attention.num_heads, -1)
+        query, key = rotate(states[:, :, :2], cos, sin).unbind(2)
+        if number == last:
+            received = attention_received(query, key, attention.scaling, runs)
+        mixed = attend(query, key, states[:, :, 2], attention.scaling, runs)
+        hidden = hidden + attention.proj(mixed)
+        hidden = hidden + block.mlp(block.norm2(hidden))
+    back = order.argsort()
+    merge = visual.spatial_merge_size**2
+    # Patches of a token stay together, so that what moves tokens back can be told from every merge-th patch.
+    tokens = visual.merger(hidden).view(groups, count // merge, -1)[:, back[::merge] // merge]
+    return tokens, received[:, back].view(groups, -1, merge).mean(dim=2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions, in float32 as transformers has them; `cos` and `sin` broadcast to `x`."""
+    left, right = x.float().chunk(2, dim=-1)
+    # The two halves have the same angles.
+    half = left.shape[-1]
+    cos, sin = cos[..., :half], sin[..., :half]
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
+    """Attention within each window: (G, P, heads, d) each, to (G, P, heads * d)."""
+    parts = []
+    for q, k, v in _windows((query, key, value), runs):
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        parts.append(mixed.transpose(1, 2).reshape(len(query), -1, query.shape[2] * query.shape[3]))
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+def attention_received(query: Tensor, key: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
+    """How much attention each patch receives from the others that see it, mean over heads.
+
+    Args:
+        query, key: (G, P, heads, d), with their positions.
+
+    Returns:
+        (G, P) float32, non-negative; zeros where a window is a single patch.
+    """
+    parts = []
+    for queries, keys in _windows((query, key), runs):
+        size = queries.shape[2]
+        at_once = max(1, SCORES_AT_ONCE // (queries.shape[1] * size**2))
+        received = []
+        for q, k in zip(queries.split(at_once), keys.split(at_once), strict=True):
+            weights = (q @ k.transpose(2, 3)).float().mul_(scaling).softmax(dim=-1).mean(dim=1)
+            received.append((weights.sum(dim=1) - weights.diagonal(dim1=1, dim2=2)) / max(size - 1, 1))
+        parts.append(torch.cat(received).view(len(query), -1))
+    return torch.cat(parts, dim=1).clamp(min=0)
+
+
+def _windows(states: Sequence[Tensor], runs: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
+    """(G, P, heads, d) tensors as (G * count, heads, size, d), run by run."""
+    parts, begin = [], 0
+    for count, size in runs:
+        end = begin + count * size
+        cut = [x[:, begin:end].unflatten(1, (count, size)).flatten(0, 1).transpose(1, 2) for x in states]
+        parts.append(cut)
+        begin = end
+    return parts

@@ -1,0 +1,243 @@
+"""Where the time goes: every stage at every budget against all tokens, and against transformers' own encoder.
+
+All rows are measured in one run, round by round, so that a slow moment of the machine meets all of them. The first
+round, over few frames, warms up and is thrown away.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import flashvlm
+from flashvlm.bench import memory
+from flashvlm.bench.footage import Footage, film
+from flashvlm.cache import cache_home
+from flashvlm.errors import UsageError
+from flashvlm.options import AskOptions, Keep
+
+if TYPE_CHECKING:
+    from flashvlm import VideoQA
+    from flashvlm.backends.base import Backend, Encoded
+    from flashvlm.pipeline import Decoded, Watched
+    from flashvlm.report import Answer
+
+# All tokens, by transformers' own encoder: what others are measured against.
+TRANSFORMERS = "transformers"
+UNPRUNED = "100%"
+STAGES = ("decode", "encode", "select", "prefill", "generate")
+WARM_UP_FRAMES = 4
+QUESTION = "What happens in this video?"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured: the budgets `keep`, `repeats` times, with the same `options` otherwise.
+
+    Raises:
+        UsageError: a value that makes no sense.
+    """
+
+    keep: tuple[str, ...] = (UNPRUNED, "10%")
+    options: AskOptions = field(default_factory=AskOptions)
+    repeats: int = 3
+    question: str = QUESTION
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise UsageError(f"--repeat must be at least 1, not {self.repeats}.")
+        if not self.keep:
+            raise UsageError("--keep takes budgets, such as 100%,10%.")
+        for text in self.keep:
+            Keep.parse(text)
+
+    @property
+    def rows(self) -> tuple[tuple[str, str], ...]:
+        """(encoder, budget) of each row: transformers' with all tokens, ours with all of them, ours with the rest."""
+        others = [text for text in dict.fromkeys(self.keep) if Keep.parse(text).share != 1]
+        return ((TRANSFORMERS, UNPRUNED), *(("flashvlm", text) for text in (UNPRUNED, *others)))
+
+
+class SpeedRun:
+    """Times every row. `measure` does it, step by step; `table` says what came of it."""
+
+    def __init__(self, qa: VideoQA, settings: Settings, video: Path | Footage, peaks: bool = True) -> None:
+        self.qa, self.settings, self.video = qa, settings, video
+        self._peaks = peaks and memory.measurable(qa.backend.device.type)
+        self._measured: dict[tuple[str, str], list[tuple[Answer, int | None]]] = {}
+
+    @property
+    def steps(self) -> int:
+        """How many steps `measure` takes."""
+        return len(self.settings.rows) * (self.settings.repeats + 1)
+
+    def measure(self) -> Iterator[None]:
+        """Measure, after a warm-up.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
+        self._measured = {row: [] for row in self.settings.rows}
+        with tempfile.TemporaryDirectory() as folder:
+            made = isinstance(self.video, Footage)
+            path = film(self.video, Path(folder) / "clip.mp4") if isinstance(self.video, Footage) else self.video
+            for row in self.settings.rows:
+                few = replace(self.settings.options.sampling, fps=None, frames=WARM_UP_FRAMES)
+                self._answer(path, row, replace(self.settings.options, sampling=few, max_new_tokens=2))
+                yield
+            for _ in range(self.settings.repeats):
+                for row in self.settings.rows:
+                    self._measured[row].append(self._once(path, row, made))
+                    yield
+
+    def _once(self, path: Path, row: tuple[str, str], made: bool) -> tuple[Answer, int | None]:
+        answers: list[Answer] = []
+
+        def call() -> None:
+            answers.append(self._answer(path, row, self.settings.options))
+
+        taken = None
+        if self._peaks:
+            taken = memory.peak(call, self.qa.backend.device.type)
+        else:
+            call()
+        answer = answers[0]
+        # Where a made-up clip lay says nothing.
+        return (replace(answer, video=replace(answer.video, path="")) if made else answer), taken
+
+    def _answer(self, path: Path, row: tuple[str, str], options: AskOptions) -> Answer:
+        encoder, keep = row
+        options = replace(options, keep=Keep.parse(keep))
+        watched = as_transformers(self.qa, path, options) if encoder == TRANSFORMERS else self.qa.watch(path, options)
+        return self.qa.answer(watched, self.settings.question, options)
+
+    def table(self) -> dict[str, Any]:
+        """Rows of medians in seconds, and of medians of the ratios to the row of the same round that they name.
+
+        `encode_ratio`, `prefill_ratio` and `first_ratio` (time to the first token) say how many times less than
+        transformers' encoder with all tokens; `first_to_unpruned` and `prefill_to_unpruned` than ours with all tokens.
+        `peak_bytes` is the largest of all rounds; None where the system does not tell.
+        """
+        import torch
+
+        theirs = [answer for answer, _ in self._measured[TRANSFORMERS, UNPRUNED]]
+        unpruned = [answer for answer, _ in self._measured["flashvlm", UNPRUNED]]
+        rows = [self._row(row, theirs, unpruned) for row in self.settings.rows]
+        answer = theirs[0]
+        return {
+            "rows": rows,
+            "model": asdict(answer.model),
+            "video": asdict(answer.video) | {"kind": self.video.kind if isinstance(self.video, Footage) else None},
+            "frames": answer.frames,
+            "moments": len(answer.moments),
+            "cells": [answer.moments[0].grid_height, answer.moments[0].grid_width],
+            "settings": {"repeats": self.settings.repeats, **answer.settings, "keep": list(self.settings.keep)},
+            "versions": {**answer.versions, "flashvlm": flashvlm.__version__},
+            "machine": {
+                "processor": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+            },
+        }
+
+    def _row(self, row: tuple[str, str], theirs: Sequence[Answer], unpruned: Sequence[Answer]) -> Row:
+        measured = self._measured[row]
+        answers = [answer for answer, _ in measured]
+        taken = [peak for _, peak in measured if peak is not None]
+
+        def ratio(stage: str, others: Sequence[Answer]) -> float | None:
+            pairs = [
+                (getattr(other.seconds, stage), getattr(answer.seconds, stage))
+                for other, answer in zip(others, answers, strict=True)
+            ]
+            return statistics.median(a / b for a, b in pairs) if all(b for _, b in pairs) else None
+
+        last = answers[-1]
+        rates = [rate for rate in map(tokens_a_second, answers) if rate is not None]
+        return {
+            "encoder": row[0],
+            "keep": row[1],
+            "tokens": last.tokens.after,
+            "kv_cache_bytes": last.kv_cache_bytes.after,
+            "seconds": {
+                stage: statistics.median(getattr(answer.seconds, stage) for answer in answers)
+                for stage in (*STAGES, "time_to_first_token")
+            },
+            "tokens_a_second": statistics.median(rates) if rates else None,
+            "peak_bytes": max(taken) if taken else None,
+            "decode_ratio": ratio("decode", theirs),
+            "encode_ratio": ratio("encode", theirs),
+            "prefill_ratio": ratio("prefill", theirs),
+            "first_ratio": ratio("time_to_first_token", theirs),
+            "prefill_to_unpruned": ratio("prefill", unpruned),
+            "first_to_unpruned": ratio("time_to_first_token", unpruned),
+            "runs": [asdict(answer.seconds) for answer in answers],
+        }
+
+
+def tokens_a_second(answer: Answer) -> float | None:
+    """How fast the answer went on after its first token; None where that was all."""
+    further = answer.generated_tokens - 1
+    return further / answer.seconds.generate if further > 0 and answer.seconds.generate else None
+
+
+def as_transformers(qa: VideoQA, path: Path, options: AskOptions) -> Watched:
+    """What `VideoQA.watch` gives, but every group of frames went through transformers' own encoder."""
+    from flashvlm.pipeline import Decoded, Watched
+
+    decoded = qa.decode(path, replace(options, cache=False))
+    assert isinstance(decoded, Decoded)
+    begin = time.perf_counter()
+    encoded = their_encoding(qa.backend, decoded)
+    seconds = time.perf_counter() - begin
+    clip = decoded.clip
+    return Watched(clip.facts, clip.timestamps, encoded, decoded.seconds, seconds)
+
+
+def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
+    """The tokens that transformers' `get_video_features` gives; it tells no saliency, so that is all the same."""
+    import torch
+
+    from flashvlm.backends.base import Encoded
+
+    clip = decoded.clip
+    with torch.inference_mode():
+        inputs = {name: value.to(backend.device) for name, value in backend.pixels(clip.frames).items()}
+        inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(backend.dtype)
+        output = backend.model.model.get_video_features(**inputs).pooler_output
+        tokens = torch.cat(list(output)) if isinstance(output, list | tuple) else output.flatten(0, -2)
+    if backend.device.type == "cuda":
+        torch.cuda.synchronize(backend.device)
+    height, width = backend.cells((clip.frames.shape[2], clip.frames.shape[3]))
+    groups = len(tokens) // (height * width + backend.class_tokens)
+    saliency = torch.ones(len(tokens), device=tokens.device)
+    seconds = clip.seconds_per_frame * backend.frames_per_group
+    return Encoded(tokens, saliency, groups, height, width, backend.class_tokens, seconds)
+
+
+def random_weights(name: str, layers: int | None) -> Path:
+    """The checkpoint folder of a published architecture with random weights, in the user's cache folder.
+
+    Raises:
+        UsageError: there is no such architecture, or no number of layers.
+    """
+    from flashvlm.bench.random_weights import write
+
+    if layers is not None and layers < 1:
+        raise UsageError(f"--layers must be at least 1, not {layers}.")
+    folder = cache_home() / "flashvlm" / "random-weights"
+    target = folder / (name if layers is None else f"{name}-{layers}-layers")
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            write(Path(unfinished) / "made", name, layers=layers).rename(target)
+    return target

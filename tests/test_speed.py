@@ -1,0 +1,131 @@
+"""What makes it fast changes nothing: the encoder against transformers', and what `flashvlm bench speed` reports."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import noise, tiny_qwen2_5_vl, tiny_video_llava
+from click.testing import Result
+from typer.testing import CliRunner
+
+from flashvlm import VideoQA
+from flashvlm.backends import base
+from flashvlm.bench.footage import Footage, film, pictures
+from flashvlm.bench.speed import Settings, SpeedRun, their_encoding
+from flashvlm.errors import UsageError
+from flashvlm.models import fetch
+from flashvlm.options import AskOptions, Sampling
+from flashvlm.pipeline import Decoded
+from flashvlm.report import VideoFacts
+from flashvlm.video import Clip
+from flashvlm_cli.app import app
+
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "qwen2_vl": lambda folder: fetch("demo"),
+    "qwen2_5_vl": tiny_qwen2_5_vl,
+    "video_llava": tiny_video_llava,
+}
+# Both round where the other does not: so far apart, as a share of the tokens' length, may they be.
+APART = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+def decoded(frames: torch.Tensor) -> Decoded:
+    facts = VideoFacts("noise", frames.shape[3], frames.shape[2], len(frames), 2.0, len(frames) / 2)
+    return Decoded(Clip(facts, frames, tuple(number / 2 for number in range(len(frames))), 0.5), 0.0)
+
+
+@pytest.mark.parametrize("dtype", APART)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("height, width", [(112, 168), (140, 196)], ids=["even", "odd"])
+def test_the_encoder_gives_the_tokens_of_transformers(
+    family: str, dtype: str, height: int, width: int, tmp_path: Path
+) -> None:
+    backend = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype=dtype).backend
+    frames = noise(7, *((28, 28) if family == "video_llava" else (height, width)))
+    theirs = their_encoding(backend, decoded(frames)).tokens.float()
+    ours = backend.encode(frames)
+    assert ours.tokens.dtype == getattr(torch, dtype)
+    assert (ours.tokens.float() - theirs).norm() < APART[dtype] * theirs.norm()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_how_many_groups_are_encoded_at_once_changes_nothing(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype="float32").backend
+    frames = noise(8, *((28, 28) if family == "video_llava" else (140, 196)))
+    found = []
+    for cells in (1, 10**6):
+        monkeypatch.setattr(base, "CELLS_AT_ONCE", {True: cells, False: cells})
+        found.append(backend.encode(frames))
+    torch.testing.assert_close(found[0].tokens, found[1].tokens, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[0].saliency, found[1].saliency, atol=1e-6, rtol=1e-4)
+
+
+def speed(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["bench", "speed", "--repeat", "1", "--max-new-tokens", "3", *arguments])
+
+
+def test_every_budget_is_measured_against_transformers_and_against_all_tokens() -> None:
+    said = speed("--frames", "4", "--size", "280x196", "--seconds", "2", "--keep", "25%,10%", "--json")
+    assert said.exit_code == 0, said.output
+    table = json.loads(said.stdout)
+    assert [(row["encoder"], row["keep"]) for row in table["rows"]] == [
+        ("transformers", "100%"), ("flashvlm", "100%"), ("flashvlm", "25%"), ("flashvlm", "10%"),
+    ]  # fmt: skip
+    assert [row["tokens"] for row in table["rows"]] == [108, 108, 27, 11]
+    assert (table["video"]["width"], table["video"]["height"], table["frames"]) == (280, 196, 4)
+    for row in table["rows"]:
+        seconds = row["seconds"]
+        first = sum(seconds[stage] for stage in ("decode", "encode", "select", "prefill"))
+        assert seconds["time_to_first_token"] == pytest.approx(first, rel=1e-6)
+    theirs, ours = table["rows"][0], table["rows"][3]
+    assert theirs["first_ratio"] == 1
+    expected = theirs["seconds"]["prefill"] / ours["seconds"]["prefill"]
+    assert ours["prefill_ratio"] == pytest.approx(expected)
+
+
+def test_the_table_of_a_video_of_ones_own_names_it(tmp_path: Path) -> None:
+    clip = film(Footage("still", 112, 112, 2.0, 8), tmp_path / "mine.mp4")
+    said = speed(str(clip), "--frames", "4", "--no-memory")
+    assert said.exit_code == 0, said.output
+    assert "mine.mp4" in said.stdout and "transformers" in said.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--size", "big"], "--size takes width and height"),
+        (["--size", "57x57"], "even sides"),
+        (["--clip", "other"], "moving, still, screen"),
+        (["--keep", "0%"], "--keep must be more than 0"),
+        (["--layers", "2"], "--layers goes with --random-weights"),
+        (["--random-weights", "gpt"], "qwen2-vl-2b"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str], message: str) -> None:
+    said = speed(*arguments)
+    assert said.exit_code != 0
+    assert isinstance(said.exception, UsageError) and message in str(said.exception)
+
+
+@pytest.mark.parametrize("kind, changing", [("moving", 1.0), ("still", 0.2), ("screen", 0.03)])
+def test_footage_changes_as_much_as_its_kind_says(kind: str, changing: float) -> None:
+    shown = list(pictures(Footage(kind, 112, 112, 24.0, 4)))
+    changed = [not np.array_equal(one, other) for one, other in pairwise(shown)]
+    assert np.mean(changed) == pytest.approx(changing, abs=0.03)
+
+
+def test_rounds_are_medians_and_warm_up_is_thrown_away(tmp_path: Path) -> None:
+    qa = VideoQA.from_pretrained("demo", device="cpu", dtype="float32")
+    options = AskOptions(sampling=Sampling(frames=2), max_new_tokens=2)
+    run = SpeedRun(qa, replace(Settings(), options=options, repeats=3), Footage("moving", 112, 112, 1.0, 8), False)
+    assert len(list(run.measure())) == run.steps == 12
+    row = run.table()["rows"][1]
+    assert len(row["runs"]) == 3
+    assert row["seconds"]["encode"] == sorted(one["encode"] for one in row["runs"])[1]
