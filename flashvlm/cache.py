@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashvlm.errors import UsageError
+from flashvlm.options import AskOptions, watching
 from flashvlm.report import VideoFacts
 
 if TYPE_CHECKING:
     import torch
 
     from flashvlm.backends.base import Backend, Encoded
-    from flashvlm.options import AskOptions
 
 # One more whenever decoding, preparing or encoding gives something else for the same video.
 FORMAT = 1
@@ -42,11 +42,6 @@ ABANDONED = 3600.0
 # The folder is listed only when a process has written STEP of the bound since it last did. Where more than FULL of the
 # bound is found, room is made down to FILLED: so a handful of processes at once stay within it.
 STEP, FULL, FILLED = 0.01, 0.95, 0.9
-
-# The options that play no part before a video is encoded. All others are part of an entry's key, new ones too.
-AFTER_ENCODING = frozenset(
-    {"keep", "selector", "metric", "merge", "system", "max_new_tokens", "temperature", "seed", "cache"}
-)
 
 
 @dataclass(frozen=True)
@@ -186,11 +181,10 @@ def entry_key(path: str | Path, backend: Backend, model: str, options: AskOption
             video = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return None
-    looking = {name: value for name, value in asdict(options).items() if name not in AFTER_ENCODING}
     decided_by = {
         "format": FORMAT,
         "video": video,
-        "options": looking | {"sampling": asdict(backend.sampling(options.sampling))},
+        "options": watching(options) | {"sampling": asdict(backend.sampling(options.sampling))},
         "model": model,
         "family": backend.family,
         "device": backend.device.type,

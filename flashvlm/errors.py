@@ -1,5 +1,12 @@
 """What can go wrong in a way a user can mend: one class an exit code, one sentence a message."""
 
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+KINDS = {2: "usage", 3: "video", 4: "model"}
+
 
 class FlashVLMError(Exception):
     """Any failure that the user should read as one sentence.
@@ -31,3 +38,34 @@ class ModelError(FlashVLMError):
     """The model is not here and cannot be fetched, is incomplete, or is of a family that is not supported."""
 
     exit_code = 4
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """Any error as JSON has it: `message` (one sentence), `exit_code` and `kind`."""
+    exit_code = error.exit_code if isinstance(error, FlashVLMError) else 1
+    return {"message": sentence_of(error), "exit_code": exit_code, "kind": KINDS.get(exit_code, "other")}
+
+
+def sentence_of(error: BaseException) -> str:
+    """What the user should read of any error."""
+    message = " ".join(str(error).split())
+    if isinstance(error, FlashVLMError):
+        return message
+    if _is_out_of_memory(error):
+        return "Out of memory: try a smaller --max-pixels, --max-frames or --keep, or a smaller model."
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return f"unexpected error: {sentence(text)} Set FLASHVLM_DEBUG=1 for the traceback."
+
+
+def sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's errors are known by name and text, so that this module need not import it.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Literal
+from typing import Any, Literal
 
 from flashvlm.errors import UsageError
 from flashvlm.selection import BY_CONTENT
@@ -24,6 +24,11 @@ DEFAULT_FPS = 2.0
 MIN_FRAMES = 4
 DEFAULT_MAX_FRAMES = 64
 DEFAULT_MAX_PIXELS = 768 * 28 * 28
+
+# The options of a question that play no part before the video is encoded.
+AFTER_ENCODING = frozenset(
+    {"keep", "selector", "metric", "merge", "system", "max_new_tokens", "temperature", "seed", "cache"}
+)
 
 
 @dataclass(frozen=True)
@@ -177,3 +182,11 @@ class AskOptions:
             raise UsageError(f"--max-new-tokens must be at least 1, not {self.max_new_tokens}.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"--temperature must be 0 or more, not {self.temperature:g}.")
+
+
+def watching(options: AskOptions) -> dict[str, Any]:
+    """The options that decide what the encoder makes of a video: all but AFTER_ENCODING, new ones too.
+
+    Questions that agree in them share their decoding and encoding, in memory and in the feature cache.
+    """
+    return {name: value for name, value in asdict(options).items() if name not in AFTER_ENCODING}

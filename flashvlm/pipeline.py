@@ -51,7 +51,7 @@ class Decoded:
 class Watched:
     """A video, decoded and encoded: its facts, the seconds of its sampled frames, its tokens, and what that took.
 
-    `cached`: it comes from the feature cache; decoding then took what finding it took, and encoding nothing.
+    `cached`: it comes from the feature cache, and decoding took what finding it took, or it was watched before.
     """
 
     facts: VideoFacts
@@ -61,6 +61,10 @@ class Watched:
     encode_seconds: float
     cached: bool = False
     warnings: tuple[str, ...] = ()
+
+    def again(self) -> Watched:
+        """The same for a further question: nothing was decoded or encoded for that."""
+        return replace(self, decode_seconds=0.0, encode_seconds=0.0, cached=True, warnings=())
 
 
 @dataclass(frozen=True, eq=False)

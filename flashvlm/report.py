@@ -127,8 +127,9 @@ class StageSeconds:
 class Answer:
     """The answer to one question and every figure of its summary; `to_json()` is the documented JSON object.
 
-    `cached`: the video was neither decoded nor encoded for it, but came from the feature cache.
-    `area` is the part of the picture that the moments' grids divide into cells: what the model saw of it.
+    `cached`: the video was neither decoded nor encoded for it, but for an earlier question (of this run, or kept in
+    the feature cache). `area` is the part of the picture that the moments' grids divide into cells: what the model saw
+    of it.
     """
 
     question: str

@@ -27,6 +27,13 @@ def seconds(duration: float) -> str:
     return f"{_three_digits(duration)} s"
 
 
+def duration(seconds: float) -> str:
+    """A time that a person waits: `0:07`, `12:30`, `1:02:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
 def timestamp(at: float) -> str:
     """A place in a video, as `--start` takes it: `0:07.5`, `1:30`, `1:02:03`; tenths count in its first ten minutes."""
     tenths = round(at * 10) if at < 600 else round(at) * 10

@@ -9,10 +9,11 @@ import io
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -22,7 +23,10 @@ from rich.theme import Theme
 
 from flashvlm import units
 from flashvlm.report import Answer, VideoFacts
-from flashvlm_cli import charts
+from flashvlm_cli import charts, output
+
+if TYPE_CHECKING:
+    from flashvlm.batch.run import Run
 
 # The sixteen colours of the user's own terminal, so that both light and dark ones are readable.
 THEME = Theme(
@@ -60,6 +64,9 @@ WIDEST = 100
 CHART_HEIGHT = 4
 FEWEST_BAR_CELLS = 10
 DOWNLOAD_BAR_CELLS = 20
+# Of a batch: seconds between two lines where there is no bar, and how many failures are told of there.
+TOLD_EVERY = 10.0
+FAILURES_TOLD = 10
 
 # For terminals and files whose encoding has no block characters.
 ASCII = str.maketrans(
@@ -175,6 +182,91 @@ class Bar:
 
     def advance(self) -> None:
         self._columns.advance(self._task)
+
+
+class RowProgress:
+    """How far a batch is, on standard error: a bar where that is a terminal, else a line now and then."""
+
+    def __init__(self, run: Run) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Columns
+
+        self._run = run
+        self._failures = 0
+        self._columns = Columns(
+            TextColumn("{task.description}"),
+            BarColumn(complete_style="cyan", finished_style="cyan"),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            console=Console(
+                file=sys.stderr, highlight=False, markup=False, color_system=None if is_plain(sys.stderr) else "auto"
+            ),
+            transient=True,
+            disable=not is_terminal(sys.stderr),
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._columns.add_task("loading the model", total=run.total, completed=run.done, pace="")
+        # Since when lines are due: since the model is loaded.
+        self._told: float | None = None
+
+    def __enter__(self) -> RowProgress:
+        if self._columns.disable:
+            run = self._run
+            before = f", {units.count(run.done)} of them done before" if run.done else ""
+            videos = f" on {_plural(len(run.groups), 'video')}" if run.groups else ""
+            output.say(f"{_plural(run.total, 'row')}{before}; {units.count(run.to_do)} to answer{videos}.")
+        self._columns.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._columns.stop()
+
+    def show(self, record: Mapping[str, Any]) -> None:
+        """Tell of one more record; of the first errors, what they are."""
+        run = self._run
+        if self._told is None:
+            self._told = time.monotonic()
+        if "error" in record:
+            self._failures += 1
+            if self._failures <= FAILURES_TOLD:
+                self._say(f"row {record['line']}: {record['error']['message']}")
+            if self._failures == FAILURES_TOLD:
+                self._say("More rows that fail are told of in their records only.")
+        to_go = "" if run.seconds_to_go is None else f", {units.duration(run.seconds_to_go)} to go"
+        pace = f"{run.videos_a_minute:.3g} videos a minute{to_go}"
+        self._columns.update(self._task, description="answering", completed=run.done, pace=pace)
+        if self._columns.disable and time.monotonic() - self._told > TOLD_EVERY:
+            self._told = time.monotonic()
+            output.say(f"{units.count(run.done)} of {_plural(run.total, 'row')}, {pace}.")
+
+    def summarise(self) -> None:
+        """Tell how it ended."""
+        run = self._run
+        answered = run.answered + run.answered_before
+        parts = [f"{units.count(answered)} of {_plural(run.total, 'row')} answered"]
+        if run.unanswered:
+            kinds = [f"{units.count(number)} {kind}" for kind, number in sorted(run.failed.items())]
+            if run.failed_before:
+                kinds.append(f"{units.count(run.failed_before)} before, --retry-failed tries them again")
+            parts.append(f"{units.count(run.unanswered)} failed ({', '.join(kinds)})")
+        if run.answered_before:
+            parts.append(f"{units.count(run.answered_before)} before")
+        if run.videos_done:
+            took = f"{_plural(run.videos_done, 'video')} in {units.duration(run.seconds)}"
+            parts.append(f"{took}, {run.videos_a_minute:.3g} a minute")
+        output.say(", ".join(parts) + ".")
+        if run.records is not None and run.records.others:
+            others = _plural(run.records.others, "record")
+            output.say(f"{run.records.path} keeps {others} of rows that the input does not have.")
+
+    def _say(self, sentence: str) -> None:
+        if self._columns.disable:
+            output.say(sentence)
+        else:
+            self._columns.console.print(f"flashvlm: {sentence}", soft_wrap=True)
 
 
 def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:

@@ -32,8 +32,24 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
 
 
+def print_line(value: Any) -> None:
+    """Print `value` as one line of JSON in UTF-8, whatever the locale."""
+    _reconfigure(sys.stdout, encoding="utf-8", errors="backslashreplace")
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
 def warn(message: str) -> None:
-    _say(f"warning: {message}")
+    say(f"warning: {message}")
+
+
+def keep_stderr() -> None:
+    """Give standard error a file descriptor of its own: decoders are silenced on 2, at times in another thread."""
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        with contextlib.suppress(OSError, io.UnsupportedOperation):
+            stream = sys.stderr
+            sys.stderr = open(  # noqa: SIM115
+                os.dup(stream.fileno()), "w", buffering=1, encoding=stream.encoding, errors=stream.errors
+            )
 
 
 def report(failure: Failure, as_json: bool) -> None:
@@ -49,14 +65,14 @@ def report(failure: Failure, as_json: bool) -> None:
             error = {"message": failure.message, "exit_code": failure.exit_code, "kind": failure.kind}
             print_json({"error": error})
         else:
-            _say(f"{failure.message} {failure.hint}".rstrip())
+            say(f"{failure.message} {failure.hint}".rstrip())
         flush()
     except OSError:
         _abandon(sys.stdout)
         _abandon(sys.stderr)
 
 
-def _say(sentence: str) -> None:
+def say(sentence: str) -> None:
     if sys.stderr is not None:
         print(f"flashvlm: {sentence}", file=sys.stderr, flush=True)
 

@@ -1,0 +1,70 @@
+"""Answering in one process: a video's questions together, the next video decoded meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from flashvlm.batch.plan import Group, Record
+from flashvlm.errors import described
+
+if TYPE_CHECKING:
+    from flashvlm.pipeline import Decoded, VideoQA, Watched
+
+
+class Answering:
+    """Answers groups with one model. At most two videos are held: the one at hand, and one that is decoded ahead."""
+
+    def __init__(self, qa: VideoQA) -> None:
+        self.qa = qa
+        self._ahead: tuple[Group, Future[Decoded | Watched]] | None = None
+
+    def records(self, group: Group, following: Group | None = None) -> Iterator[Record]:
+        """A record an item of `group`, as each is there; `following` is decoded in the meantime.
+
+        Whatever goes wrong with a video or a question is its record's error, and the others go on.
+        """
+        future = self._begun(group)
+        try:
+            decoded = future.result()
+            # Not before: two videos decoded at once would take each other's time.
+            self._ahead = (following, self._begun(following)) if following else None
+            watched = self.qa.encode(decoded)
+        except Exception as error:
+            yield from ({**item.head, "error": described(error)} for item in group.items)
+            return
+        del future, decoded
+        for item in group.items:
+            try:
+                answer = self.qa.answer(watched, item.question, item.options)
+                record = {**item.head, **answer.to_json()}
+            except Exception as error:
+                record = {**item.head, "error": described(error)}
+            watched = watched.again()
+            yield record
+
+    def _begun(self, group: Group) -> Future[Decoded | Watched]:
+        """The decoding of this group: the one under way, or one begun now."""
+        if self._ahead and self._ahead[0].view == group.view:
+            ahead, self._ahead = self._ahead[1], None
+            return ahead
+        future: Future[Decoded | Watched] = Future()
+
+        def decode() -> None:
+            try:
+                future.set_result(self.qa.decode(group.video, group.options))
+            except BaseException as error:
+                future.set_exception(error)
+
+        # A daemon, so that an interrupted run need not wait for it.
+        threading.Thread(target=decode, name="decode", daemon=True).start()
+        return future
+
+
+def answered(qa: VideoQA, groups: Sequence[Group]) -> Iterator[Record]:
+    """The records of all groups, in their order, as each is there."""
+    answering = Answering(qa)
+    for place, group in enumerate(groups):
+        yield from answering.records(group, groups[place + 1] if place + 1 < len(groups) else None)

@@ -1,0 +1,147 @@
+"""What is to be done: rows made into questions with options, and those on one video put together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flashvlm.batch.rows import Row
+from flashvlm.errors import UsageError, described
+from flashvlm.options import AskOptions, Keep, parse_time, watching
+from flashvlm.selection import SELECTORS
+
+DIGITS = 16
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row to be answered: what its record begins with, the question, and its own options."""
+
+    head: Record
+    question: str
+    options: AskOptions
+
+    @property
+    def key(self) -> str:
+        return self.head["key"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Items that look at the same frames of one video: decoded and encoded once."""
+
+    video: str
+    options: AskOptions
+    items: tuple[Item, ...]
+
+    @property
+    def view(self) -> str:
+        """What its items share."""
+        return _view(self.video, self.options)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All rows of a run. `settings` are those that every answer hangs on, and begin every key, as a digest.
+
+    `refused` are the records of rows that make no sense; the others are in `items`, as (video, item), in their order.
+    """
+
+    settings: Record
+    items: tuple[tuple[str, Item], ...]
+    refused: tuple[Record, ...]
+
+    @property
+    def run(self) -> str:
+        """What all keys begin with."""
+        return _digest(self.settings)[: DIGITS // 2]
+
+    @property
+    def keys(self) -> list[str]:
+        return [item.key for _, item in self.items] + [record["key"] for record in self.refused]
+
+    def groups(self, skipped: set[str]) -> list[Group]:
+        """The items whose keys are not `skipped`, those that share a video and its frames together, in the order in
+        which each of these comes first."""
+        gathered: dict[str, list[tuple[str, Item]]] = {}
+        for video, item in self.items:
+            if item.key not in skipped:
+                gathered.setdefault(_view(video, item.options), []).append((video, item))
+        return [
+            Group(pairs[0][0], pairs[0][1].options, tuple(item for _, item in pairs)) for pairs in gathered.values()
+        ]
+
+
+def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], folder: Path | None) -> Plan:
+    """Read every row.
+
+    A row is known by a digest of its columns, and of several alike by which of them it is: what is added, taken out or
+    moved elsewhere in the input changes no other row.
+
+    Args:
+        options: what a row does not say itself.
+        model: the name and the revision asked for.
+        folder: what paths in the rows are relative to; None is the current folder.
+    """
+    settings = {**model, **asdict(options), "keep": str(options.keep)}
+    # Where features come from changes no answer.
+    del settings["cache"]
+    plan = Plan(settings, (), ())
+    run = plan.run
+    alike: dict[str, int] = {}
+    items, refused = [], []
+    for row in rows:
+        digest = _digest(row.columns)[:DIGITS]
+        alike[digest] = number = alike.get(digest, 0) + 1
+        key = f"{run}-{digest}" + (f"-{number}" if number > 1 else "")
+        head = {"key": key, "line": row.line, "row": row.columns}
+        try:
+            if row.error:
+                raise UsageError(row.error)
+            video, question, own = _asked(row.columns, options)
+        except UsageError as error:
+            refused.append({**head, "error": described(error)})
+            continue
+        items.append((str(folder / video) if folder else video, Item(head, question, own)))
+    return replace(plan, items=tuple(items), refused=tuple(refused))
+
+
+def _asked(columns: dict[str, Any], options: AskOptions) -> tuple[str, str, AskOptions]:
+    """The video, the question and the options of a row; what is empty there says nothing."""
+    for name in ("video", "question"):
+        value = columns.get(name)
+        if value is None:
+            raise UsageError(f"The column {name!r} is missing.")
+        if not isinstance(value, str) or not value.strip():
+            raise UsageError(f"The column {name!r} must be a text that is not empty.")
+    given = {
+        name: columns[name] for name in ("keep", "selector", "start", "end") if columns.get(name) not in (None, "")
+    }
+    changes: dict[str, Any] = {}
+    if "keep" in given:
+        if not isinstance(given["keep"], str | int | float):
+            raise UsageError("The column 'keep' must be a text or a number.")
+        changes["keep"] = Keep.parse(given["keep"])
+    if "selector" in given:
+        changes["selector"] = given["selector"]
+    times: dict[str, Any] = {name: parse_time(str(given[name])) for name in ("start", "end") if name in given}
+    if times:
+        changes["sampling"] = replace(options.sampling, **times)
+    own = replace(options, **changes)
+    if own.selector not in SELECTORS:
+        raise UsageError(f"There is no selector {own.selector!r}; there are: {', '.join(SELECTORS)}.")
+    return columns["video"], columns["question"].strip(), own
+
+
+def _view(video: str, options: AskOptions) -> str:
+    return json.dumps([video, watching(options)], sort_keys=True)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

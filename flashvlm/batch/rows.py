@@ -1,0 +1,131 @@
+"""What is asked, row by row: lines of JSON, a CSV table, or videos with questions. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flashvlm.errors import UsageError
+
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+CSV_SUFFIXES = (".csv",)
+# Columns of a user may be long: a whole transcript, say.
+LONGEST_CELL = 2**27
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it was given: the number of its line (or of its question), and its columns by name.
+
+    Where the line cannot be read, `columns` is what stood there, and `error` says in a sentence what is wrong with it.
+    """
+
+    line: int
+    columns: Any
+    error: str | None = None
+
+
+def of_file(path: Path) -> list[Row]:
+    """The rows of a JSONL or CSV file, by its suffix.
+
+    Raises:
+        UsageError: it cannot be read, or holds no row.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"There is no file {str(path)!r}.") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    return _rows(content, str(path), table=path.suffix.lower() in CSV_SUFFIXES)
+
+
+def of_stream(content: bytes) -> list[Row]:
+    """The rows of standard input: lines of JSON where it begins with `{`, else a CSV table.
+
+    Raises:
+        UsageError: it cannot be read, or holds no row.
+    """
+    begin = content.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return _rows(content, "Standard input", table=not begin.startswith(b"{"))
+
+
+def of_videos(patterns: Sequence[str], questions: Sequence[str]) -> list[Row]:
+    """Every question on every video that a path or pattern (`clips/*.mp4`, `**` for folders in folders) names.
+
+    Raises:
+        UsageError: a pattern that no file matches.
+    """
+    videos: dict[str, None] = {}
+    for pattern in patterns:
+        # A file may have the very name, brackets and all.
+        found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+        found = [name for name in found if not Path(name).is_dir()]
+        if not found:
+            raise UsageError(f"No file matches {pattern!r}.")
+        videos.update(dict.fromkeys(found))
+    asked = [{"video": video, "question": question} for video in videos for question in questions]
+    return [Row(number, columns) for number, columns in enumerate(asked, start=1)]
+
+
+def _rows(content: bytes, name: str, *, table: bool) -> list[Row]:
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    rows = list(_table(content, name) if table else _lines(content))
+    if not rows:
+        raise UsageError(f"{name} holds no row.")
+    return rows
+
+
+def _lines(content: bytes) -> Iterator[Row]:
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                value = json.loads(line, parse_constant=_refuse)
+            except (ValueError, RecursionError):
+                text = line.decode(errors="replace").strip()
+                yield Row(number, text, "This line is not JSON.")
+                continue
+            error = None if isinstance(value, dict) else "This line is no JSON object."
+            yield Row(number, value, error)
+
+
+def _table(content: bytes, name: str) -> Iterator[Row]:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is not UTF-8 text.") from None
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        heads = [head.strip() for head in next(reader, [])]
+    except csv.Error:
+        heads = []
+    if "video" not in heads or "question" not in heads:
+        raise UsageError(f"{name}: the first line of a CSV table names its columns, video and question among them.")
+    if len(set(heads)) < len(heads):
+        raise UsageError(f"{name}: two columns have the same name.")
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield Row(number, None, f"This line is no CSV: {error}.")
+            continue
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if len(cells) != len(heads):
+            yield Row(number, cells, f"This line has {len(cells)} cells, the first line {len(heads)}.")
+        else:
+            yield Row(number, dict(zip(heads, cells, strict=True)))
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")

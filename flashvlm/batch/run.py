@@ -1,0 +1,91 @@
+"""A run over a plan: what is left to do, each record kept as it comes, and how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from flashvlm.batch.plan import Group, Plan, Record
+from flashvlm.batch.records import Records
+
+# Loads what it needs when it is called, and answers while it is read.
+Engine = Callable[[Sequence[Group]], Iterator[Record]]
+
+
+class Run:
+    """The rows of a plan that have no record yet. The counts tell how far it is; times are in seconds."""
+
+    def __init__(self, plan: Plan, records: Records | None = None) -> None:
+        """`records` is where records are kept, and those of earlier runs are; None keeps none."""
+        self.plan, self.records = plan, records
+        before = records.answered | records.failed if records else set()
+        self.groups = plan.groups(before)
+        self.refused = [record for record in plan.refused if record["key"] not in before]
+        self.total = len(plan.items) + len(plan.refused)
+        self.answered_before = len(records.answered) if records else 0
+        self.failed_before = len(records.failed) if records else 0
+        self.answered = 0
+        self.failed: Counter[str] = Counter()
+        self.videos_done = 0
+        self._left = {item.key: place for place, group in enumerate(self.groups) for item in group.items}
+        self._left_of = [len(group.items) for group in self.groups]
+        self._begin = time.monotonic()
+
+    @property
+    def to_do(self) -> int:
+        """How many rows have no record yet."""
+        return len(self.refused) + len(self._left)
+
+    @property
+    def done(self) -> int:
+        """How many rows have one, those of earlier runs among them."""
+        return self.total - self.to_do
+
+    @property
+    def unanswered(self) -> int:
+        """How many rows have an error for an answer, those of earlier runs among them."""
+        return self.failed.total() + self.failed_before
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begin
+
+    @property
+    def videos_a_minute(self) -> float:
+        return 60 * self.videos_done / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_to_go(self) -> float | None:
+        """At the pace so far; None before there is one."""
+        rows = self.answered + self.failed.total()
+        return self.seconds / rows * self.to_do if rows else None
+
+    def answer(self, engine: Engine) -> Iterator[Record]:
+        """Every record that is missing, as soon as it is there and kept.
+
+        Raises:
+            FlashVLMError: a record cannot be kept.
+        """
+        # Before any record: a model that cannot be loaded is no row's error.
+        records = engine(self.groups) if self.groups else iter(())
+        self._begin = time.monotonic()
+        while self.refused:
+            self._keep(self.refused[0])
+            yield self.refused.pop(0)
+        for record in records:
+            # An engine whose workers can be lost may send a record twice.
+            if record["key"] in self._left:
+                self._keep(record)
+                place = self._left.pop(record["key"])
+                self._left_of[place] -= 1
+                self.videos_done += not self._left_of[place]
+                yield record
+
+    def _keep(self, record: Record) -> None:
+        if self.records is not None:
+            self.records.write(record)
+        if "error" in record:
+            self.failed[record["error"]["kind"]] += 1
+        else:
+            self.answered += 1

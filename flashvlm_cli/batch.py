@@ -1,0 +1,173 @@
+"""`flashvlm batch`: many questions on many videos."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from flashvlm.batch import rows as reading
+from flashvlm.errors import UsageError
+from flashvlm.options import AskOptions
+from flashvlm_cli import output
+from flashvlm_cli.ask import silence_libraries
+from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whole_number
+
+if TYPE_CHECKING:
+    from flashvlm.batch.plan import Record
+    from flashvlm.batch.run import Engine, Run
+
+ROWS = "Rows"
+RUN = "How it runs"
+
+EXIT_CODES = """\
+[bold]Exit codes[/bold]
+  0  every row was answered
+  1  some were not: their records hold an error
+  2  wrong usage, or an input that cannot be read at all
+  4  the model is not available
+130  interrupted (Ctrl-C); the same command goes on where it stopped
+"""
+
+
+@takes(options=partial(ask_options, cache=True), loading=model_options)
+def batch(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="A .jsonl or .csv file with video and question (- reads standard input), or videos and patterns.",
+        ),
+    ],
+    options: AskOptions,
+    loading: dict[str, Any],
+    questions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--question",
+            metavar="TEXT",
+            help="What to ask of every video; may be given again and again.",
+            show_default=False,
+            rich_help_panel=ROWS,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write records here; given again, go on where it stopped.",
+            show_default="standard output",
+            rich_help_panel=ROWS,
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try rows again that failed in an earlier run.", rich_help_panel=ROWS)
+    ] = False,
+    engine: Annotated[
+        Literal["here", "ray"],
+        typer.Option(help="One process, or workers on a Ray cluster.", rich_help_panel=RUN),
+    ] = "here",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDR",
+            help="The cluster of --engine ray.",
+            show_default="$RAY_ADDRESS, or this machine",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Models of --engine ray.",
+            show_default="one a GPU, or a machine",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no summary.", rich_help_panel=OUTPUT)
+    ] = False,
+) -> None:
+    """Answer many questions on many videos, a line of JSON each.
+
+    The model is loaded once, and every video is decoded and encoded once. A row that fails becomes a record with its
+    error. A row's columns keep, selector, start and end are its own options; all columns come back under "row".
+    """
+    from flashvlm.batch.plan import make_plan
+    from flashvlm.batch.records import Records
+    from flashvlm.batch.run import Run
+
+    asked, folder = read_rows(inputs, questions or [])
+    plan = make_plan(asked, options, {name: loading[name] for name in ("model", "revision")}, folder)
+    answers = chosen_engine(engine, loading, ray_address, workers)
+    if retry_failed and out is None:
+        raise UsageError("--retry-failed is for records in a file: give it with -o.")
+    silence_libraries()
+    output.keep_stderr()
+    with Records(out, plan, retry_failed=retry_failed) if out else contextlib.nullcontext() as records:
+        run = Run(plan, records)
+        for record in told(run, answers, quiet):
+            if records is None:
+                output.print_line(record)
+    if run.unanswered:
+        raise typer.Exit(1)
+
+
+def read_rows(inputs: Sequence[str], questions: Sequence[str]) -> tuple[list[reading.Row], Path | None]:
+    """The rows, and the folder that their videos are relative to."""
+    first = inputs[0]
+    of_rows = first == "-" or Path(first).suffix.lower() in (*reading.JSON_SUFFIXES, *reading.CSV_SUFFIXES)
+    if not of_rows:
+        if not questions:
+            raise UsageError("Videos need a question: give --question TEXT, or rows as .jsonl, .csv or -.")
+        if not all(question.strip() for question in questions):
+            raise UsageError("The question is empty.")
+        return reading.of_videos(inputs, questions), None
+    if len(inputs) > 1:
+        raise UsageError(f"Rows come from one file; {inputs[1]!r} is another.")
+    if questions:
+        raise UsageError("--question is for videos; rows have their own.")
+    if first == "-":
+        return reading.of_stream(sys.stdin.buffer.read()), None
+    return reading.of_file(Path(first)), Path(first).parent
+
+
+def chosen_engine(name: str, loading: dict[str, Any], address: str | None, workers: int | None) -> Engine:
+    """What answers groups of rows; nothing is loaded before there are any."""
+    if name == "ray":
+        from flashvlm.batch.cluster import Cluster
+
+        return Cluster(loading, address, workers)
+    if address is not None or workers is not None:
+        raise UsageError("--ray-address and --workers are for --engine ray.")
+
+    def answer_here(groups: Any) -> Iterator[Record]:
+        from flashvlm import VideoQA
+        from flashvlm.batch.here import answered
+
+        return answered(VideoQA.from_pretrained(**loading), groups)
+
+    return answer_here
+
+
+def told(run: Run, engine: Engine, quiet: bool) -> Iterator[Record]:
+    """The records of a run, with its progress and a summary on standard error."""
+    if quiet or sys.stderr is None:
+        yield from run.answer(engine)
+        return
+    from flashvlm_cli.console import RowProgress
+
+    with RowProgress(run) as progress:
+        for record in run.answer(engine):
+            yield record
+            progress.show(record)
+    progress.summarise()

@@ -1,0 +1,35 @@
+"""`flashvlm cache`: what is kept of videos, and how to be rid of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flashvlm import units
+from flashvlm.errors import FlashVLMError
+from flashvlm_cli import output
+
+
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove everything in it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object instead of text.")] = False,
+) -> None:
+    """Show the feature cache, or clear it: what the encoder made of videos, kept so that it need not do so again."""
+    from flashvlm.cache import FeatureCache
+
+    kept = FeatureCache.of_user()
+    try:
+        removed = kept.clear() if clear else []
+    except OSError as error:
+        raise FlashVLMError(f"The feature cache {kept.folder} cannot be cleared: {error.strerror}.") from error
+    sizes = [size for _, size, _ in kept.entries()]
+    if as_json:
+        content = {"folder": str(kept.folder), "videos": len(sizes), "bytes": sum(sizes), "limit": kept.limit}
+        output.print_json(content | ({"removed": len(removed), "removed_bytes": sum(removed)} if clear else {}))
+        return
+    if clear:
+        print(f"removed  {units.count(len(removed))} videos, {units.scaled(sum(removed), 'B')}")
+    print(f"folder   {kept.folder}")
+    print(f"videos   {units.count(len(sizes))}")
+    print(f"size     {units.scaled(sum(sizes), 'B')} of {units.scaled(kept.limit, 'B')}")
