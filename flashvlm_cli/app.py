@@ -17,6 +17,7 @@ from flashvlm_cli.batch import EXIT_CODES as BATCH_EXIT_CODES
 from flashvlm_cli.batch import batch
 from flashvlm_cli.bench import bench
 from flashvlm_cli.cache import cache
+from flashvlm_cli.chat import chat
 from flashvlm_cli.fetch import fetch
 from flashvlm_cli.models import models
 from flashvlm_cli.samples import samples
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.command(epilog=EXIT_CODES)(ask)
 app.command(epilog=BATCH_EXIT_CODES)(batch)
 app.command()(cache)
+app.command(epilog=EXIT_CODES)(chat)
 app.command()(models)
 app.command()(fetch)
 app.command()(samples)

@@ -18,6 +18,7 @@ from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes
 
 if TYPE_CHECKING:
     from flashvlm.report import Answer
+    from flashvlm_cli.console import Progress
 
 
 @takes(options=ask_options, loading=model_options)
@@ -47,16 +48,10 @@ def ask(
     elif quiet or sys.stderr is None:
         stream_answer(lambda on_text: answer_of(loading, video, asked, options, on_text))
     else:
-        from flashvlm.models import present
         from flashvlm_cli.console import Progress, print_summary
 
         with Progress() as progress:
-            progress.stage("load")
-            if not present(loading["model"], loading["revision"]):
-                progress.stage("fetch")
-            loading["on_download"] = lambda done, total: (
-                progress.fetched(done, total) if done < total else progress.stage("load")
-            )
+            show_loading(progress, loading)
             answer = stream_answer(
                 lambda on_text: answer_of(loading, video, asked, options, on_text, progress.stage),
                 before_first=progress.give_way,
@@ -64,6 +59,16 @@ def ask(
         for warning in answer.warnings:
             output.warn(warning)
         print_summary(answer)
+
+
+def show_loading(progress: Progress, loading: dict[str, Any]) -> None:
+    """Let `progress` follow the model that `loading` is about to load, and download where it is not here."""
+    from flashvlm.models import present
+
+    progress.stage("load" if present(loading["model"], loading["revision"]) else "fetch")
+    loading["on_download"] = lambda done, total: (
+        progress.fetched(done, total) if done < total else progress.stage("load")
+    )
 
 
 def answer_of(
@@ -81,14 +86,19 @@ def answer_of(
 
 
 def stream_answer(
-    answer_with: Callable[[Callable[[str], None]], Answer], before_first: Callable[[], None] = lambda: None
+    answer_with: Callable[[Callable[[str], None]], Answer],
+    before_first: Callable[[], None] = lambda: None,
+    one_line: bool = False,
 ) -> Answer:
-    """Print an answer while it is generated; a broken-off one still ends its line."""
-    stream = output.AnswerStream(before_first)
+    """Print an answer while it is generated; a broken-off one still ends its line.
+
+    With `one_line` it is exactly one line, whatever comes: an empty one where there is no answer.
+    """
+    stream = output.AnswerStream(before_first, one_line)
     try:
         answer = answer_with(stream.write)
     except BaseException:
-        if stream.started:
+        if stream.started or one_line:
             with contextlib.suppress(OSError):
                 stream.finish()
         raise

@@ -54,6 +54,7 @@ STAGES = {
     "select": "choosing tokens",
     "prefill": "reading what was kept",
     "generate": "answering",
+    "overlay": "drawing what was kept",
 }
 TIMED_STAGES = ("decode", "encode", "select", "prefill", "generate")
 
@@ -98,11 +99,11 @@ def is_plain(stream: TextIO) -> bool:
 
 
 class Progress:
-    """A spinner on standard error that names the stage; nothing where that is no terminal."""
+    """A spinner on standard error that names the stage; nothing where that is no terminal, or it is not to be shown."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool = True) -> None:
         self._live: Live | None = None
-        if is_terminal(sys.stderr):
+        if shown and is_terminal(sys.stderr):
             console = Console(
                 stderr=True, theme=THEME, highlight=False, color_system=None if is_plain(sys.stderr) else "auto"
             )
@@ -305,6 +306,40 @@ def print_summary(answer: Answer) -> None:
     _print(lines, sys.stderr, plain, width)
 
 
+def print_greeting(video: VideoFacts, model: str) -> None:
+    """Say at the beginning of a chat what it is about, and how to find out more."""
+    facts = [*_video_facts(video, _width()), model]
+    _note([_flow([[(fact, "")] for fact in facts], _width()), [Text("/help lists the commands, Ctrl-D ends", "aside")]])
+
+
+def print_facts(video: VideoFacts) -> None:
+    """Say on a line of standard error what the video is."""
+    _note([_flow([[(fact, "")] for fact in _video_facts(video, _width())], _width())])
+
+
+def print_brief(answer: Answer) -> None:
+    """Say on a line of standard error what the answer took."""
+    took = answer.seconds
+    facts = [
+        f"{units.count(answer.tokens.after)} of {_plural(answer.tokens.before, 'token')}",
+        f"first token {units.seconds(took.time_to_first_token)}",
+        f"all {_plural(answer.generated_tokens, 'token')} {units.seconds(took.total)}",
+    ]
+    _note([_flow([[(fact, "aside")] for fact in facts], _width())])
+
+
+def print_note(text: str) -> None:
+    """Say something in passing, on standard error."""
+    # Not cut at the terminal's width, where a path may be told.
+    _print([Text(text, "aside")], sys.stderr, is_plain(sys.stderr), None)
+
+
+def print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    """Print pairs on standard error, the second ones below each other."""
+    width = max(len(name) for name, _ in rows) + GAP
+    _note([[Text.assemble((name.ljust(width), "value"), (about, ""))] for name, about in rows])
+
+
 def print_models(models: Sequence[Mapping[str, Any]]) -> None:
     """Print the aliases with their sources, and whether they are on this machine: one line each where it is piped."""
     sources = ["built in" if model["bundled"] else model["source"] for model in models]
@@ -322,6 +357,11 @@ def print_models(models: Sequence[Mapping[str, Any]]) -> None:
         lines.append(Text.assemble(line, " " * (before - line.cell_len), (about[0], "aside")))
         lines += [Text.assemble(" " * before, (more, "aside")) for more in about[1:]]
     _print(lines, sys.stdout, is_plain(sys.stdout), None)
+
+
+def _note(paragraphs: Sequence[Sequence[Text]]) -> None:
+    lines = [line for paragraph in paragraphs for line in paragraph]
+    _print(lines, sys.stderr, is_plain(sys.stderr), _width() if is_terminal(sys.stderr) else None)
 
 
 def _title(answer: Answer, width: int) -> Text:

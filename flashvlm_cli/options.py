@@ -60,6 +60,18 @@ def suggest_models(incomplete: str) -> list[tuple[str, str]]:
     return [(alias.name, alias.description) for alias in ALIASES.values() if alias.name.startswith(incomplete)]
 
 
+def suggest_keep(incomplete: str) -> list[tuple[str, str]]:
+    hints = {
+        "10%": "a tenth of the tokens",
+        "5%": "a twentieth of them",
+        "100%": "all: no pruning",
+        "256": "so many tokens",
+        "auto": "the video decides",
+        "delta=0.3": "as many as cover all others to this radius",
+    }
+    return [(value, meaning) for value, meaning in hints.items() if value.startswith(incomplete)]
+
+
 def suggest_selectors(incomplete: str) -> list[str]:
     from flashvlm.selection import SELECTORS
 
@@ -134,6 +146,7 @@ def ask_options(
             help="Visual tokens to keep: 10%, 0.1 or 256; 100% prunes nothing; delta=0.3 covers all to a radius; "
             "auto lets the video decide.",
             rich_help_panel=TOKENS,
+            autocompletion=suggest_keep,
         ),
     ] = DEFAULT_KEEP,
     selector: Annotated[

@@ -6,9 +6,11 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from flashvlm_cli.failures import READER_GONE, Failure
@@ -28,13 +30,13 @@ def json_wanted(arguments: Sequence[str]) -> bool:
 def print_json(value: Any) -> None:
     """Print `value` as JSON in UTF-8, whatever the locale."""
     # backslashreplace writes what is no Unicode (a file name's stray byte) as the JSON escape \udcXX.
-    _reconfigure(sys.stdout, encoding="utf-8", errors="backslashreplace")
+    reconfigure(sys.stdout, encoding="utf-8", errors="backslashreplace")
     print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
 
 
 def print_line(value: Any) -> None:
     """Print `value` as one line of JSON in UTF-8, whatever the locale."""
-    _reconfigure(sys.stdout, encoding="utf-8", errors="backslashreplace")
+    reconfigure(sys.stdout, encoding="utf-8", errors="backslashreplace")
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
@@ -52,8 +54,11 @@ def keep_stderr() -> None:
             )
 
 
-def report(failure: Failure, as_json: bool) -> None:
-    """Tell of a failure: a sentence on standard error, or under `--json` an object on standard output."""
+def report(failure: Failure, as_json: bool, about: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Tell of a failure: a sentence on standard error, or under `--json` an object on a line of standard output.
+
+    `about` is what else that object says.
+    """
     if failure.exit_code == READER_GONE:
         _abandon(sys.stdout)
         _abandon(sys.stderr)
@@ -63,7 +68,7 @@ def report(failure: Failure, as_json: bool) -> None:
             traceback.print_exception(failure.error)
         if as_json:
             error = {"message": failure.message, "exit_code": failure.exit_code, "kind": failure.kind}
-            print_json({"error": error})
+            print_line({**about, "error": error})
         else:
             say(f"{failure.message} {failure.hint}".rstrip())
         flush()
@@ -95,7 +100,8 @@ def _abandon(stream: TextIO | None) -> None:
         os.close(nowhere)
 
 
-def _reconfigure(stream: TextIO | None, **settings: str) -> None:
+def reconfigure(stream: TextIO | None, **settings: str) -> None:
+    """Change the encoding of a stream, or what becomes of that which it cannot encode."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(**settings)  # type: ignore[arg-type]
 
@@ -104,12 +110,12 @@ class AnswerStream:
     """Prints an answer on standard output as its pieces come, and ends it with exactly one newline.
 
     White space at either end of the answer is left out: it is held back until more text follows it.
-    `before_first` is called once, before the first text.
+    `before_first` is called once, before the first text. With `one_line`, line breaks become spaces.
     """
 
-    def __init__(self, before_first: Callable[[], None]) -> None:
-        _reconfigure(sys.stdout, errors="replace")
-        self._before_first = before_first
+    def __init__(self, before_first: Callable[[], None], one_line: bool = False) -> None:
+        reconfigure(sys.stdout, errors="replace")
+        self._before_first, self._one_line = before_first, one_line
         self._held = ""
         self.started = False
 
@@ -124,7 +130,7 @@ class AnswerStream:
         if not self.started:
             self.started = True
             self._before_first()
-        print(shown, end="", flush=True)
+        print(re.sub(r"\s*[\r\n]\s*", " ", shown) if self._one_line else shown, end="", flush=True)
 
     def finish(self) -> None:
         """End the answer's last line."""

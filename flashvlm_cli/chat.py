@@ -1,0 +1,307 @@
+"""`flashvlm chat`: question after question to one video."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flashvlm.errors import ModelError, UsageError, VideoError
+from flashvlm.options import AskOptions, watching
+from flashvlm_cli import output, prompt
+from flashvlm_cli.ask import show_loading, silence_libraries, stream_answer
+from flashvlm_cli.failures import Failure, explain
+from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes
+from flashvlm_cli.settings import DEFAULT, SETTINGS, changed, shown
+
+if TYPE_CHECKING:
+    from flashvlm import VideoQA
+    from flashvlm.pipeline import Watched
+    from flashvlm.report import Answer
+
+# What a line may begin with, besides the settings: name -> what follows it, what it does.
+COMMANDS = {
+    "video": ("PATH", "look at another video"),
+    "overlay": ("PATH", "draw what the last answer kept: .png, .gif, .webp or .mp4"),
+    "summary": ("", "all figures of the last answer"),
+    "settings": ("", "what is set"),
+    "help": ("", "this list"),
+    "quit": ("", "end the chat, as Ctrl-D does"),
+}
+
+
+@takes(options=partial(ask_options, cache=True), loading=model_options)
+def chat(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],
+    options: AskOptions,
+    loading: dict[str, Any],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line instead of text, errors too.", rich_help_panel=OUTPUT)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="The answers only: no figures.", rich_help_panel=OUTPUT)
+    ] = False,
+) -> None:
+    """Ask a video question after question.
+
+    The model is loaded once and looks at the video once. Each question stands alone: the model is not told of those
+    before it. A line that begins with / sets something: /keep 5%, /start 1:00; /help lists what. Ctrl-C stops an
+    answer, Ctrl-D ends the chat.
+
+    Lines can be piped in: each question's answer is one line of standard output, empty where there is none; blank
+    lines and lines that begin with # are skipped; the exit code is that of the last line that failed, or 0.
+    """
+    if not os.path.exists(video):
+        raise VideoError(f"There is no file {video!r}.")
+    silence_libraries()
+    session = Chat(options, as_json, quiet, piped=sys.stdin is None or not sys.stdin.isatty())
+    session.begin(video, loading)
+    code = session.run(prompt.piped() if session.piped else prompt.typed(session.suggest))
+    if code and session.piped:
+        raise typer.Exit(code)
+
+
+class Chat:
+    """A loaded model, the video it looks at, and what is set; lines ask and change them."""
+
+    qa: VideoQA
+    video: str
+    watched: Watched
+
+    def __init__(self, options: AskOptions, as_json: bool, quiet: bool, piped: bool) -> None:
+        self.options, self.first = options, options
+        self.as_json, self.piped = as_json, piped
+        self.quiet = quiet or sys.stderr is None
+        self.last: Answer | None = None
+        # The options that `watched` was made with.
+        self._looked: AskOptions | None = None
+
+    def begin(self, video: str, loading: dict[str, Any]) -> None:
+        """Load the model and look at the video.
+
+        Raises:
+            ModelError: the model is not available.
+            VideoError: the video cannot be read.
+            UsageError: options that make no sense, for this video too.
+        """
+        from flashvlm import VideoQA
+        from flashvlm_cli.console import Progress
+
+        with Progress(shown=not self.quiet) as progress:
+            show_loading(progress, loading)
+            self.qa = VideoQA.from_pretrained(**loading)
+            self._look_at(video, progress.stage)
+        self._warn(self.watched.warnings)
+        if not self.piped and not self.quiet:
+            from flashvlm_cli.console import print_greeting
+
+            print_greeting(self.watched.facts, self.qa.name)
+
+    def run(self, lines: Iterable[str]) -> int:
+        """Take line after line; the exit code of the last one that failed, or 0.
+
+        Raises:
+            ModelError: the model is gone.
+            OSError: nothing can be printed any more.
+            KeyboardInterrupt: lines are piped in, and nobody is there to go on.
+        """
+        code = 0
+        for line in map(str.strip, lines):
+            if not line or (self.piped and line.startswith("#")):
+                continue
+            if line.split()[0].lower() in ("/quit", "/exit"):
+                break
+            try:
+                self.take(line)
+            except KeyboardInterrupt:
+                if self.piped:
+                    raise
+                self._note("Stopped.")
+            except (ModelError, OSError):
+                raise
+            except Exception as error:
+                failure = _in_chat(explain(error))
+                code = failure.exit_code
+                about = {"command" if line.startswith("/") else "question": line}
+                output.report(failure, self.as_json, about)
+        return code
+
+    def take(self, line: str) -> None:
+        """Answer a question, or do what a line that begins with / says."""
+        if not line.startswith("/"):
+            self._ask(line)
+            return
+        name, _, text = line[1:].partition(" ")
+        name, text = name.lower(), text.strip()
+        if name in SETTINGS:
+            self._set(name, text)
+        elif name in COMMANDS:
+            getattr(self, f"_{name}")(text)
+        else:
+            close = get_close_matches(name, [*SETTINGS, *COMMANDS], n=1)
+            meant = f"did you mean /{close[0]}? " if close else ""
+            raise UsageError(f"There is no command /{name}; {meant}/help lists what there is.")
+
+    def suggest(self, line: str) -> list[str]:
+        """What a line that begins with / may be completed to; questions are the user's own."""
+        if not line.startswith("/"):
+            return []
+        name, space, text = line[1:].partition(" ")
+        if not space:
+            return [
+                f"/{command} " if command in SETTINGS or COMMANDS[command][0] else f"/{command}"
+                for command in (*SETTINGS, *COMMANDS)
+                if command.startswith(name)
+            ]
+        values = (
+            SETTINGS[name].suggest(text) if name in SETTINGS else _paths(text) if name in ("video", "overlay") else ()
+        )
+        return [f"/{name} {value}" for value in values]
+
+    def _ask(self, question: str) -> None:
+        from flashvlm_cli.console import Progress, print_brief
+
+        with Progress(shown=not self.quiet and not self.as_json) as progress:
+            if self.as_json:
+                self.last = self._answer(question)
+                output.print_line(self.last.to_json())
+                return
+            self.last = stream_answer(
+                lambda on_text: self._answer(question, on_text, progress.stage),
+                before_first=progress.give_way,
+                one_line=self.piped,
+            )
+        self._warn(self.last.warnings)
+        if not self.quiet:
+            print_brief(self.last)
+
+    def _answer(
+        self,
+        question: str,
+        on_text: Callable[[str], None] = lambda text: None,
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> Answer:
+        try:
+            question.encode()
+        except UnicodeEncodeError:
+            raise UsageError("This line is no text.") from None
+        if self._looked is None or watching(self._looked) != watching(self.options):
+            self._look_at(self.video, on_stage)
+        answer = self.qa.answer(self.watched, question, self.options, on_text=on_text, on_stage=on_stage)
+        # Looking at the video was this answer's expense: the next one is spared it.
+        self.watched = self.watched.again()
+        return answer
+
+    def _look_at(self, video: str, on_stage: Callable[[str], None]) -> None:
+        watched = self.qa.watch(video, self.options, on_stage=on_stage)
+        self.video, self.watched, self._looked = video, watched, self.options
+
+    def _set(self, name: str, text: str) -> None:
+        if text:
+            options = changed(self.options, name, text, self.first)
+            if options.sampling != self.options.sampling:
+                from flashvlm.video import choose_frames
+
+                # A part that the video does not have is refused now, not with the next question.
+                choose_frames([0.0], self.watched.facts.duration, options.sampling)
+            self.options = options
+        self._note(f"{name} is {shown(self.options, name)}.")
+
+    def _video(self, text: str) -> None:
+        from flashvlm_cli.console import Progress, print_facts
+
+        if not text:
+            self._note(f"The video is {self.video}.")
+            return
+        path = str(Path(text).expanduser())
+        if not os.path.exists(path):
+            raise VideoError(f"There is no file {path!r}.")
+        with Progress(shown=not self.quiet and not self.as_json) as progress:
+            self._look_at(path, progress.stage)
+        self._warn(self.watched.warnings)
+        if not self.quiet:
+            print_facts(self.watched.facts)
+
+    def _overlay(self, text: str) -> None:
+        from flashvlm import overlay
+        from flashvlm_cli.console import Progress
+
+        answer = self._answered()
+        if not text:
+            raise UsageError(f"/overlay takes a file that ends in {', '.join(overlay.SUFFIXES)}.")
+        with Progress(shown=not self.quiet and not self.as_json) as progress:
+            progress.stage("overlay")
+            path = overlay.write(Path(text).expanduser(), [answer])
+        self._note(f"What was kept is drawn in {path}.")
+
+    def _summary(self, text: str) -> None:
+        answer = self._answered()
+        if sys.stderr is not None:
+            from flashvlm_cli.console import print_summary
+
+            print_summary(answer)
+
+    def _answered(self) -> Answer:
+        if self.last is None:
+            raise UsageError("There is no answer yet.")
+        return self.last
+
+    def _settings(self, text: str) -> None:
+        self._rows([("video", self.video), *((name, shown(self.options, name)) for name in SETTINGS)])
+
+    def _help(self, text: str) -> None:
+        settings = [(f"/{name} {setting.values}", setting.help) for name, setting in SETTINGS.items()]
+        commands = [(f"/{name} {values}".rstrip(), help) for name, (values, help) in COMMANDS.items()]
+        rest = [
+            (f"/NAME {DEFAULT}", "put a setting back to what it was when the chat began"),
+            ("anything else", "a question; each stands alone"),
+            ("Ctrl-C, Ctrl-D", "stop the answer, end the chat"),
+        ]
+        self._rows([*settings, *commands, *rest])
+
+    def _rows(self, rows: list[tuple[str, str]]) -> None:
+        if sys.stderr is not None:
+            from flashvlm_cli.console import print_rows
+
+            print_rows(rows)
+
+    def _note(self, text: str) -> None:
+        if not self.quiet:
+            from flashvlm_cli.console import print_note
+
+            print_note(text)
+
+    def _warn(self, warnings: Iterable[str]) -> None:
+        if not self.quiet and not self.as_json:
+            for warning in warnings:
+                output.warn(warning)
+
+
+def _in_chat(failure: Failure) -> Failure:
+    """The failure, its options named as lines of a chat set them."""
+    named = re.sub(
+        r"--([a-z-]+)",
+        lambda option: f"/{option[1]}" if option[1] in SETTINGS or option[1] in COMMANDS else option[0],
+        failure.message,
+    )
+    return replace(failure, message=named)
+
+
+def _paths(text: str) -> Iterator[str]:
+    """The files and folders whose paths begin with `text`, folders with a slash; hidden ones only where asked for."""
+    folder, beginning = os.path.split(text)
+    try:
+        entries = sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(beginning) and (beginning or not entry.name.startswith(".")):
+            yield os.path.join(folder, entry.name) + ("/" if entry.is_dir() else "")

@@ -1,0 +1,144 @@
+"""Where the lines of a chat come from: a terminal, with editing, history and completion, or a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from flashvlm_cli import output
+
+PROMPT = "> "
+HISTORY_LINES = 1000
+
+
+def piped() -> Iterator[str]:
+    """The lines of standard input, as they come; bytes that are no text become surrogates."""
+    if sys.stdin is not None:
+        output.reconfigure(sys.stdin, errors="surrogateescape")
+        yield from sys.stdin
+
+
+def typed(suggest: Callable[[str], Sequence[str]]) -> Iterator[str]:
+    """The lines typed at the terminal until Ctrl-D, or Ctrl-C on a line that another Ctrl-C has cleared.
+
+    Args:
+        suggest: what a line, up to the cursor, may be completed to.
+    """
+    readline = _readline(suggest)
+    history = _History(readline) if readline else None
+    cleared = False
+    while True:
+        try:
+            with _output_to_terminal() as prompt:
+                line = input(prompt)
+        except EOFError:
+            _newline()
+            return
+        except KeyboardInterrupt:
+            _newline()
+            if cleared and not (readline and readline.get_line_buffer()):
+                return
+            cleared = True
+            continue
+        cleared = False
+        if history:
+            history.add(line)
+        yield line
+
+
+def history_file() -> Path:
+    """Where typed lines are kept for the next chat, in the user's state folder (XDG)."""
+    # A relative path there is to be ignored: https://specifications.freedesktop.org/basedir-spec/latest/
+    named = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".local" / "state") / "flashvlm" / "history"
+
+
+class _History:
+    """The lines typed in this chat and those before it; each is on disk at once, so that chats side by side add up."""
+
+    def __init__(self, readline: ModuleType) -> None:
+        self._readline, self._file = readline, history_file()
+        self._kept = True
+        readline.set_auto_history(False)
+        readline.set_history_length(HISTORY_LINES)
+        readline.clear_history()
+        with self._telling():
+            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Questions are the user's own business.
+            os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
+            readline.read_history_file(self._file)
+
+    def add(self, line: str) -> None:
+        count = self._readline.get_current_history_length()
+        if not line.strip() or (count and self._readline.get_history_item(count) == line):
+            return
+        self._readline.add_history(line)
+        if self._kept:
+            with self._telling():
+                self._readline.append_history_file(1, self._file)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._kept = False
+            output.warn(f"The history cannot be kept in {self._file}: {error.strerror or error}.")
+
+
+def _readline(suggest: Callable[[str], Sequence[str]]) -> ModuleType | None:
+    """Python's readline, completing with `suggest`; None where there is none (Windows), or none that can keep files."""
+    try:
+        import readline
+    except ImportError:
+        return None
+    if not hasattr(readline, "append_history_file"):
+        return None
+    found: Sequence[str] = ()
+
+    def complete(word: str, number: int) -> str | None:
+        nonlocal found
+        if number == 0:
+            line = readline.get_line_buffer()[: readline.get_endidx()]
+            found = [whole[len(line) - len(word) :] for whole in suggest(line)]
+        return found[number] if number < len(found) else None
+
+    readline.set_completer(complete)
+    readline.set_completer_delims(" ")
+    editline = "libedit" in (readline.__doc__ or "")
+    readline.parse_and_bind("bind ^I rl_complete" if editline else "tab: complete")
+    if not editline:
+        readline.parse_and_bind("set show-all-if-ambiguous on")
+    return readline
+
+
+@contextlib.contextmanager
+def _output_to_terminal() -> Iterator[str]:
+    """Where standard output is piped away, let the line be edited on standard error; the prompt that can be shown."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        yield PROMPT
+    elif sys.stdout is None or sys.stderr is None or not sys.stderr.isatty():
+        yield ""
+    else:
+        # Python's input() and readline know no other terminal than that of descriptor 1.
+        sys.stdout.flush()
+        away, terminal = sys.stdout.fileno(), sys.stderr.fileno()
+        kept = os.dup(away)
+        os.dup2(terminal, away)
+        try:
+            yield PROMPT
+        finally:
+            os.dup2(kept, away)
+            os.close(kept)
+
+
+def _newline() -> None:
+    """End the prompt's line, where it was shown."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and stream.isatty():
+            print(file=stream, flush=True)
+            return
