@@ -24,6 +24,14 @@ SUFFIXES = (".png", ".gif", ".webp", ".mp4")
 
 QUESTION, COVERAGE, KEPT = "#E69F00", "#56B4E9", "#F2F2F2"
 GROUND, PANEL, INK, QUIET = "#14161A", "#22262D", "#F4F5F7", "#A3AAB5"
+MEANING = {
+    "question": "kept for the question",
+    "coverage": "kept for coverage",
+    "kept": "kept",
+    "dropped": "dropped",
+    "unseen": "outside of what the model sees",
+    "class": "the token of the whole frame, kept",
+}
 # How much light is left to what was dropped, and to what the model never saw.
 DROPPED, UNSEEN = 0.42, 0.13
 
@@ -123,6 +131,19 @@ def caption(seen: Seen) -> str:
     return f"{seen.selection.selector} kept {units.count(kept.after)} of {units.count(kept.before)} tokens, {share}"
 
 
+def marks(seen: Sequence[Seen]) -> list[tuple[str, str]]:
+    """The kinds of marks and what they mean, as many of them as are used."""
+    used = {
+        "question": any(one.selection.important for one in seen),
+        "coverage": any(one.selection.diverse for one in seen),
+        "kept": not all(told_apart(one) for one in seen),
+        "dropped": any(one.tokens.after < one.tokens.before for one in seen),
+        "unseen": any(one.area != Area() for one in seen),
+        "class": any(moment.class_token is not None for one in seen for moment in one.moments),
+    }
+    return [(kind, MEANING[kind]) for kind in MEANING if used[kind]]
+
+
 def _frame(brush: ImageDraw.ImageDraw, box: tuple[int, int, int, int], kind: str, thick: int = 0) -> None:
     left, top, right, bottom = box
     side = min(right - left, bottom - top) + 1
@@ -177,7 +198,7 @@ def _sheet(seen: Sequence[Seen]) -> Image.Image:
     for number, (picture,) in enumerate(moment_pictures(first)):
         left = MARGIN + names + number % columns * (width + GAP)
         y = top + number // columns * block
-        _text(brush, (left, y), _times(moments[number]), 16, QUIET)
+        _text(brush, (left, y), when(moments[number]), 16, QUIET)
         small = picture.resize((width, height), Image.Resampling.LANCZOS)
         for place, one in enumerate(seen):
             below = y + label + place * (height + count)
@@ -217,21 +238,9 @@ def _head(seen: Seen, width: int, about: str | None) -> Image.Image:
 
 
 def _legend(seen: Sequence[Seen], width: int) -> Image.Image:
-    """What the marks mean, as many of them as are used."""
-    entries = []
-    if any(one.selection.important for one in seen):
-        entries.append(("question", "kept for the question"))
-    if any(one.selection.diverse for one in seen):
-        entries.append(("coverage", "kept for coverage"))
-    if not all(told_apart(one) for one in seen):
-        entries.append(("kept", "kept"))
-    entries.append(("dropped", "dropped"))
-    if any(one.area != Area() for one in seen):
-        entries.append(("unseen", "outside of what the model sees"))
-    if any(moment.class_token is not None for one in seen for moment in one.moments):
-        entries.append(("class", "the token of the whole frame, kept"))
+    """What the marks mean."""
     places, x, y = [], 0, 0
-    for kind, text in entries:
+    for kind, text in marks(seen):
         wide = 26 + _width(text, 16) + 26
         if x and x + wide - 26 > width:
             x, y = 0, y + 28
@@ -273,7 +282,7 @@ def _counts(brush: ImageDraw.ImageDraw, at: tuple[int, int], moment: Moment, apa
         _swatch(brush, (x, y + 1), "class", 14)
 
 
-def _times(moment: Moment) -> str:
+def when(moment: Moment) -> str:
     """When the frames of a moment appear."""
     first, last = units.timestamp(moment.timestamps[0]), units.timestamp(moment.timestamps[-1])
     return first if first == last else f"{first} - {last}"

@@ -206,3 +206,12 @@ class Inspection:
 
 # Either has a video, its moments and what was chosen of them.
 Seen = Answer | Inspection
+
+
+def overlap(one: Seen, other: Seen) -> int:
+    """How many tokens both keep, of one video at one sampling."""
+    shared = 0
+    for mine, theirs in zip(one.moments, other.moments, strict=True):
+        shared += len(set(mine.kept) & set(theirs.kept))
+        shared += mine.class_token is not None and theirs.class_token is not None
+    return shared

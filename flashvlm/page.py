@@ -1,0 +1,227 @@
+"""A report: one self-contained HTML file in which what was kept can be looked at, moment by moment."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from PIL import Image
+
+from flashvlm import files, overlay, units
+from flashvlm.report import Answer, Inspection, Moment, Signal, overlap
+
+SUFFIXES = (".html", ".htm")
+
+# All pictures together take at most about so many bytes, before base64 makes a third more of them.
+PICTURES = 3_000_000
+# Largest side in pixels and WebP quality: what each picture gets is the first that fits.
+SIZES = ((960, 80), (800, 75), (640, 72), (520, 68), (420, 62), (320, 55), (240, 45), (160, 30), (96, 20))
+# What a pixel takes, in bytes, where there is not much texture: where the search for a size begins.
+PIXEL = 0.08
+
+# Heat maps end at this share of the values, so that a few outliers do not make all others dark.
+BRIGHTEST = 0.995
+LEVELS = 255
+
+# What a layer shows; the key that it has does not hang on which of them there are.
+LAYERS = {
+    "kept": ("Kept", "kept cells bright, framed for the question and cornered for coverage; dropped ones dimmed."),
+    "saliency": ("Saliency", "how much attention a token receives in the last block of the vision encoder."),
+    "relevance": (
+        "Relevance",
+        "how far a token's likeness to the words of the question stands out from that of the others; up to 1 it is "
+        "noise, beyond it the selector flashvlm raises the token.",
+    ),
+    "score": ("Score", "what the selector ranks tokens by, all its signals together; each has a scale of its own."),
+}
+
+
+def write(path: str | Path, inspections: Sequence[Inspection], answer: Answer | None = None) -> Path:
+    """Write a report on one or several selections of one video, which is read from its file again.
+
+    Args:
+        path: ends in `.html`.
+        inspections: of one video, for one question, at one sampling.
+        answer: what was answered from the first of them.
+
+    Raises:
+        UsageError: another suffix.
+        OutputError: it cannot be written.
+        VideoError: the video cannot be read again.
+    """
+    path = files.check(path, SUFFIXES, "--report")
+    with files.whole(path) as temporary:
+        temporary.write_text(render(inspections, answer), encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> str:
+    """The report as HTML (see `write`)."""
+    first = inspections[0]
+    signals = {name: first.signals[name] for name in ("saliency", "relevance") if name in first.signals}
+    layers = ["kept", *signals, *(["score"] if any("score" in one.signals for one in inspections) else [])]
+    shown = [(name, LAYERS[name]) for name in layers]
+    keys = {name: number for number, name in enumerate(LAYERS, 1)}
+    environment = Environment(loader=PackageLoader("flashvlm"), autoescape=True, trim_blocks=True, lstrip_blocks=False)
+    frames = max(len(moment.timestamps) for moment in first.moments)
+    return environment.get_template("report.html").render(
+        title=first.question or overlay.NO_QUESTION,
+        answer=answer.answer if answer else None,
+        facts=_facts(first),
+        warnings=first.warnings,
+        figures=_figures(first, answer),
+        rows=[_row(one, first) for one in inspections],
+        moments=len(first.moments),
+        frames_each=f"{frames} frames that follow one another" if frames > 1 else "one frame",
+        layers=[{"name": name, "key": keys[name], "label": label, "about": about} for name, (label, about) in shown],
+        settings=[*_flat(first.settings), *_flat(first.versions)],
+        data={
+            "size": (first.video.width, first.video.height),
+            "grid": (first.moments[0].grid_height, first.moments[0].grid_width),
+            "area": vars(first.area),
+            "frames": frames,
+            "layers": layers,
+            "legend": overlay.marks(inspections),
+            "moments": [
+                {
+                    "label": overlay.when(moment),
+                    "ticks": [units.timestamp(at) for at in (moment.timestamps[0], moment.timestamps[-1])],
+                    "times": [units.timestamp(at) for at in moment.timestamps],
+                    "pictures": pictures,
+                }
+                for moment, pictures in zip(first.moments, _pictures(first, frames), strict=True)
+            ],
+            "signals": {name: _levels(signal) for name, signal in signals.items()},
+            "selections": [
+                {
+                    "name": one.selection.selector,
+                    "apart": overlay.told_apart(one),
+                    "counts": [_counts(moment, overlay.told_apart(one)) for moment in one.moments],
+                    "kept": [_cells(moment, overlay.told_apart(one)) for moment in one.moments],
+                    "whole": [moment.class_token is not None for moment in one.moments],
+                    "signals": {"score": _levels(one.signals["score"])} if "score" in one.signals else {},
+                }
+                for one in inspections
+            ],
+        },
+    )
+
+
+def _facts(seen: Inspection) -> list[str]:
+    clip, model = seen.video, seen.model
+    length = [units.timestamp(clip.duration), f"{clip.fps:.4g} fps"] if clip.fps else ["still"]
+    looked = f"{units.count(seen.frames)} frames in {units.count(len(seen.moments))} moments"
+    named = [model.name, model.family, model.device, model.dtype]
+    return [clip.path, f"{clip.width} × {clip.height}", *length, looked, *dict.fromkeys(named)]
+
+
+def _figures(seen: Inspection, answer: Answer | None) -> list[dict[str, str]]:
+    def saved(label: str, before: int, after: int, unit: str) -> dict[str, str]:
+        shown = [units.scaled(count, unit) if unit else units.count(count) for count in (before, after)]
+        factor = units.factor(before, after)
+        note = f"{units.percent(after, before)} left" + (f", {factor} less" if factor else "")
+        return {"label": label, "value": " → ".join(shown), "note": note}
+
+    chosen = seen.selection
+    apart = f"{units.count(chosen.important)} for the question, {units.count(chosen.diverse)} for coverage"
+    figures = [
+        saved("tokens", seen.tokens.before, seen.tokens.after, ""),
+        {"label": "selector", "value": chosen.selector, "note": apart if overlay.told_apart(seen) else ""},
+        {"label": "radius δ", "value": f"{chosen.delta:.3f}", "note": "farthest any token is from a kept one"},
+    ]
+    if answer is None:
+        took = units.seconds(seen.seconds["select"])
+        return [*figures, {"label": "selection", "value": took, "note": "to choose the tokens"}]
+    took = units.seconds(answer.seconds.time_to_first_token)
+    return [
+        *figures,
+        saved("KV cache", answer.kv_cache_bytes.before, answer.kv_cache_bytes.after, "B"),
+        saved("prefill", answer.prefill_flops.before, answer.prefill_flops.after, "FLOP"),
+        {"label": "first token", "value": took, "note": f"all {units.seconds(answer.seconds.total)}"},
+    ]
+
+
+def _row(one: Inspection, first: Inspection) -> dict[str, str]:
+    chosen, apart = one.selection, overlay.told_apart(one)
+    return {
+        "name": chosen.selector,
+        "kept": units.count(one.tokens.after),
+        "important": units.count(chosen.important) if apart else "",
+        "diverse": units.count(chosen.diverse) if apart else "",
+        "delta": f"{chosen.delta:.3f}",
+        "overlap": "" if one is first else units.percent(overlap(first, one), one.tokens.after),
+    }
+
+
+def _flat(settings: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{name}.")
+        elif value is not None:
+            rows.append((before + name, value))
+    return rows
+
+
+def _counts(moment: Moment, apart: bool) -> tuple[int, int]:
+    """What rises and what hangs at a moment."""
+    return (moment.important_count, moment.kept_count - moment.important_count) if apart else (moment.kept_count, 0)
+
+
+def _cells(moment: Moment, apart: bool) -> str:
+    """A digit for each cell: 0 dropped, 1 kept for coverage, 2 for the question, 3 kept."""
+    cells = ["0"] * (moment.grid_height * moment.grid_width)
+    for (row, column), important in zip(moment.kept, moment.important, strict=True):
+        cells[row * moment.grid_width + column] = ("2" if important else "1") if apart else "3"
+    return "".join(cells)
+
+
+def _levels(signal: Signal) -> dict[str, Any]:
+    """A signal in `LEVELS` steps from its lowest value, or 0, to its highest but for outliers; a byte a cell."""
+    values = sorted(value for moment in signal.moments for value in moment)
+    # Below the median, relevance has nothing to say.
+    low = max(values[0], 0.0)
+    high = max(values[math.ceil(BRIGHTEST * len(values)) - 1], low)
+    scale = LEVELS / (high - low) if high > low else 0.0
+    return {
+        "low": low,
+        "high": high,
+        "clipped": values[-1] > high,
+        "moments": [
+            base64.b64encode(bytes(min(LEVELS, max(0, round((value - low) * scale))) for value in moment)).decode()
+            for moment in signal.moments
+        ],
+    }
+
+
+def _pictures(seen: Inspection, frames: int) -> Iterator[list[str]]:
+    """The frames of each moment as data URIs, small enough for all of them to fit into `PICTURES`."""
+    count = sum(len(moment.timestamps) for moment in seen.moments)
+    step, left = 0, PICTURES
+    shape = min(seen.video.width, seen.video.height) / max(seen.video.width, seen.video.height)
+    while step < len(SIZES) - 1 and PIXEL * shape * SIZES[step][0] ** 2 > PICTURES / count:
+        step += 1
+    for pictures in overlay.moment_pictures(seen, frames):
+        encoded = []
+        for picture in pictures:
+            data = _webp(picture, step)
+            while len(data) > left / count and step < len(SIZES) - 1:
+                step += 1
+                data = _webp(picture, step)
+            left, count = left - len(data), count - 1
+            encoded.append(f"data:image/webp;base64,{base64.b64encode(data).decode()}")
+        yield encoded
+
+
+def _webp(picture: Image.Image, step: int) -> bytes:
+    side, quality = SIZES[step]
+    small = picture.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=quality, method=4)
+    return buffer.getvalue()
