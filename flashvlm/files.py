@@ -10,8 +10,21 @@ from pathlib import Path
 
 from flashvlm.errors import OutputError, UsageError
 
+OVERLAYS = (".png", ".gif", ".webp", ".mp4")
+REPORTS = (".html", ".htm")
 
-def check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
+
+def check_overlay(path: str | Path) -> Path:
+    """The path of an overlay that is going to be written, where it can be (see `_check`)."""
+    return _check(path, OVERLAYS, "--overlay")
+
+
+def check_report(path: str | Path) -> Path:
+    """The path of a report that is going to be written, where it can be (see `_check`)."""
+    return _check(path, REPORTS, "--report")
+
+
+def _check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
     """The path of a file that is going to be written, where it can be.
 
     Args:

@@ -18,9 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from flashvlm import files, units, video
-from flashvlm.report import Area, Moment, Seen
-
-SUFFIXES = (".png", ".gif", ".webp", ".mp4")
+from flashvlm.report import Area, Moment, Seen, told_apart
 
 QUESTION, COVERAGE, KEPT = "#E69F00", "#56B4E9", "#F2F2F2"
 GROUND, PANEL, INK, QUIET = "#14161A", "#22262D", "#F4F5F7", "#A3AAB5"
@@ -77,7 +75,7 @@ def write(path: str | Path, seen: Sequence[Seen]) -> Path:
         OutputError: it cannot be written.
         VideoError: the video cannot be read again.
     """
-    path = files.check(path, SUFFIXES, "--overlay")
+    path = files.check_overlay(path)
     draw = {".png": _write_sheet, ".mp4": _write_video}.get(path.suffix.lower(), _write_animation)
     with files.whole(path) as temporary:
         draw(temporary, seen)
@@ -92,7 +90,7 @@ def moment_pictures(seen: Seen, frames: int = 1) -> Iterator[list[Image.Image]]:
         yield [_image(next(pictures)) for _ in timestamps]
 
 
-def mark(picture: Image.Image, moment: Moment, area: Area, told_apart: bool = True) -> Image.Image:
+def mark(picture: Image.Image, moment: Moment, area: Area, apart: bool = True) -> Image.Image:
     """A picture of a moment, of any size, with its kept cells bright and framed and all others dimmed."""
     across, down = (
         edges(area.left, area.right, moment.grid_width, picture.width),
@@ -111,18 +109,13 @@ def mark(picture: Image.Image, moment: Moment, area: Area, told_apart: bool = Tr
     marked = Image.composite(picture, dimmed, lit)
     brush = ImageDraw.Draw(marked)
     for box, important in zip(boxes, moment.important, strict=True):
-        _frame(brush, box, ("question" if important else "coverage") if told_apart else "kept")
+        _frame(brush, box, ("question" if important else "coverage") if apart else "kept")
     return marked
 
 
 def edges(start: float, end: float, count: int, pixels: int) -> list[int]:
     """Where `count` equal cells from `start` to `end`, shares of a side, begin and end on `pixels` pixels."""
     return [round((start + (end - start) * place / count) * pixels) for place in range(count + 1)]
-
-
-def told_apart(seen: Seen) -> bool:
-    """Whether the selector says which tokens are for the question."""
-    return seen.selection.important + seen.selection.diverse == seen.tokens.after
 
 
 def caption(seen: Seen) -> str:

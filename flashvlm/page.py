@@ -13,9 +13,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from flashvlm import files, overlay, units
-from flashvlm.report import Answer, Inspection, Moment, Signal, overlap
-
-SUFFIXES = (".html", ".htm")
+from flashvlm.report import Answer, Inspection, Moment, Signal, overlap, told_apart
 
 # All pictures together take at most about so many bytes, before base64 makes a third more of them.
 PICTURES = 3_000_000
@@ -54,7 +52,7 @@ def write(path: str | Path, inspections: Sequence[Inspection], answer: Answer | 
         OutputError: it cannot be written.
         VideoError: the video cannot be read again.
     """
-    path = files.check(path, SUFFIXES, "--report")
+    path = files.check_report(path)
     with files.whole(path) as temporary:
         temporary.write_text(render(inspections, answer), encoding="utf-8", errors="backslashreplace")
     return path
@@ -100,9 +98,9 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
             "selections": [
                 {
                     "name": one.selection.selector,
-                    "apart": overlay.told_apart(one),
-                    "counts": [_counts(moment, overlay.told_apart(one)) for moment in one.moments],
-                    "kept": [_cells(moment, overlay.told_apart(one)) for moment in one.moments],
+                    "apart": told_apart(one),
+                    "counts": [_counts(moment, told_apart(one)) for moment in one.moments],
+                    "kept": [_cells(moment, told_apart(one)) for moment in one.moments],
                     "whole": [moment.class_token is not None for moment in one.moments],
                     "signals": {"score": _levels(one.signals["score"])} if "score" in one.signals else {},
                 }
@@ -131,7 +129,7 @@ def _figures(seen: Inspection, answer: Answer | None) -> list[dict[str, str]]:
     apart = f"{units.count(chosen.important)} for the question, {units.count(chosen.diverse)} for coverage"
     figures = [
         saved("tokens", seen.tokens.before, seen.tokens.after, ""),
-        {"label": "selector", "value": chosen.selector, "note": apart if overlay.told_apart(seen) else ""},
+        {"label": "selector", "value": chosen.selector, "note": apart if told_apart(seen) else ""},
         {"label": "radius δ", "value": f"{chosen.delta:.3f}", "note": "farthest any token is from a kept one"},
     ]
     if answer is None:
@@ -142,12 +140,12 @@ def _figures(seen: Inspection, answer: Answer | None) -> list[dict[str, str]]:
         *figures,
         saved("KV cache", answer.kv_cache_bytes.before, answer.kv_cache_bytes.after, "B"),
         saved("prefill", answer.prefill_flops.before, answer.prefill_flops.after, "FLOP"),
-        {"label": "first token", "value": took, "note": f"all {units.seconds(answer.seconds.total)}"},
+        {"label": "first token", "value": took, "note": f"whole answer {units.seconds(answer.seconds.total)}"},
     ]
 
 
 def _row(one: Inspection, first: Inspection) -> dict[str, str]:
-    chosen, apart = one.selection, overlay.told_apart(one)
+    chosen, apart = one.selection, told_apart(one)
     return {
         "name": chosen.selector,
         "kept": units.count(one.tokens.after),

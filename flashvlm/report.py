@@ -208,6 +208,11 @@ class Inspection:
 Seen = Answer | Inspection
 
 
+def told_apart(seen: Seen) -> bool:
+    """Whether the selector says which tokens are for the question."""
+    return seen.selection.important + seen.selection.diverse == seen.tokens.after
+
+
 def overlap(one: Seen, other: Seen) -> int:
     """How many tokens both keep, of one video at one sampling."""
     shared = 0

@@ -19,6 +19,7 @@ from flashvlm_cli.bench import bench
 from flashvlm_cli.cache import cache
 from flashvlm_cli.chat import chat
 from flashvlm_cli.fetch import fetch
+from flashvlm_cli.inspect import inspect
 from flashvlm_cli.models import models
 from flashvlm_cli.samples import samples
 
@@ -46,6 +47,7 @@ app = typer.Typer(
     },
 )
 app.command(epilog=EXIT_CODES)(ask)
+app.command(epilog=EXIT_CODES)(inspect)
 app.command(epilog=BATCH_EXIT_CODES)(batch)
 app.command()(cache)
 app.command(epilog=EXIT_CODES)(chat)

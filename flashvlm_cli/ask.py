@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,19 +14,25 @@ import typer
 from flashvlm.errors import UsageError, VideoError
 from flashvlm.options import AskOptions
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes
+from flashvlm_cli.options import OUTPUT, Pictures, ask_options, model_options, picture_options, takes
 
 if TYPE_CHECKING:
-    from flashvlm.report import Answer
+    from pathlib import Path
+
+    from flashvlm.report import Answer, Inspection, Seen
     from flashvlm_cli.console import Progress
 
+OnText = Callable[[str], None]
+OnStage = Callable[[str], None]
 
-@takes(options=ask_options, loading=model_options)
+
+@takes(options=ask_options, loading=model_options, pictures=picture_options)
 def ask(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask; - reads it from standard input.")],
     options: AskOptions,
     loading: dict[str, Any],
+    pictures: Pictures,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object instead of text, errors too.", rich_help_panel=OUTPUT)
     ] = False,
@@ -41,24 +47,45 @@ def ask(
     # The library says so too, but only once the model is loaded.
     if not os.path.exists(video):
         raise VideoError(f"There is no file {video!r}.")
+    pictures.check(video)
     asked = read_question(question)
     silence_libraries()
+    inspections: list[Inspection] = []
+
+    def answer_with(on_text: OnText, on_stage: OnStage = lambda stage: None) -> Answer:
+        from flashvlm import VideoQA
+
+        loaded = VideoQA.from_pretrained(**loading)
+        if pictures.report is None:
+            return loaded.ask(video, asked, options, on_text=on_text, on_stage=on_stage)
+        watched = loaded.watch(video, options, on_stage=on_stage)
+        choice = loaded.choose(watched, asked, options, on_stage=on_stage)
+        inspections.append(loaded.inspect(watched, choice))
+        return loaded.respond(watched, choice, on_text=on_text, on_stage=on_stage)
+
     if as_json:
-        output.print_json(answer_of(loading, video, asked, options).to_json())
+        answer = answer_with(lambda text: None)
+        draw(pictures, [answer], inspections, answer)
+        output.print_json(answer.to_json())
     elif quiet or sys.stderr is None:
-        stream_answer(lambda on_text: answer_of(loading, video, asked, options, on_text))
+        answer = stream_answer(answer_with)
+        draw(pictures, [answer], inspections, answer)
     else:
-        from flashvlm_cli.console import Progress, print_summary
+        from flashvlm_cli.console import Progress, print_summary, print_written
 
         with Progress() as progress:
             show_loading(progress, loading)
             answer = stream_answer(
-                lambda on_text: answer_of(loading, video, asked, options, on_text, progress.stage),
+                lambda on_text: answer_with(on_text, progress.stage),
                 before_first=progress.give_way,
             )
         for warning in answer.warnings:
             output.warn(warning)
         print_summary(answer)
+        with Progress() as progress:
+            progress.stage("overlay")
+            written = draw(pictures, [answer], inspections, answer)
+        print_written(written, sys.stderr)
 
 
 def show_loading(progress: Progress, loading: dict[str, Any]) -> None:
@@ -71,18 +98,20 @@ def show_loading(progress: Progress, loading: dict[str, Any]) -> None:
     )
 
 
-def answer_of(
-    loading: dict[str, Any],
-    video: str,
-    question: str,
-    options: AskOptions,
-    on_text: Callable[[str], None] = lambda text: None,
-    on_stage: Callable[[str], None] = lambda stage: None,
-) -> Answer:
-    from flashvlm import VideoQA
+def draw(
+    pictures: Pictures, seen: Sequence[Seen], inspections: Sequence[Inspection], answer: Answer | None = None
+) -> list[Path]:
+    """Write the files that show what was kept, as far as they are wanted."""
+    written = []
+    if pictures.overlay is not None:
+        from flashvlm import overlay
 
-    loaded = VideoQA.from_pretrained(**loading)
-    return loaded.ask(video, question, options, on_text=on_text, on_stage=on_stage)
+        written.append(overlay.write(pictures.overlay, seen))
+    if pictures.report is not None:
+        from flashvlm import page
+
+        written.append(page.write(pictures.report, inspections, answer))
+    return written
 
 
 def stream_answer(

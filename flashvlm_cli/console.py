@@ -10,7 +10,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -22,7 +22,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from flashvlm import units
-from flashvlm.report import Answer, VideoFacts
+from flashvlm.report import Answer, BeforeAfter, Inspection, Seen, VideoFacts, overlap, told_apart
 from flashvlm_cli import charts, output
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ TIMED_STAGES = ("decode", "encode", "select", "prefill", "generate")
 INDENT = 1
 LABEL_WIDTH = 9
 GAP = 2
+BEFORE = INDENT + LABEL_WIDTH + GAP
 WIDEST = 100
 CHART_HEIGHT = 4
 FEWEST_BAR_CELLS = 10
@@ -293,17 +294,55 @@ def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
 def print_summary(answer: Answer) -> None:
     """Draw what answered, what was kept of the video, where it lies in time, what that saved and how long it took."""
     plain = is_plain(sys.stderr)
-    width = min(_width(), WIDEST)
-    content = width - INDENT - LABEL_WIDTH - GAP
+    width = min(_width(sys.stderr), WIDEST)
+    content = width - BEFORE
     lines: list[Text] = [Text(), _title(answer, width), Text()]
     lines += _facts(answer, content)
     lines.append(Text())
-    lines += _savings(answer, content)
+    lines += _savings(
+        [
+            ("tokens", answer.tokens, units.count),
+            ("KV cache", answer.kv_cache_bytes, lambda number: units.scaled(number, "B")),
+            ("prefill", answer.prefill_flops, lambda number: units.scaled(number, "FLOP")),
+        ],
+        content,
+    )
     lines.append(Text())
     lines += _moments(answer, content)
     lines.append(Text())
     lines += _times(answer, content)
     _print(lines, sys.stderr, plain, width)
+
+
+def print_inspections(seen: Sequence[Inspection]) -> None:
+    """Draw what was kept of the video and where it lies in time; several selectors one below the other, compared."""
+    first, width = seen[0], min(_width(sys.stdout), WIDEST)
+    content = width - BEFORE
+    lines = [_title(first, width), Text(), *_facts(first, content), Text()]
+    lines += _savings([("tokens", first.tokens, units.count)], content)
+    for one in seen:
+        lines += [Text(), *_moments(one, content)]
+    _print([*lines, Text()], sys.stdout, is_plain(sys.stdout), width)
+    if len(seen) > 1:
+        rows = [["selector", "kept", "for the question", "radius", f"also kept by {first.selection.selector}"]]
+        for one in seen:
+            shared = "" if one is first else units.percent(overlap(first, one), one.tokens.after)
+            asked = units.count(one.selection.important) if told_apart(one) else ""
+            chosen = (units.count(one.tokens.after), asked, f"{one.selection.delta:.3f}")
+            rows.append([one.selection.selector, *chosen, shared])
+        print_table("Selectors side by side", rows)
+
+
+def print_written(paths: Sequence[Path], stream: TextIO) -> None:
+    """Say which files are there now."""
+    labels = ["written", *[""] * len(paths)]
+    sizes = [units.scaled(path.stat().st_size, "B") for path in paths]
+    lines = [
+        _line(label, [(str(path), "value"), (f"  {size}", "aside")])
+        for label, path, size in zip(labels, paths, sizes, strict=False)
+    ]
+    if lines:
+        _print([Text(), *lines] if stream is sys.stderr else lines, stream, is_plain(stream), None)
 
 
 def print_greeting(video: VideoFacts, model: str) -> None:
@@ -364,7 +403,7 @@ def _note(paragraphs: Sequence[Sequence[Text]]) -> None:
     _print(lines, sys.stderr, is_plain(sys.stderr), _width() if is_terminal(sys.stderr) else None)
 
 
-def _title(answer: Answer, width: int) -> Text:
+def _title(answer: Seen, width: int) -> Text:
     model = answer.model
     facts = f" {model.family} · {model.device} · {model.dtype} ──"
     room = width - len(facts) - 6
@@ -373,7 +412,7 @@ def _title(answer: Answer, width: int) -> Text:
     return Text.assemble(("── ", "axis"), (name, "title"), (f" {rule}{facts}", "axis"))
 
 
-def _facts(answer: Answer, width: int) -> list[Text]:
+def _facts(answer: Seen, width: int) -> list[Text]:
     sampled = [[(f"{_plural(answer.frames, 'frame')} in {_plural(len(answer.moments), 'moment')}", "")]]
     if answer.frames > 1 and answer.video.fps:
         first, last = answer.moments[0].timestamps[0], answer.moments[-1].timestamps[-1]
@@ -396,13 +435,8 @@ def _video_facts(video: VideoFacts, width: int) -> list[str]:
     return facts
 
 
-def _savings(answer: Answer, width: int) -> list[Text]:
-    """Tokens, KV cache and prefill FLOPs: before, after, the share that is left as figure and bar."""
-    figures = [
-        ("tokens", answer.tokens, units.count),
-        ("KV cache", answer.kv_cache_bytes, lambda number: units.scaled(number, "B")),
-        ("prefill", answer.prefill_flops, lambda number: units.scaled(number, "FLOP")),
-    ]
+def _savings(figures: Sequence[tuple[str, BeforeAfter, Callable[[int], str]]], width: int) -> list[Text]:
+    """Of each figure what it was before and after, and the share that is left as figure and bar."""
     befores = [form(pair.before) for _, pair, form in figures]
     afters = [form(pair.after) for _, pair, form in figures]
     shares = [units.percent(pair.after, pair.before) for _, pair, _ in figures]
@@ -426,16 +460,16 @@ def _savings(answer: Answer, width: int) -> list[Text]:
     return lines
 
 
-def _moments(answer: Answer, width: int) -> list[Text]:
+def _moments(answer: Seen, width: int) -> list[Text]:
     """The kept tokens along the video's time, with what the bars mean."""
     chosen = answer.selection
-    told_apart = chosen.important + chosen.diverse == answer.tokens.after
-    drawn = charts.columns(answer.moments, told_apart, width, CHART_HEIGHT)
-    name, number = ("important", chosen.important) if told_apart else ("kept", answer.tokens.after)
+    apart = told_apart(answer)
+    drawn = charts.columns(answer.moments, apart, width, CHART_HEIGHT)
+    name, number = ("important", chosen.important) if apart else ("kept", answer.tokens.after)
     above = [""] * (len(drawn.above) - 2) + [name, units.count(number)]
     below = ["diverse", units.count(chosen.diverse)] + [""] * len(drawn.below)
     meaning = [[(f"by {chosen.selector}", "")]]
-    if told_apart:
+    if apart:
         meaning += [[("▲ for the question", "important")], [("▼ for coverage", "diverse")]]
     most = max(answer.moments, key=lambda moment: moment.kept_count)
     peak = [[(f"{units.count(most.kept_count)} of {_plural(most.tokens, 'token')}", "")]]
@@ -511,8 +545,8 @@ def _line(label: str, row: charts.Row, label_style: str = "label") -> Text:
     return Text.assemble(" " * INDENT, (label.ljust(LABEL_WIDTH + GAP), label_style), *row)
 
 
-def _width() -> int:
-    return Console(stderr=True).width
+def _width(stream: TextIO | None = None) -> int:
+    return Console(file=stream or sys.stderr).width
 
 
 def _print(lines: Sequence[Text], stream: TextIO, plain: bool, width: int | None) -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from flashvlm.errors import UsageError
+from flashvlm.files import check_overlay, check_report
 from flashvlm.models import DEFAULT_MODEL
 from flashvlm.options import (
     DEFAULT_FPS,
@@ -38,6 +42,7 @@ TOKENS = "Which tokens"
 ANSWER = "The answer"
 MODEL = "The model"
 OUTPUT = "What is printed"
+FILES = "What is written"
 
 
 def whole_number(text: str) -> int:
@@ -222,7 +227,10 @@ def ask_options(
     seed: Annotated[
         int,
         typer.Option(
-            parser=whole_number, metavar="N", help="Makes a --temperature above 0 repeatable.", rich_help_panel=ANSWER
+            parser=whole_number,
+            metavar="N",
+            help="What --temperature and --selector random draw with.",
+            rich_help_panel=ANSWER,
         ),
     ] = 0,
     cache: Annotated[
@@ -253,6 +261,61 @@ def ask_options(
         temperature=temperature,
         seed=seed,
         cache=cache,
+    )
+
+
+def without(builder: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    """A builder without some of its options, for a command in which they mean nothing."""
+
+    def build(**given: Any) -> Any:
+        return builder(**given, **{name: parameters[name].default for name in names})
+
+    parameters = inspect.signature(builder, eval_str=True).parameters
+    left = [parameter for name, parameter in parameters.items() if name not in names]
+    build.__signature__ = inspect.Signature(left)  # type: ignore[attr-defined]
+    return build
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The files that show what was kept, where they are wanted."""
+
+    overlay: Path | None = None
+    report: Path | None = None
+
+    def check(self, video: str) -> None:
+        """Refuse to write over the video.
+
+        Raises:
+            UsageError: the overlay is the video.
+        """
+        if self.overlay is not None and self.overlay.exists() and os.path.samefile(self.overlay, video):
+            raise UsageError("--overlay would write over the video itself.")
+
+
+def picture_options(
+    overlay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw what was kept: the moments (.png), or the clip (.mp4, .webp, .gif).",
+            show_default=False,
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a page (.html) in which it can be looked at, moment by moment.",
+            show_default=False,
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+) -> Pictures:
+    """Which files show what was kept; refused here, where they cannot be written."""
+    return Pictures(
+        None if overlay is None else check_overlay(overlay), None if report is None else check_report(report)
     )
 
 

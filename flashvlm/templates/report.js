@@ -53,7 +53,9 @@
   const ticks = Math.min(last + 1, 5, Math.max(2, Math.floor(timeline.clientWidth / 90)));
   for (let tick = 0; tick < ticks; tick += 1) {
     const moment = ticks > 1 ? Math.round((last * tick) / (ticks - 1)) : 0;
-    make("span", byId("ticks"), { textContent: data.moments[moment].ticks[tick && tick === ticks - 1 ? 1 : 0] });
+    const ends = tick > 0 && tick === ticks - 1;
+    const label = make("span", byId("ticks"), { textContent: data.moments[moment].ticks[ends ? 1 : 0] });
+    label.style[ends ? "right" : "left"] = ends ? "10px" : `calc(10px + (100% - 20px) * ${moment / (last + 1)})`;
   }
 
   // The stage: for each selection the frames of the moment, each a picture under a canvas.

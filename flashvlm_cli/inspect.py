@@ -1,0 +1,99 @@
+"""`flashvlm inspect`: what would be kept of a video, without an answer."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flashvlm.errors import VideoError
+from flashvlm.options import AskOptions
+from flashvlm_cli import output
+from flashvlm_cli.ask import draw, read_question, show_loading, silence_libraries
+from flashvlm_cli.options import (
+    OUTPUT,
+    TOKENS,
+    Pictures,
+    ask_options,
+    known_selector,
+    model_options,
+    picture_options,
+    takes,
+    without,
+)
+
+if TYPE_CHECKING:
+    from flashvlm.report import Inspection
+
+
+@takes(
+    options=without(ask_options, "system", "max_new_tokens", "temperature"),
+    loading=model_options,
+    pictures=picture_options,
+)
+def inspect(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],
+    options: AskOptions,
+    loading: dict[str, Any],
+    pictures: Pictures,
+    question: Annotated[
+        str | None,
+        typer.Argument(metavar="QUESTION", help="What it is kept for; - reads it from standard input."),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Selectors side by side, instead of --selector.",
+            show_default=False,
+            rich_help_panel=TOKENS,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The numbers as JSON, errors too.", rich_help_panel=OUTPUT)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Nothing: only write the files.", rich_help_panel=OUTPUT)
+    ] = False,
+) -> None:
+    """See which tokens are kept of a video, for a question or for none; no answer is generated.
+
+    --overlay and --report show it in pictures.
+    """
+    names = [known_selector(name.strip()) for name in compare.split(",")] if compare is not None else [options.selector]
+    choices = [replace(options, selector=name) for name in dict.fromkeys(names)]
+    if not os.path.exists(video):
+        raise VideoError(f"There is no file {video!r}.")
+    pictures.check(video)
+    asked = None if question is None else read_question(question)
+    silence_libraries()
+
+    def look(on_stage: Callable[[str], None]) -> list[Inspection]:
+        from flashvlm import VideoQA
+
+        loaded = VideoQA.from_pretrained(**loading)
+        watched = loaded.watch(video, options, on_stage=on_stage)
+        return [loaded.inspect(watched, loaded.choose(watched, asked, chosen, on_stage=on_stage)) for chosen in choices]
+
+    if as_json or quiet:
+        seen = look(lambda stage: None)
+        draw(pictures, seen, seen)
+        if as_json:
+            output.print_json(seen[0].to_json() if compare is None else [one.to_json() for one in seen])
+        return
+
+    from flashvlm_cli.console import Progress, print_inspections, print_written
+
+    with Progress() as progress:
+        show_loading(progress, loading)
+        seen = look(progress.stage)
+        progress.stage("overlay")
+        written = draw(pictures, seen, seen)
+    for warning in seen[0].warnings:
+        output.warn(warning)
+    print_inspections(seen)
+    print_written(written, sys.stdout)
