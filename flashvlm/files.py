@@ -14,9 +14,16 @@ OVERLAYS = (".png", ".gif", ".webp", ".mp4")
 REPORTS = (".html", ".htm")
 
 
-def check_overlay(path: str | Path) -> Path:
-    """The path of an overlay that is going to be written, where it can be (see `_check`)."""
-    return _check(path, OVERLAYS, "--overlay")
+def check_overlay(path: str | Path, video: str | Path | None = None) -> Path:
+    """The path of an overlay of a video that is going to be written, where it can be (see `_check`).
+
+    Raises:
+        UsageError: it is the video.
+    """
+    path = _check(path, OVERLAYS, "--overlay")
+    if video is not None and path.exists() and os.path.exists(video) and os.path.samefile(path, video):
+        raise UsageError(f"{path}: an overlay would write over the video itself.")
+    return path
 
 
 def check_report(path: str | Path) -> Path:

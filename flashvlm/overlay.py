@@ -71,11 +71,11 @@ def write(path: str | Path, seen: Sequence[Seen]) -> Path:
         seen: answers or inspections of one video at one sampling.
 
     Raises:
-        UsageError: another suffix.
+        UsageError: another suffix, or the video itself.
         OutputError: it cannot be written.
         VideoError: the video cannot be read again.
     """
-    path = files.check_overlay(path)
+    path = files.check_overlay(path, seen[0].video.path)
     draw = {".png": _write_sheet, ".mp4": _write_video}.get(path.suffix.lower(), _write_animation)
     with files.whole(path) as temporary:
         draw(temporary, seen)

@@ -82,10 +82,11 @@ def ask(
         for warning in answer.warnings:
             output.warn(warning)
         print_summary(answer)
-        with Progress() as progress:
-            progress.stage("overlay")
-            written = draw(pictures, [answer], inspections, answer)
-        print_written(written, sys.stderr)
+        if pictures.wanted:
+            with Progress() as progress:
+                progress.stage("overlay")
+                written = draw(pictures, [answer], inspections, answer)
+            print_written(written, sys.stderr)
 
 
 def show_loading(progress: Progress, loading: dict[str, Any]) -> None:

@@ -232,11 +232,12 @@ class Chat:
 
     def _overlay(self, text: str) -> None:
         from flashvlm import overlay
+        from flashvlm.files import OVERLAYS
         from flashvlm_cli.console import Progress
 
         answer = self._answered()
         if not text:
-            raise UsageError(f"/overlay takes a file that ends in {', '.join(overlay.SUFFIXES)}.")
+            raise UsageError(f"/overlay takes a file that ends in {', '.join(OVERLAYS)}.")
         with Progress(shown=not self.quiet and not self.as_json) as progress:
             progress.stage("overlay")
             path = overlay.write(Path(text).expanduser(), [answer])

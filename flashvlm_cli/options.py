@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,14 +282,18 @@ class Pictures:
     overlay: Path | None = None
     report: Path | None = None
 
+    @property
+    def wanted(self) -> bool:
+        return self.overlay is not None or self.report is not None
+
     def check(self, video: str) -> None:
         """Refuse to write over the video.
 
         Raises:
             UsageError: the overlay is the video.
         """
-        if self.overlay is not None and self.overlay.exists() and os.path.samefile(self.overlay, video):
-            raise UsageError("--overlay would write over the video itself.")
+        if self.overlay is not None:
+            check_overlay(self.overlay, video)
 
 
 def picture_options(
