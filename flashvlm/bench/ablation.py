@@ -46,7 +46,8 @@ def _sharpened(inputs: Inputs) -> Selection:
     from flashvlm.selection import flashvlm as whole
     from flashvlm.selection.blocks import Blocks
     from flashvlm.selection.fusion import fuse
-    from flashvlm.selection.metric import Space, unit_vectors
+    from flashvlm.selection.metric import places, unit_vectors
+    from flashvlm.selection.points import Points
     from flashvlm.selection.relevance import relevance, sharpen
     from flashvlm.selection.result import Selection
     from flashvlm.selection.weights import novelty
@@ -56,11 +57,11 @@ def _sharpened(inputs: Inputs) -> Selection:
     units = unit_vectors(inputs.tokens.bfloat16())
     shown = torch.ones_like(units[:, 0])
     if len(inputs.words):
-        shown = sharpen(relevance(units, unit_vectors(inputs.words)))
+        shown = sharpen(relevance(units @ unit_vectors(inputs.words).T))
     scores = fuse(novelty(units), shown)
     blocks = Blocks.of(inputs.group_sizes, units.device)
-    space = Space.of(inputs.tokens, inputs.metric)
-    kept, _ = whole.cover_best(space, blocks, scores, inputs.budget, whole.Recipe())
+    points = Points.of(places(inputs.tokens, inputs.metric))
+    kept, _ = whole.cover_best(points, blocks, scores, inputs.budget, whole.Recipe())
     return Selection.of(inputs, kept, scores=scores)
 
 

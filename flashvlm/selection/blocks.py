@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashvlm.selection.metric import Space
+from flashvlm.selection.points import Points
 
 # Tokens of a block at most: a frame of 224 x 224 pixels in Qwen2-VL, or some rows of a larger one.
 LARGEST = 64
@@ -62,11 +62,11 @@ class Blocks:
         first = enough[0, 0]
         return max(1, -(-(count - int(smaller[first])) // int(others[first])))
 
-    def rows(self, space: Space) -> Space:
-        """The N tokens in blocks, (B, n, E)."""
+    def rows(self, points: Points) -> Points:
+        """The N tokens in blocks, (B, n)."""
         if self.real.all():
-            return space.reshaped(lambda tokens: tokens.view(*self.tokens.shape, -1))
-        return space.at(self.tokens)
+            return points.reshaped(lambda tokens: tokens.view(*self.tokens.shape, *tokens.shape[1:]))
+        return points.at(self.tokens)
 
 
 def join(rows: Tensor, count: int) -> Tensor:

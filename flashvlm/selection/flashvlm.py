@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,10 +12,11 @@ from torch import Tensor
 from flashvlm.selection.blocks import LARGEST, Blocks, join
 from flashvlm.selection.facility import greedy
 from flashvlm.selection.inputs import Inputs
-from flashvlm.selection.metric import Space, unit_vectors
-from flashvlm.selection.radius import farthest, net
+from flashvlm.selection.metric import Space, places, unit_vectors, with_zeros_apart
+from flashvlm.selection.points import Points
+from flashvlm.selection.radius import farthest, least_covered, net
 from flashvlm.selection.repetition import repeats
-from flashvlm.selection.result import Selection
+from flashvlm.selection.result import ALIKE, Selection
 from flashvlm.selection.spread import enough, spread
 from flashvlm.selection.thinning import thin
 from flashvlm.selection.weights import asked_for, novelty, salient
@@ -28,8 +30,9 @@ class Recipe:
     of its weight that a token loses which the temporal group before shows too. `reach`, above 0, is the distance over
     which a kept token's cover of others falls to 1 / e. `candidates` is how many tokens the thinning leaves for each
     that is kept, and `fewest` in each block at least. `together` is how many of these, of successive blocks, are chosen
-    from at once. `floor` is how many tokens each group keeps. `corners` is the share of the budget that goes to tokens
-    far from all others kept.
+    from at once. `floor` is how many tokens each group keeps. `corners` is the share of the budget that goes to the
+    tokens farthest from all others kept, and `lonely` the share up to which it goes to such that none of these stands
+    for.
     """
 
     novelty: float = 1.0
@@ -42,12 +45,13 @@ class Recipe:
     together: int = 256
     floor: int = 1
     corners: float = 0.1
+    lonely: float = 0.5
 
 
 # How many tokens the thinning aims at where the budget is not known, as a share.
 AUTO_AIM = 0.1
-# Corners are looked for among so many times as many tokens.
-POOL = 8
+# Corners are looked for among so many times as many tokens, lonely ones among so many in all.
+POOL, LONELY_POOL = 8, 512
 # A token whose weight relevance raised by this factor is kept for the question.
 ASKED_FOR = 1.5
 # `auto` keeps as many tokens as it takes to cover this share of the video's weight.
@@ -57,15 +61,16 @@ COVERED = 0.95
 def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     """Cover the video with a budget of tokens, each weighted by its novelty and by what the question asks for.
 
-    Per block of a temporal group, near-duplicates are thinned out in bipartite rounds; what of the rest repeats the
-    group before loses up to half of its weight; from what is left, joined over some blocks, greedy facility
-    location chooses; the budget goes to the highest gains of all, one token of every group before all others, and a
-    tenth of it to the corners: of the least covered tokens of their blocks those farthest from all kept ones.
+    A token loses up to half of its weight to the group before, as far as that shows it too. Per block of a group,
+    near-duplicates are thinned out in bipartite rounds; from what is left, joined over some blocks, greedy facility
+    location chooses; the budget goes to the highest gains of all, one token of every group before all others. Half of
+    it at most may go, instead, to tokens that nothing kept stands for, and a tenth goes to the corners: of the least
+    covered tokens of their blocks those farthest from all kept ones.
 
-    All but the corners is compared within a block, those joined to it and its like in the group before, at a cost
-    linear in the tokens; the corners cost a small part of the square of the budget. It is the same whatever the
-    tokens are. Tokens and words are read in bfloat16, in which most models hold them, so that their values in
-    float32 and in bfloat16 give the same set.
+    What is compared lies within a block, those joined to it and its like in the group before, at a cost linear in the
+    tokens; what corners and lonely tokens are compared with is bounded for the latter and a small part of the square of
+    the budget for the former. It is the same whatever the tokens are. Tokens and words are read in bfloat16, in which
+    most models hold them, so that their values in float32 and in bfloat16 give the same set.
     """
     tokens, words = inputs.tokens.bfloat16(), inputs.words.bfloat16()
     units = unit_vectors(tokens)
@@ -81,14 +86,14 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     elif inputs.budget == len(tokens) and not inputs.auto:
         kept = torch.arange(len(tokens), device=tokens.device)
     else:
-        space = Space.of_units(units) if inputs.metric == "cosine" else Space.of(tokens, inputs.metric)
-        budget = fitting(space, scores, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
-        kept, redundancy = cover_best(space, blocks, scores, budget, recipe)
+        points = Points.of(with_zeros_apart(units) if inputs.metric == "cosine" else places(tokens, inputs.metric))
+        budget = fitting(points, scores, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
+        kept, redundancy = cover_best(points, blocks, scores, budget, recipe)
     asked = raised[kept] >= ASKED_FOR
     return Selection.of(inputs, kept[~asked], kept[asked], scores, redundancy)
 
 
-def fitting(space: Space, scores: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
+def fitting(points: Points, scores: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
     """The budget that covers `COVERED` of the video's weight, at least `floor` of every group.
 
     It is told from at most `LARGEST` tokens of each group, evenly spread: what a video shows does not grow with its
@@ -96,32 +101,30 @@ def fitting(space: Space, scores: Tensor, group_sizes: tuple[int, ...], recipe: 
     """
     sizes = [min(size, LARGEST) for size in group_sizes]
     begins = [end - size for end, size in zip(accumulate(group_sizes), group_sizes, strict=True)]
-    places = [
-        begin + torch.arange(few) * size // few for begin, size, few in zip(begins, group_sizes, sizes, strict=True)
-    ]
-    shown = torch.cat(places).to(scores.device)
-    kept, _ = cover_best(space.at(shown), Blocks.of(sizes, scores.device), scores[shown], None, recipe)
+    shown = torch.cat(
+        [begin + torch.arange(few) * size // few for begin, size, few in zip(begins, group_sizes, sizes, strict=True)]
+    ).to(scores.device)
+    kept, _ = cover_best(points.at(shown), Blocks.of(sizes, scores.device), scores[shown], None, recipe)
     return len(kept)
 
 
 def cover_best(
-    space: Space, blocks: Blocks, scores: Tensor, budget: int | None, recipe: Recipe
+    points: Points, blocks: Blocks, scores: Tensor, budget: int | None, recipe: Recipe
 ) -> tuple[Tensor, tuple[float, ...]]:
     """The (K,) tokens, ascending, by which most of the weight is covered, and how redundant the others were.
 
     Without a budget, as many as cover `COVERED` of it.
     """
     aim = budget or int(AUTO_AIM * len(scores))
-    similarity = blocks.rows(space).within()
-    own = torch.where(blocks.real, scores[blocks.tokens], 0)
+    rows = blocks.rows(points)
+    similarity, repeated = rows.within(), repeats(rows, blocks)
+    alike = repeated[blocks.real & (blocks.group > 0)[:, None]]
+    own = torch.where(blocks.real, scores[blocks.tokens], 0) * (1 - recipe.repetition * repeated)
     fewest = blocks.share(max(recipe.candidates * aim, recipe.fewest * len(own)))
-    places, weights, real, redundancy = thin(similarity, own, blocks.real, fewest)
-    tokens, groups = blocks.tokens.gather(1, places), blocks.group[:, None].expand_as(places)
-    survivors = space.at(tokens)
-    repeated = repeats(survivors, blocks, real)
-    weights = weights * (1 - recipe.repetition * repeated)
-    alike = repeated[real & (groups > 0)]
+    left, weights, real, redundancy = thin(similarity, own, blocks.real, fewest)
     redundancy += (alike.mean().item(),) if len(alike) else ()
+    tokens, groups = blocks.tokens.gather(1, left), blocks.group[:, None].expand_as(left)
+    survivors = points.at(tokens)
     # What is left of successive blocks is chosen from together.
     together = max(1, recipe.together // tokens.shape[1])
     tokens, groups, weights, real = (join(part, together) for part in (tokens, groups, weights, real))
@@ -130,13 +133,17 @@ def cover_best(
     gains = greedy(cover, weights, real, budget or len(scores)).flatten()
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
     count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
+    kept = tokens.flatten()[spread(gains, groups.flatten(), count, recipe.floor)]
     # Every group comes before the corners.
-    corners = min(int(count * recipe.corners), max(0, count - floors))
-    kept = spread(gains, groups.flatten(), count - corners, recipe.floor)
+    corners, lonely = (min(int(count * share), max(0, count - floors)) for share in (recipe.corners, recipe.lonely))
+    if lonely > corners:
+        # What the group before shows too is looked for there.
+        shown = torch.maximum(similarity, repeated[:, :, None])
+        pool = least_covered(shown, blocks, kept[: count - lonely], ALIKE, 0)
+        far = farthest(points, kept[: count - lonely], pool, LONELY_POOL, lonely - corners, 1 - ALIKE)
+        kept = torch.cat([far, kept[~torch.isin(kept, far)]])
+    kept = kept[: count - corners]
     if corners:
-        # The least covered of each block are the likeliest to be far from what other blocks keep, too.
-        chosen = torch.zeros_like(real.flatten()).index_fill_(0, kept, True).view_as(real)
-        nearest = cover.masked_fill_(~chosen[:, None, :], -1).amax(2).masked_fill_(chosen | ~real, torch.inf).flatten()
-        pool = nearest.topk(min(POOL * corners, int(nearest.isfinite().sum())), largest=False).indices.sort().values
-        kept = torch.cat([kept, farthest(survivors.reshaped(lambda rows: rows.flatten(0, 1)), kept, pool, corners)])
-    return tokens.flatten()[kept].sort().values, redundancy
+        pool = least_covered(similarity, blocks, kept, ALIKE, POOL * corners)
+        kept = torch.cat([kept, farthest(points, kept, pool, POOL * corners, corners, -math.inf)])
+    return kept.sort().values, redundancy

@@ -10,7 +10,6 @@ from torch import Tensor
 
 # Of a centred token this part of its norm is what rounding leaves of a token equal to the mean.
 ROUNDING = 1e-4
-EQUAL = 2**13
 # Values whose squares, summed over a vector, are safe in float32; and the shortest vector that has a direction.
 FAR_OUT = 1e12
 SHORTEST = 1e-12
@@ -36,7 +35,7 @@ def in_range(vectors: Tensor) -> Tensor:
 class Space:
     """Tokens as points whose similarity is an inner product: 1 - distance, 1 for a token and itself.
 
-    `left` and `right` are (N, E) float32, or (B, n, E) in rows, one tensor where the metric is symmetric in them:
+    `left` and `right` are (N, E) float32, one tensor where the metric is symmetric in them:
     `left[i] @ right[j].T` are the similarities of the tokens i with the tokens j.
     """
 
@@ -45,57 +44,52 @@ class Space:
 
     @classmethod
     def of(cls, tokens: Tensor, metric: str) -> Space:
-        """(N, D) tokens of any float dtype under a metric.
-
-        `cosine`: 1 - cosine. Zero vectors have no direction: at distance 0 from one another, at 1 from all others.
-        `centered`: the same once the mean token is subtracted. `euclidean`: half the squared distance, the tokens
-        scaled to a root mean square norm of 1, so that for tokens of one norm it is `cosine`.
-        """
-        return _METRICS[metric](tokens)
-
-    @classmethod
-    def of_units(cls, units: Tensor) -> Space:
-        """(N, D) unit vectors, or zeros, under `cosine`."""
-        # Zero vectors share a direction of their own.
-        if (zero := torch.linalg.vector_norm(units, dim=1, keepdim=True) == 0).any():
-            units = torch.cat([units, zero.float()], 1)
-        return cls(units, units)
-
-    def at(self, tokens: Tensor) -> Space:
-        """The tokens of (B, n) int64, as (B, n, E)."""
-        return self.reshaped(lambda rows: rows.index_select(0, tokens.flatten()).view(*tokens.shape, -1))
-
-    def within(self) -> Tensor:
-        """(B, n, n) similarities of the tokens in each row of (B, n, E), told apart to one part in `EQUAL`.
-
-        Equal tokens are so equally similar, whatever the last digits say, on every device.
-        """
-        similarity = torch.bmm(self.left, self.right.transpose(1, 2))
-        return similarity.mul_(EQUAL).round_().div_(EQUAL)
-
-    def reshaped(self, change: Callable[[Tensor], Tensor]) -> Space:
-        """The same tokens in another arrangement."""
-        left = change(self.left)
-        return Space(left, left if self.right is self.left else change(self.right))
+        """(N, D) tokens of any float dtype under a metric: see `places`."""
+        points = places(tokens, metric)
+        if metric != "euclidean":
+            return cls(points, points)
+        half, one = points.square().sum(1, keepdim=True) / 2, points.new_ones(len(points), 1)
+        return cls(torch.cat([points, 1 - half, one], 1), torch.cat([points, one, -half], 1))
 
 
-def _cosine(tokens: Tensor) -> Space:
-    return Space.of_units(unit_vectors(tokens))
+def places(tokens: Tensor, metric: str) -> Tensor:
+    """Put tokens where the similarity of two is 1 less half their squared distance.
+
+    `cosine`: on the unit sphere, so that it is their cosine. Zero vectors have no direction: they are at distance 0
+    from one another, at 1 from all others. `centered`: the same once the mean token is subtracted. `euclidean`: as
+    they are, scaled to a root mean square norm of 1, so that for tokens of one norm it is `cosine`.
+
+    Args:
+        tokens: (N, D) of any float dtype.
+        metric: one of the three.
+
+    Returns:
+        (N, E) float32, E being D, or D + 1 where a zero vector needs a direction of its own.
+    """
+    return _METRICS[metric](tokens)
 
 
-def _centered(tokens: Tensor) -> Space:
+def _cosine(tokens: Tensor) -> Tensor:
+    return with_zeros_apart(unit_vectors(tokens))
+
+
+def with_zeros_apart(units: Tensor) -> Tensor:
+    """(N, D) unit vectors, and zero vectors as another unit vector of one more dimension, where there are any."""
+    zero = torch.linalg.vector_norm(units, dim=1, keepdim=True) == 0
+    return torch.cat([units, zero.float()], 1) if zero.any() else units
+
+
+def _centered(tokens: Tensor) -> Tensor:
     tokens = in_range(tokens)
     centred = tokens - tokens.mean(0)
     apart = centred.norm(dim=1, keepdim=True) > ROUNDING * tokens.norm(dim=1, keepdim=True)
     return _cosine(centred * apart)
 
 
-def _euclidean(tokens: Tensor) -> Space:
+def _euclidean(tokens: Tensor) -> Tensor:
     points = in_range(tokens)
     scale = points.square().sum(1).mean().sqrt()
-    points = points / torch.where(scale > 0, scale, 1)
-    half, one = points.square().sum(1, keepdim=True) / 2, points.new_ones(len(points), 1)
-    return Space(torch.cat([points, 1 - half, one], 1), torch.cat([points, one, -half], 1))
+    return points / torch.where(scale > 0, scale, 1)
 
 
-_METRICS: dict[str, Callable[[Tensor], Space]] = {"cosine": _cosine, "centered": _centered, "euclidean": _euclidean}
+_METRICS: dict[str, Callable[[Tensor], Tensor]] = {"cosine": _cosine, "centered": _centered, "euclidean": _euclidean}

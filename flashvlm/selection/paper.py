@@ -28,7 +28,7 @@ def paper(inputs: Inputs) -> Selection:
     units = unit_vectors(inputs.tokens.cpu())
     saliency = min_max(inputs.saliency.cpu())
     if len(inputs.words):
-        shown = sharpen(relevance(units, unit_vectors(inputs.words.cpu())))
+        shown = sharpen(relevance(units @ unit_vectors(inputs.words.cpu()).T))
     else:
         shown = torch.ones_like(saliency)
     scores = fuse(saliency, shown)

@@ -8,6 +8,10 @@ from torch import Tensor
 from flashvlm.selection.blocks import Blocks
 from flashvlm.selection.coverage import cover
 from flashvlm.selection.metric import Space
+from flashvlm.selection.points import Points
+
+# Of how many tokens at most it is looked up how far they are from all kept ones.
+LARGEST_POOL = 1024
 
 
 def net(space: Space, blocks: Blocks, radius: float) -> Tensor:
@@ -45,24 +49,54 @@ def net(space: Space, blocks: Blocks, radius: float) -> Tensor:
     return chosen.sort().values
 
 
-def farthest(space: Space, kept: Tensor, pool: Tensor, count: int) -> Tensor:
+def least_covered(similarity: Tensor, blocks: Blocks, kept: Tensor, level: float, fewest: int) -> Tensor:
+    """The tokens that are least like the kept ones of their own block: the likeliest to be far from all others, too.
+
+    Args:
+        similarity: (B, n, n) float32 between the tokens of each block.
+        kept: (K,) int64 tokens.
+        level: all that are less similar than this, or `LARGEST_POOL` of them, evenly spread.
+        fewest: how many at least, as far as there are so many.
+
+    Returns:
+        (P,) int64 tokens, none of them kept, ascending.
+    """
+    count = int(blocks.tokens.max()) + 1
+    chosen = torch.zeros(count, dtype=torch.bool, device=kept.device).index_fill_(0, kept, True)[blocks.tokens]
+    covered = similarity.masked_fill(~chosen[:, None, :], -1).amax(2).masked_fill_(chosen | ~blocks.real, torch.inf)
+    covered, tokens = covered.flatten(), blocks.tokens.flatten()
+    below = (covered < level).nonzero().flatten()
+    if len(below) < fewest:
+        below = covered.topk(min(fewest, int(covered.isfinite().sum())), largest=False).indices.sort().values
+    elif len(below) > LARGEST_POOL:
+        below = below[torch.arange(LARGEST_POOL, device=below.device) * len(below) // LARGEST_POOL]
+    return tokens[below]
+
+
+def farthest(points: Points, kept: Tensor, pool: Tensor, among: int, count: int, radius: float) -> Tensor:
     """Choose from a pool the tokens farthest from all kept ones, one after the other (Gonzalez 1985).
 
     Args:
-        kept: (K,) int64 tokens of the space.
-        pool: (P,) int64, others of it.
-        count: how many to choose, at most P.
+        kept: (K,) int64 tokens of the points.
+        pool: (P,) int64, others of them.
+        among: how many of the pool, those farthest from the kept ones, are compared with one another.
+        count: how many to choose at most; fewer once none is farther than `radius` from all kept and chosen ones.
 
     Returns:
-        (count,) int64, a part of `pool`.
+        (count,) int64 or fewer, a part of `pool`.
     """
-    left = space.left[pool]
-    nearest = (left @ space.right[kept].T).amax(1)
-    among = left @ space.right[pool].T
-    chosen = torch.empty(count, dtype=torch.int64, device=pool.device)
-    for step in range(count):
+    left = points.at(pool)
+    nearest = left.to(points.at(kept)).amax(1) if len(kept) else left.offset.new_full((len(pool),), -1.0)
+    if among < len(pool):
+        nearest, farther = nearest.topk(among, largest=False)
+        pool, left = pool[farther], left.at(farther)
+    similarity = left.within()
+    chosen: list[Tensor] = []
+    while len(chosen) < min(count, len(pool)):
         place = nearest.argmin()
-        chosen[step] = place
-        nearest = torch.maximum(nearest, among[:, place])
+        if 1 - nearest[place] <= radius:
+            break
+        chosen.append(place)
+        nearest = torch.maximum(nearest, similarity[place])
         nearest[place] = torch.inf
-    return pool[chosen]
+    return pool[torch.stack(chosen)] if chosen else pool[:0]

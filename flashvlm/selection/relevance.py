@@ -14,19 +14,17 @@ DIMMED_SHARE = 1 - 0.005
 DIMMING = 0.1
 
 
-def relevance(tokens: Tensor, words: Tensor) -> Tensor:
-    """Cosine of each token with the question's words, its nearest words weighing most.
+def relevance(cosines: Tensor) -> Tensor:
+    """How like each token is to the question's words, its nearest words weighing most.
 
     The published word gate (weights by the words' norms) is taken after normalising, where it is 1: it is left out.
 
     Args:
-        tokens: (N, D) unit vectors.
-        words: (L, D) unit vectors, L at least 1.
+        cosines: (N, L) of each token with each word, L at least 1.
 
     Returns:
         (N,) float32, from -1 to 1.
     """
-    cosines = tokens @ words.T
     return ((cosines / WORD_TEMPERATURE).softmax(-1) * cosines).sum(-1)
 
 

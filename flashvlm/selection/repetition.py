@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from flashvlm.selection.blocks import Blocks
-from flashvlm.selection.metric import Space
+from flashvlm.selection.points import Points
 
 
-def repeats(space: Space, blocks: Blocks, real: Tensor) -> Tensor:
+def repeats(points: Points, blocks: Blocks) -> Tensor:
     """How like each token is to the one most like it at the same place of the group before.
 
     Args:
-        space: (B, m, E), some of the tokens of each block, which are compared with those of `blocks.before`.
-        real: (B, m) bool, False for what only fills up.
+        points: (B, n), the tokens of each block, which are compared with those of `blocks.before`.
 
     Returns:
-        (B, m) float32 in 0..1; 0 in the first group.
+        (B, n) float32 in 0..1; 0 in the first group.
     """
-    similarity = torch.bmm(space.left, space.right.index_select(0, blocks.before).transpose(1, 2))
-    similarity.masked_fill_(~real[blocks.before][:, None, :], 0)
+    similarity = points.to(points.reshaped(lambda rows: rows.index_select(0, blocks.before)))
     return similarity.amax(2).clamp_(0, 1).masked_fill_((blocks.group == 0)[:, None], 0)

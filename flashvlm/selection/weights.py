@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flashvlm.selection.points import PART, quick_dtype
 from flashvlm.selection.relevance import relevance
 
 LEAST_NOVELTY = 1e-6
@@ -58,7 +59,9 @@ def standing_out(units: Tensor, words: Tensor) -> Tensor:
     """
     if not len(words):
         return torch.zeros_like(units[:, 0])
-    shown = relevance(units, words)
+    dtype = quick_dtype(units.device)
+    named = words.to(dtype).T
+    shown = relevance(torch.cat([part.to(dtype) @ named for part in units.split(PART)]).float())
     above = shown - shown.median()
     spread = DEVIATIONS * above.abs().median() + LEAST_SPREAD
     return above / (STANDS_OUT * spread)

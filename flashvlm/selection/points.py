@@ -1,0 +1,68 @@
+"""Tokens as points around their mean, cheap to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Similarities are told apart to one part in so many.
+EQUAL = 2**13
+PART = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Tokens less their mean, whose similarity is 1 less half the squared distance of two: cosine for unit vectors.
+
+    What all tokens share (on many checkpoints most of their length) is not in them, so that half precision is left for
+    what tells them apart. `vectors` (..., E) is in bfloat16 where the processor multiplies it, else in float32;
+    `offset` (...,) float32 is half of what 1 exceeds their squared length by.
+    """
+
+    vectors: Tensor
+    offset: Tensor
+
+    @classmethod
+    def of(cls, places: Tensor) -> Points:
+        """(N, E) float32 tokens under a metric, as `metric.places` gives them."""
+        centre, dtype = places.mean(0), quick_dtype(places.device)
+        vectors = torch.empty_like(places, dtype=dtype)
+        offset = places.new_empty(len(places))
+        # In parts, so that what is between the two stays in the processor's cache.
+        for part, of, half in zip(places.split(PART), vectors.split(PART), offset.split(PART), strict=True):
+            of.copy_(part - centre)
+            half.copy_((1 - of.float().square_().sum(-1)) / 2)
+        return cls(vectors, offset)
+
+    def to(self, others: Points) -> Tensor:
+        """(..., n, m) float32 similarities of n tokens (or B rows of n) with m others.
+
+        Equal tokens are equally similar, whatever the last digits say.
+        """
+        products = (self.vectors @ others.vectors.transpose(-1, -2)).float()
+        products += self.offset[..., :, None]
+        products += others.offset[..., None, :]
+        return products.mul_(EQUAL).round_().div_(EQUAL)
+
+    def within(self) -> Tensor:
+        """(..., n, n) float32 similarities of n tokens (or of each of B rows of n) with one another."""
+        return self.to(self)
+
+    def at(self, tokens: Tensor) -> Points:
+        """The tokens of int64 places of any shape, in that shape."""
+        vectors = self.vectors.index_select(0, tokens.flatten()).view(*tokens.shape, self.vectors.shape[-1])
+        return Points(vectors, self.offset[tokens])
+
+    def reshaped(self, change: Callable[[Tensor], Tensor]) -> Points:
+        """The same tokens in another arrangement, which `change` makes of (B, n, ...)."""
+        return Points(change(self.vectors), change(self.offset))
+
+
+def quick_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor multiplies it, else float32."""
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return torch.bfloat16
