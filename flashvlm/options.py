@@ -17,6 +17,10 @@ from flashvlm.selection import BY_CONTENT
 DEFAULT_KEEP = "10%"
 DEFAULT_SELECTOR = BY_CONTENT
 DEFAULT_METRIC = "cosine"
+ENCODES = ("changed", "all")
+DEFAULT_ENCODE = "changed"
+SEEKS = ("fast", "exact")
+DEFAULT_SEEK = "fast"
 DEFAULT_MAX_NEW_TOKENS = 128
 
 # Qwen's own practice for video: https://github.com/QwenLM/Qwen2-VL, qwen-vl-utils.
@@ -153,6 +157,10 @@ class Sampling:
 class AskOptions:
     """The options of one question, as `flashvlm ask` names them.
 
+    `encode`: `all` moments go through the vision encoder, or those that `changed` against all earlier ones; the others
+    take over the tokens of the one that they look like.
+    `seek`: `exact` looks at the very frames that `sampling` asks for, `fast` at key frames near them where there are as
+    many (see `video.decode`).
     `cache`: what the encoder makes of the video is taken from the feature cache where it has it, and kept there.
 
     Raises:
@@ -165,6 +173,8 @@ class AskOptions:
     merge: bool = False
     sampling: Sampling = Sampling()
     max_pixels: int = DEFAULT_MAX_PIXELS
+    encode: str = DEFAULT_ENCODE
+    seek: str = DEFAULT_SEEK
     system: str | None = None
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     temperature: float = 0.0
@@ -176,6 +186,9 @@ class AskOptions:
             raise UsageError(
                 f"--keep {self.keep} is for --selector {BY_CONTENT}; {self.selector} takes a share or a count."
             )
+        for name, value, known in (("--encode", self.encode, ENCODES), ("--seek", self.seek, SEEKS)):
+            if value not in known:
+                raise UsageError(f"{name} is one of {', '.join(known)}, not {value!r}.")
         if self.max_pixels < 28 * 28:
             raise UsageError(f"--max-pixels must be at least {28 * 28} (one token), not {self.max_pixels}.")
         if self.max_new_tokens < 1:

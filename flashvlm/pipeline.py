@@ -40,10 +40,15 @@ from flashvlm.selection.weights import standing_out
 
 @dataclass(frozen=True)
 class Decoded:
-    """A video, decoded and not yet encoded; `key` is the entry of the feature cache that it shall have, if any."""
+    """A video, decoded and not yet encoded.
+
+    `encode` says which moments shall be (see `AskOptions`), and `key` is the entry of the feature cache that it shall
+    have, if any.
+    """
 
     clip: video.Clip
     seconds: float
+    encode: str = "all"
     key: str | None = None
 
 
@@ -178,9 +183,9 @@ class VideoQA:
             clock.stop()
             seconds = clock.seconds["decode"]
             return Watched(found.facts, found.timestamps, found.encoded, seconds, 0.0, cached=True)
-        clip = video.decode(path, self.backend.sampling(options.sampling), fit)
+        clip = video.decode(path, self.backend.sampling(options.sampling), fit, options.seek)
         clock.stop()
-        return Decoded(clip, clock.seconds["decode"], key)
+        return Decoded(clip, clock.seconds["decode"], options.encode, key)
 
     def encode(self, decoded: Decoded | Watched, *, on_stage: Callable[[str], None] = lambda stage: None) -> Watched:
         """The second half of `watch`: the tokens of what `decode` gave, kept in the feature cache where asked for."""
@@ -188,7 +193,7 @@ class VideoQA:
             return decoded
         clip, clock = decoded.clip, _Clock(on_stage, self.backend.device)
         clock.start("encode")
-        encoded = self.backend.encode(clip.frames, clip.seconds_per_frame)
+        encoded = self.backend.encode(clip.frames, clip.seconds_per_frame, decoded.encode)
         clock.stop()
         warnings: tuple[str, ...] = ()
         if decoded.key is not None:
@@ -450,6 +455,7 @@ def _moments(
     kept: list[list[tuple[int, int]]] = [[] for _ in range(encoded.groups)]
     important: list[list[bool]] = [[] for _ in range(encoded.groups)]
     class_token: list[bool | None] = [None] * encoded.groups
+    sources = list(range(encoded.groups)) if encoded.sources is None else encoded.sources.tolist()
     for index, for_question in zip(selection.indices.tolist(), selection.important.tolist(), strict=True):
         group, place = divmod(index, size)
         if place < encoded.class_tokens:
@@ -466,6 +472,7 @@ def _moments(
             tuple(kept[group]),
             tuple(important[group]),
             class_token[group],
+            None if sources[group] == group else sources[group],
         )
         for group in range(encoded.groups)
     )

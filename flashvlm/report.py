@@ -56,7 +56,8 @@ class Moment:
     `timestamps` are the seconds of the frames in it. `kept` lists the kept tokens' cells as (row, column) of the
     group's `grid_height` x `grid_width` grid, row by row; `important` says of each whether it was kept for the
     question (true) or for coverage (false). `tokens` counts a class token too, which stands for a whole frame and has
-    no cell: `class_token` says the same of it, and is None where it was dropped or the model has none.
+    no cell: `class_token` says the same of it, and is None where it was dropped or the model has none. `like` is the
+    number, from 0, of the earlier moment that it looked like and whose tokens it has; None where it has its own.
     """
 
     timestamps: tuple[float, ...]
@@ -66,6 +67,7 @@ class Moment:
     kept: tuple[tuple[int, int], ...]
     important: tuple[bool, ...]
     class_token: bool | None = None
+    like: int | None = None
 
     @property
     def kept_count(self) -> int:

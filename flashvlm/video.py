@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from flashvlm.errors import UsageError, VideoError
 from flashvlm.options import DEFAULT_FPS, MIN_FRAMES, Sampling
@@ -64,7 +64,9 @@ class Clip:
     seconds_per_frame: float
 
 
-def decode(path: str | Path, sampling: Sampling, transform: Callable[[torch.Tensor], torch.Tensor]) -> Clip:
+def decode(
+    path: str | Path, sampling: Sampling, transform: Callable[[torch.Tensor], torch.Tensor], seek: str = "exact"
+) -> Clip:
     """Read the frames that `sampling` asks for (see `choose_frames`) from a video or a still picture.
 
     Every frame is decoded at its own size, turned upright, handed to `transform` as (3, H, W) uint8, and dropped:
@@ -73,14 +75,24 @@ def decode(path: str | Path, sampling: Sampling, transform: Callable[[torch.Tens
     with no duration and no frame rate. `facts.rotation` is what an MP4, a MOV or a picture says; frames of other files
     are turned just the same.
 
+    Args:
+        seek: `exact`, or `fast`: where every frame asked for has a key frame of its own that is no farther than one of
+            them is from the next, these are read in their place; else the same frames as ever, in one pass that
+            decodes nothing that they do not hang on. Timestamps are those of the frames that were read.
+
     Raises:
         VideoError: the file is missing, cannot be read, is cut short, is damaged, or holds no video.
         UsageError: `sampling.start` is at or past the end of the video.
     """
     path = Path(path)
     rotation = _check_file(path)
+    picture = _open_picture(path)
+    if seek == "fast" and picture is None:
+        # What cannot be read this way is read, or refused, the other one.
+        with contextlib.suppress(VideoError):
+            return _read_clip(path, _Forward(path, rotation), sampling, transform)
     try:
-        return _read_clip(path, _open_picture(path) or _Decord(path, rotation), sampling, transform)
+        return _read_clip(path, picture or _Decord(path, rotation), sampling, transform)
     except _InexactError as reason:
         return _read_clip(path, _PyAV(path, rotation, str(reason)), sampling, transform)
 
@@ -172,6 +184,24 @@ def choose_frames(starts: Sequence[float], duration: float, sampling: Sampling) 
     return chosen
 
 
+def near_keys(starts: Sequence[float], keys: Sequence[int], chosen: Sequence[int]) -> list[int] | None:
+    """The key frames nearest to the chosen frames; None where one of these has none that is near enough.
+
+    Near enough is the time from one chosen frame to the next, on average; and no key frame may serve two.
+
+    Args:
+        starts: the second at which each frame appears, rising.
+        keys, chosen: indices of frames, rising.
+    """
+    if len(chosen) < 2 or len(keys) < len(chosen):
+        return None
+    reach = (starts[chosen[-1]] - starts[chosen[0]]) / (len(chosen) - 1)
+    times = [starts[key] for key in keys]
+    found = [keys[_nearest(times, starts[index])] for index in chosen]
+    near = all(abs(starts[key] - starts[index]) <= reach for key, index in zip(found, chosen, strict=True))
+    return found if near and len(set(found)) == len(found) else None
+
+
 def _nearest(starts: Sequence[float], moment: float) -> int:
     after = min(bisect_right(starts, moment), len(starts) - 1)
     return after - 1 if after and moment - starts[after - 1] <= starts[after] - moment else after
@@ -203,6 +233,8 @@ def _read_clip(
 
     count, duration = len(reader.starts), reader.duration
     chosen = choose_frames(reader.starts, duration, sampling)
+    if isinstance(reader, _Forward):
+        chosen = near_keys(reader.starts, reader.keys, chosen) or chosen
     frames = []
     for picture in reader.read(chosen):
         height, width = picture.shape[:2]
@@ -365,12 +397,14 @@ class _PyAV:
             raise VideoError(f"{path}: {reason}.") from None
         self._av, self._path, self.rotation = av, path, rotation
         with self._opened() as (container, stream):
+            # In the order in which they are decoded.
             packets = [
                 (packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
                 for packet in container.demux(stream)
                 if packet.pts is not None
             ]
             unit = float(stream.time_base)
+        self._packets = [(moment, is_key) for moment, _, is_key, _ in packets]
         # Nothing can be decoded before the first key frame, and an edit list may hide what can.
         first = next((moment for moment, _, is_key, _ in packets if is_key), math.inf)
         shown = sorted((moment, length) for moment, length, _, hidden in packets if moment >= first and not hidden)
@@ -381,9 +415,6 @@ class _PyAV:
         self.duration = _duration(self.starts, self.starts[-1] + shown[-1][1] * unit)
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
-        import numpy as np
-        import torch
-
         wanted = set(chosen)
         with self._opened() as (container, stream):
             for number, frame in enumerate(container.decode(stream)):
@@ -391,13 +422,21 @@ class _PyAV:
                     break
                 if number in wanted:
                     wanted.remove(number)
-                    picture = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-                    yield torch.from_numpy(np.ascontiguousarray(picture))
+                    yield self._upright(frame)
                 if not wanted:
                     return
         raise VideoError(
             f"{self._path}: the video is damaged; its frame at {self.starts[min(wanted)]:.2f} s is missing."
         )
+
+    @staticmethod
+    def _upright(frame: Any) -> torch.Tensor:
+        """A frame of PyAV as (H, W, 3) uint8, turned as it says."""
+        import numpy as np
+        import torch
+
+        picture = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+        return torch.from_numpy(np.ascontiguousarray(picture))
 
     @contextlib.contextmanager
     def _opened(self):
@@ -412,6 +451,61 @@ class _PyAV:
                 yield container, stream
         except (self._av.FFmpegError, UnicodeError) as error:
             raise VideoError(f"{self._path}: {problem}.") from error
+
+
+class _Forward(_PyAV):
+    """A video read with PyAV in one pass that leaves out what no chosen frame hangs on.
+
+    That is: whole groups of pictures without a chosen frame, what comes after the last chosen one of a group, and
+    pictures that no other one refers to. `keys` are the indices of the key frames.
+    """
+
+    def __init__(self, path: Path, rotation: int):
+        super().__init__(path, rotation, "PyAV is not installed")
+        self.keys = [bisect_left(self._times, moment) for moment in self._key_times()]
+
+    def _key_times(self) -> list[int]:
+        shown = set(self._times)
+        return sorted(moment for moment, is_key in self._packets if is_key and moment in shown)
+
+    def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
+        wanted = {self._times[index] for index in chosen}
+        last = self._last_needed(wanted)
+        found: dict[int, torch.Tensor] = {}
+        with self._opened() as (container, stream):
+            number = group = -1
+            for packet in container.demux(stream):
+                if packet.pts is not None:
+                    number += 1
+                    group += packet.is_keyframe
+                    if number > last.get(group, -1):
+                        continue
+                    # The others are the first of a group, or such as later ones refer to.
+                    stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                for frame in packet.decode():
+                    if frame.pts in wanted and not frame.is_corrupt:
+                        found[frame.pts] = self._upright(frame)
+                while chosen and (moment := self._times[chosen[0]]) in found:
+                    yield found.pop(moment)
+                    chosen = chosen[1:]
+        if chosen:
+            raise VideoError(
+                f"{self._path}: its frame at {self.starts[chosen[0]]:.2f} s was not to be had in one pass."
+            )
+
+    def _last_needed(self, wanted: set[int]) -> dict[int, int]:
+        """The number of the last packet that has to be decoded of each group of pictures that has any."""
+        last: dict[int, int] = {}
+        group, key, end_before = -1, 0, -1
+        for number, (moment, is_key) in enumerate(self._packets):
+            if is_key:
+                group, key, end_before = group + 1, moment, number - 1
+            if moment in wanted:
+                last[group] = number
+                if moment < key:
+                    # Shown before the key frame that it follows, it may refer to the whole group before.
+                    last[group - 1] = end_before
+        return last
 
 
 def _duration(starts: Sequence[float], end: float) -> float:

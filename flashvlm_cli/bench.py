@@ -11,7 +11,15 @@ import typer
 
 from flashvlm import units
 from flashvlm.errors import UsageError, VideoError
-from flashvlm.options import DEFAULT_FPS, DEFAULT_MAX_FRAMES, DEFAULT_MAX_PIXELS, AskOptions, Sampling
+from flashvlm.options import (
+    DEFAULT_ENCODE,
+    DEFAULT_FPS,
+    DEFAULT_MAX_FRAMES,
+    DEFAULT_MAX_PIXELS,
+    DEFAULT_SEEK,
+    AskOptions,
+    Sampling,
+)
 from flashvlm_cli import output
 from flashvlm_cli.ask import silence_libraries
 from flashvlm_cli.options import Device, Dtype, known_selector, number, whole_number
@@ -308,6 +316,12 @@ def speed(
     max_pixels: Annotated[
         int, typer.Option(parser=whole_number, metavar="P", help="Largest frame, in pixels.", rich_help_panel=MEASURED)
     ] = DEFAULT_MAX_PIXELS,
+    encode: Annotated[
+        str, typer.Option(metavar="WHICH", help="As ask: changed moments, or all.", rich_help_panel=MEASURED)
+    ] = DEFAULT_ENCODE,
+    seek: Annotated[
+        str, typer.Option(metavar="HOW", help="As ask: fast or exact.", rich_help_panel=MEASURED)
+    ] = DEFAULT_SEEK,
     clip: Annotated[
         str,
         typer.Option(
@@ -340,6 +354,8 @@ def speed(
 ) -> None:
     """Seconds of every stage at every budget, against all tokens and against transformers' own encoder.
 
+    The latter gets every moment, and frames by exact seeking.
+
     All in one run, round by round, after a warm-up that does not count; medians, and medians of the ratios.
     """
     from flashvlm.bench.footage import Footage
@@ -349,7 +365,9 @@ def speed(
     if layers is not None and weights is None:
         raise UsageError("--layers goes with --random-weights.")
     sampling = Sampling(frames=frames, max_frames=max(frames or 0, DEFAULT_MAX_FRAMES))
-    options = AskOptions(sampling=sampling, max_pixels=max_pixels, max_new_tokens=max_new_tokens)
+    options = AskOptions(
+        sampling=sampling, max_pixels=max_pixels, encode=encode, seek=seek, max_new_tokens=max_new_tokens
+    )
     settings = Settings(keep=split(keep), options=options, repeats=repeat)
     shown = Footage(clip, *sides(size), seconds) if video is None else video
     if video is not None and not video.exists():
@@ -391,14 +409,15 @@ def print_speed(table: dict[str, Any], model: str) -> None:
         f"frames of {video['width']} × {video['height']}, {units.timestamp(video['duration'])}; "
         f"medians of {table['settings']['repeats']}"
     )
-    heads = ("encoder", "keep", "tokens", "KV cache", *STAGES, "first token", "tokens/s", "peak memory")
+    heads = ("encoder", "keep", "encoded", "tokens", "KV cache", *STAGES, "first token", "tokens/s", "peak memory")
     rows: list[tuple[str, ...]] = [heads]
     for row in table["rows"]:
         times = [units.seconds(row["seconds"][stage]) for stage in (*STAGES, "time_to_first_token")]
         rate = "" if row["tokens_a_second"] is None else f"{row['tokens_a_second']:.3g}"
         peak = "" if row["peak_bytes"] is None else units.scaled(row["peak_bytes"], "B")
         cache = units.scaled(row["kv_cache_bytes"], "B")
-        rows.append((row["encoder"], row["keep"], units.count(row["tokens"]), cache, *times, rate, peak))
+        encoded = f"{row['encoded']} of {table['moments']}"
+        rows.append((row["encoder"], row["keep"], encoded, units.count(row["tokens"]), cache, *times, rate, peak))
     print_table(title, rows)
     stages = ("encoder", "keep", "decode", "encode", "prefill", "first token", "prefill", "first token")
     names = ("decode_ratio", "encode_ratio", "prefill_ratio", "first_ratio", "prefill_to_unpruned", "first_to_unpruned")

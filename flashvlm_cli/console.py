@@ -417,6 +417,10 @@ def _facts(answer: Seen, width: int) -> list[Text]:
     if answer.frames > 1 and answer.video.fps:
         first, last = answer.moments[0].timestamps[0], answer.moments[-1].timestamps[-1]
         sampled.append([(f"{units.timestamp(first)} to {units.timestamp(last)}", "")])
+    repeated = sum(moment.like is not None for moment in answer.moments)
+    if repeated:
+        encoded = f"{units.count(len(answer.moments) - repeated)} encoded"
+        sampled.append([(encoded, "value"), (f", {units.count(repeated)} like an earlier one", "aside")])
     return [
         *_labelled("video", _flow([[(fact, "")] for fact in _video_facts(answer.video, width)], width)),
         *_labelled("looked at", _flow(sampled, width)),

@@ -19,12 +19,14 @@ from flashvlm.errors import UsageError
 from flashvlm.files import check_overlay, check_report
 from flashvlm.models import DEFAULT_MODEL
 from flashvlm.options import (
+    DEFAULT_ENCODE,
     DEFAULT_FPS,
     DEFAULT_KEEP,
     DEFAULT_MAX_FRAMES,
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_MAX_PIXELS,
     DEFAULT_METRIC,
+    DEFAULT_SEEK,
     DEFAULT_SELECTOR,
     MIN_FRAMES,
     AskOptions,
@@ -197,6 +199,22 @@ def ask_options(
         int,
         typer.Option(parser=whole_number, metavar="P", help="At most so many pixels a frame.", rich_help_panel=FRAMES),
     ] = DEFAULT_MAX_PIXELS,
+    encode: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH",
+            help="changed: a moment that looks like an earlier one takes over its tokens; all: each is encoded.",
+            rich_help_panel=FRAMES,
+        ),
+    ] = DEFAULT_ENCODE,
+    seek: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="fast: key frames, where there are as many near the frames to look at; exact: those frames.",
+            rich_help_panel=FRAMES,
+        ),
+    ] = DEFAULT_SEEK,
     start: Annotated[
         str | None,
         typer.Option(
@@ -255,6 +273,8 @@ def ask_options(
             end=None if end is None else parse_time(end),
         ),
         max_pixels=max_pixels,
+        encode=encode,
+        seek=seek,
         system=system,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

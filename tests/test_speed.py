@@ -19,8 +19,9 @@ from flashvlm.bench.footage import Footage, film, pictures
 from flashvlm.bench.speed import Settings, SpeedRun, their_encoding
 from flashvlm.errors import UsageError
 from flashvlm.models import fetch
-from flashvlm.options import AskOptions, Sampling
+from flashvlm.options import ENCODES, AskOptions, Sampling
 from flashvlm.pipeline import Decoded
+from flashvlm.repeats import sources
 from flashvlm.report import VideoFacts
 from flashvlm.video import Clip
 from flashvlm_cli.app import app
@@ -129,3 +130,58 @@ def test_rounds_are_medians_and_warm_up_is_thrown_away(tmp_path: Path) -> None:
     row = run.table()["rows"][1]
     assert len(row["runs"]) == 3
     assert row["seconds"]["encode"] == sorted(one["encode"] for one in row["runs"])[1]
+
+
+def shown(count: int, side: int = 224) -> torch.Tensor:
+    """(count, 3, side, side) frames of the same picture."""
+    return noise(1, side, side).expand(count, -1, -1, -1).clone()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_moment_that_looks_like_an_earlier_one_has_its_tokens(family: str, tmp_path: Path) -> None:
+    backend = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype="float32").backend
+    size = backend.frames_per_group
+    one, other = noise(2, 28, 28) if family == "video_llava" else noise(2, 112, 168)
+    frames = torch.stack([picture for picture in (one, one, other, one, other, one) for _ in range(size)])
+    every, changed = backend.encode(frames), backend.encode(frames, encode="changed")
+    assert changed.sources.tolist() == [0, 0, 2, 0, 2, 0] and every.sources is None
+    torch.testing.assert_close(changed.tokens, every.tokens, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(changed.saliency, every.saliency, atol=1e-6, rtol=1e-4)
+
+
+def test_noise_of_a_codec_or_a_camera_is_no_change() -> None:
+    grain = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 12
+    frames = (shown(8).float() * 0.5 + 64 + grain).clamp(0, 255).to(torch.uint8)
+    assert sources(frames, 2).tolist() == [0] * 4
+
+
+def test_a_small_thing_that_moves_is_a_change() -> None:
+    frames = shown(8) // 4 + 96
+    for number, frame in enumerate(frames):
+        left = 40 + 3 * (number // 2)
+        frame[:, 100:106, left : left + 6] = 255
+    assert sources(frames, 2).tolist() == [0, 1, 2, 3]
+
+
+def test_what_changes_slowly_is_a_change_in_the_end() -> None:
+    frames = torch.stack([torch.full((3, 56, 56), 100 + 4 * (number // 2), dtype=torch.uint8) for number in range(16)])
+    found = sources(frames, 2).tolist()
+    # 4 grey levels a moment, and 14 are a change.
+    assert found == [0, 0, 0, 0, 4, 4, 4, 4]
+
+
+def test_a_clip_in_which_nothing_happens_is_encoded_once_and_says_so(tmp_path: Path) -> None:
+    clip = film(Footage("screen", 224, 224, 6.0, 8, key_every=5), tmp_path / "still.mp4")
+    qa = VideoQA.from_pretrained("demo", device="cpu", dtype="float32")
+    moments = {mode: qa.ask(clip, "What happens?", encode=mode).moments for mode in ENCODES}
+    assert [moment.like for moment in moments["changed"]] == [None, 0, 0, 0, 0, 0]
+    assert [moment.like for moment in moments["all"]] == [None] * 6
+    said = CliRunner().invoke(app, ["ask", str(clip), "What happens?", "--model", "demo"])
+    assert "1 encoded, 5 like an earlier one" in said.stderr
+
+
+def test_which_moments_are_encoded_is_one_of_two() -> None:
+    with pytest.raises(UsageError, match="--encode is one of changed, all, not 'some'"):
+        AskOptions(encode="some")
+    with pytest.raises(UsageError, match="--seek is one of fast, exact, not 'slow'"):
+        AskOptions(seek="slow")

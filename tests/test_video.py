@@ -12,7 +12,7 @@ from PIL import Image
 
 from flashvlm.errors import UsageError, VideoError
 from flashvlm.options import Sampling
-from flashvlm.video import choose_frames, decode
+from flashvlm.video import choose_frames, decode, near_keys
 
 OPEN_GROUPS = {"x265-params": "log-level=none:scenecut=0:open-gop=1:bframes=4"}
 CLOSED_GROUPS = {"x265-params": "log-level=none:scenecut=0:open-gop=0:bframes=4"}
@@ -65,6 +65,43 @@ def test_frames_are_those_of_their_timestamps(tmp_path, no_pyav, kind, sampling)
     assert_frames_match_their_times(clip)
     assert (clip.facts.frame_count, clip.facts.width, clip.facts.height) == (60, 160, 96)
     assert clip.facts.fps == pytest.approx(25) and clip.facts.duration == pytest.approx(2.4)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(frames=60), Sampling(frames=7), Sampling(start=1.4), Sampling(fps=5, start=0.5, end=1.96)],
+    ids=["all", "sparse", "from the middle", "part"],
+)
+@pytest.mark.parametrize("kind", [*KINDS, *PYAV_KINDS])
+def test_one_pass_gives_the_frames_that_exact_seeking_gives(tmp_path, kind, sampling):
+    path = write_clip(tmp_path / kind, steady(60), **{**KINDS, **PYAV_KINDS}[kind])
+    clip, exact = decode(path, sampling, unchanged, "fast"), decode(path, sampling, unchanged)
+    assert_frames_match_their_times(clip)
+    assert clip.timestamps == pytest.approx(exact.timestamps, abs=1e-4)
+    assert clip.facts == exact.facts
+
+
+@pytest.mark.parametrize("kind", ["h264.mp4", "hevc-open.mp4", "vp9.webm", "av1.mp4", "mpeg4.avi"])
+def test_key_frames_serve_where_there_are_enough_and_say_when_they_are(tmp_path, kind):
+    path = write_clip(tmp_path / kind, steady(100), **KINDS[kind], key_every=20)
+    clip = decode(path, Sampling(frames=4), unchanged, "fast")
+    assert_frames_match_their_times(clip)
+    # Of 0, 1.32, 2.64 and 3.96 s.
+    assert clip.timestamps == pytest.approx((0.0, 1.6, 2.4, 3.2))
+    assert decode(path, Sampling(frames=4), unchanged).timestamps == pytest.approx((0.0, 1.32, 2.64, 3.96))
+
+
+def test_where_key_frames_are_too_few_the_frames_are_the_same(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", steady(100), key_every=50)
+    assert decode(path, Sampling(frames=4), unchanged, "fast").timestamps == pytest.approx((0.0, 1.32, 2.64, 3.96))
+
+
+def test_key_frames_stand_for_no_frame_that_is_far_from_them():
+    starts = steady(100, 1.0)
+    assert near_keys(starts, [0, 30, 60, 90], [0, 33, 66, 99]) == [0, 30, 60, 90]
+    assert near_keys(starts, [0, 10, 20, 30], [0, 33, 66, 99]) is None
+    assert near_keys(starts, [0, 50], [0, 33, 66, 99]) is None
+    assert near_keys(starts, list(range(100)), [50]) is None
 
 
 @pytest.mark.parametrize("kind", PYAV_KINDS)

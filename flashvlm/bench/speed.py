@@ -167,6 +167,7 @@ class SpeedRun:
             "encoder": row[0],
             "keep": row[1],
             "tokens": last.tokens.after,
+            "encoded": sum(moment.like is None for moment in last.moments),
             "kv_cache_bytes": last.kv_cache_bytes.after,
             "seconds": {
                 stage: statistics.median(getattr(answer.seconds, stage) for answer in answers)
@@ -194,7 +195,7 @@ def as_transformers(qa: VideoQA, path: Path, options: AskOptions) -> Watched:
     """What `VideoQA.watch` gives, but every group of frames went through transformers' own encoder."""
     from flashvlm.pipeline import Decoded, Watched
 
-    decoded = qa.decode(path, replace(options, cache=False))
+    decoded = qa.decode(path, replace(options, seek="exact", cache=False))
     assert isinstance(decoded, Decoded)
     begin = time.perf_counter()
     encoded = their_encoding(qa.backend, decoded)
