@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -64,8 +64,11 @@ def write_clip(
     rotation: int = 0,
     options: dict[str, str] | None = None,
     mux_options: dict[str, str] | None = None,
+    picture: Callable[[int, int, int], np.ndarray] = numbered_frame,
 ) -> Path:
     """Write a clip of numbered frames that appear at `times` (seconds, rising); `size` is (width, height) as displayed.
+
+    `picture`: what to show instead; a function of the number, the width and the height.
 
     `rotation`: the pictures are stored turned, and the file says to turn them by so many degrees clockwise for display.
     """
@@ -80,8 +83,8 @@ def write_clip(
         if rotation:
             stream.set_display_rotation(-rotation)
         for number, time in enumerate(times):
-            picture = np.rot90(numbered_frame(number, *size), rotation // 90)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            turned = np.rot90(picture(number, *size), rotation // 90)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
             frame.pts, frame.time_base = round(time / TIME_BASE), TIME_BASE
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
