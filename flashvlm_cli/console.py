@@ -66,7 +66,7 @@ WIDEST = 100
 CHART_HEIGHT = 4
 FEWEST_BAR_CELLS = 10
 DOWNLOAD_BAR_CELLS = 20
-# Of a batch: seconds between two lines where there is no bar, and how many failures are told of there.
+# Of a batch: seconds between two lines where there is no bar, and how many failures and warnings are told of.
 TOLD_EVERY = 10.0
 FAILURES_TOLD = 10
 
@@ -195,6 +195,7 @@ class RowProgress:
 
         self._run = run
         self._failures = 0
+        self._warnings: set[str] = set()
         self._columns = Columns(
             TextColumn("{task.description}"),
             BarColumn(complete_style="cyan", finished_style="cyan"),
@@ -237,6 +238,10 @@ class RowProgress:
                 self._say(f"row {record['line']}: {record['error']['message']}")
             if self._failures == FAILURES_TOLD:
                 self._say("More rows that fail are told of in their records only.")
+        for warning in record.get("warnings", ()):
+            if warning not in self._warnings and len(self._warnings) < FAILURES_TOLD:
+                self._warnings.add(warning)
+                self._say(f"warning: row {record['line']}: {warning}")
         to_go = "" if run.seconds_to_go is None else f", {units.duration(run.seconds_to_go)} to go"
         pace = f"{run.videos_a_minute:.3g} videos a minute{to_go}"
         self._columns.update(self._task, description="answering", completed=run.done, pace=pace)

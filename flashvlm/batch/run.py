@@ -28,6 +28,7 @@ class Run:
         self.answered = 0
         self.failed: Counter[str] = Counter()
         self.videos_done = 0
+        self._given = 0
         self._left = {item.key: place for place, group in enumerate(self.groups) for item in group.items}
         self._left_of = [len(group.items) for group in self.groups]
         self._begin = time.monotonic()
@@ -58,8 +59,7 @@ class Run:
     @property
     def seconds_to_go(self) -> float | None:
         """At the pace so far; None before there is one."""
-        rows = self.answered + self.failed.total()
-        return self.seconds / rows * self.to_do if rows else None
+        return self.seconds / self._given * len(self._left) if self._given else None
 
     def answer(self, engine: Engine) -> Iterator[Record]:
         """Every record that is missing, as soon as it is there and kept.
@@ -77,6 +77,7 @@ class Run:
             # An engine whose workers can be lost may send a record twice.
             if record["key"] in self._left:
                 self._keep(record)
+                self._given += 1
                 place = self._left.pop(record["key"])
                 self._left_of[place] -= 1
                 self.videos_done += not self._left_of[place]
