@@ -50,8 +50,9 @@ NO_QUESTION = "No question asked"
 CLIP_SIDE = {".mp4": 960, ".gif": 480, ".webp": 640}
 CLIP_LEAST = 480
 BAR = 40
-CLIP_FPS = {".mp4": None, ".gif": 10.0, ".webp": 15.0}
-MOST_ANIMATED = 400
+CLIP_FPS = {".mp4": math.inf, ".gif": 10.0, ".webp": 15.0}
+# A longer clip is thinned to so many frames, evenly; drawing one takes about a tenth of a second.
+MOST_FRAMES = {".mp4": 6000, ".gif": 400, ".webp": 400}
 GIF_COLOURS = 96
 # The last frame of a clip stays as long as this where nothing says how long it should, in seconds.
 STILL = 1.0
@@ -283,9 +284,7 @@ def when(moment: Moment) -> str:
 
 def _write_animation(path: Path, seen: Sequence[Seen]) -> None:
     kind = path.suffix.lower()
-    start, end = _span(seen[0])
-    fps = min(CLIP_FPS[kind] or math.inf, MOST_ANIMATED / (end - start) if end > start else math.inf)
-    times = video.times(seen[0].video.path, start, end, None if math.isinf(fps) else fps)
+    times = _frame_times(seen[0], kind)
     shots = _shots(seen, CLIP_SIDE[kind], times)
     # A GIF counts hundredths of a second: rounded so that they add up.
     ticks = [round(100 * (at - times[0])) for at in (*times, times[-1] + _mean_gap(times))]
@@ -311,7 +310,7 @@ def _write_video(path: Path, seen: Sequence[Seen]) -> None:
     base = Fraction(1, 90_000)
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         stream = None
-        times = video.times(seen[0].video.path, *_span(seen[0]))
+        times = _frame_times(seen[0], ".mp4")
         for at, image in zip(times, _shots(seen, CLIP_SIDE[".mp4"], times), strict=True):
             if stream is None:
                 stream = container.add_stream("libx264", rate=30, options={"crf": "18", "preset": "veryfast"})
@@ -331,9 +330,14 @@ def _mean_gap(times: Sequence[float]) -> float:
     return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else STILL
 
 
-def _span(seen: Seen) -> tuple[float, float]:
-    """From the first frame that was looked at to the last one."""
-    return seen.moments[0].timestamps[0], seen.moments[-1].timestamps[-1]
+def _frame_times(seen: Seen, kind: str) -> list[float]:
+    """When the frames of the clip appear that are drawn: from the first that was looked at to the last."""
+    start, end = seen.moments[0].timestamps[0], seen.moments[-1].timestamps[-1]
+    fps = min(CLIP_FPS[kind], seen.video.fps or math.inf)
+    if end > start:
+        fps = min(fps, (MOST_FRAMES[kind] - 1) / (end - start))
+    thinned = fps < seen.video.fps
+    return video.times(seen.video.path, start, end, fps if thinned else None)
 
 
 def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[Image.Image]:

@@ -309,3 +309,14 @@ def test_a_drawing_that_fails_leaves_what_was_there(demo: VideoQA, tmp_path: Pat
     assert path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(UsageError):
         overlay.write(SAMPLES / "one.mp4", [inspected(demo, SAMPLES / "one.mp4")])
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_long_clip_is_thinned_and_lasts_as_long(demo: VideoQA, tmp_path: Path, monkeypatch, suffix: str) -> None:
+    monkeypatch.setitem(overlay.MOST_FRAMES, suffix, 12)
+    inspection = inspected(demo, SAMPLES / "one.mp4")
+    path = overlay.write(tmp_path / f"clip{suffix}", [inspection])
+    with av.open(str(path)) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert len(times) in (12, 13)
+    assert times[-1] == pytest.approx(inspection.video.duration, rel=0.1)

@@ -51,9 +51,11 @@
     });
   });
   const ticks = Math.min(last + 1, 5, Math.max(2, Math.floor(timeline.clientWidth / 90)));
-  for (let tick = 0; tick < ticks; tick += 1) {
-    const moment = ticks > 1 ? Math.round((last * tick) / (ticks - 1)) : 0;
-    const ends = tick > 0 && tick === ticks - 1;
+  const stride = Math.ceil((last + 1) / Math.max(ticks - 1, 1));
+  const places = [];
+  for (let moment = 0; moment <= last - stride / 2 || moment === 0; moment += stride) places.push(moment);
+  for (const moment of last > 0 ? [...places, last] : places) {
+    const ends = moment > 0 && moment === last;
     const label = make("span", byId("ticks"), { textContent: data.moments[moment].ticks[ends ? 1 : 0] });
     label.style[ends ? "right" : "left"] = ends ? "10px" : `calc(10px + (100% - 20px) * ${moment / (last + 1)})`;
   }
