@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cache
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,9 @@ BAR = 40
 CLIP_FPS = {".mp4": math.inf, ".gif": 10.0, ".webp": 15.0}
 # A longer clip is thinned to so many frames, evenly; drawing one takes about a tenth of a second.
 MOST_FRAMES = {".mp4": 6000, ".gif": 400, ".webp": 400}
-GIF_COLOURS = 96
+GIF_COLOURS = 224
+# The colours of a GIF are taken from so many moments.
+MOST_SAMPLED = 16
 # The last frame of a clip stays as long as this where nothing says how long it should, in seconds.
 STILL = 1.0
 
@@ -291,16 +293,26 @@ def _write_animation(path: Path, seen: Sequence[Seen]) -> None:
     durations = [10 * max(2, later - now) for now, later in pairwise(ticks)]
     how: dict[str, Any] = {"quality": 80, "method": 3}
     if kind == ".gif":
-        shots, how = _palettes(shots), {"optimize": False, "disposal": 1}
+        shots, how = _with_palette(shots, seen[0]), {"optimize": False, "disposal": 1}
     first = next(shots)
     first.save(path, save_all=True, append_images=shots, duration=durations, loop=0, **how)
 
 
-def _palettes(frames: Iterator[Image.Image]) -> Iterator[Image.Image]:
-    """Frames with the colours of the first, and without dithering, which a GIF cannot compress."""
-    palette = None
-    for frame in frames:
-        palette = palette or frame.quantize(GIF_COLOURS, method=Image.Quantize.MEDIANCUT)
+def _with_palette(frames: Iterator[Image.Image], seen: Seen) -> Iterator[Image.Image]:
+    """Frames in one palette, and without dithering, which a GIF cannot compress.
+
+    The palette holds the colours of the first frame, and those of the moments where they are bright.
+    """
+    first = next(frames)
+    side = min(first.size) // 3
+    every = -(-len(seen.moments) // MOST_SAMPLED)
+    bright = [picture.resize((side, side)) for (picture,) in islice(moment_pictures(seen), 0, None, every)]
+    shown = Image.new("RGB", (max(first.width, side * len(bright)), first.height + side), GROUND)
+    shown.paste(first, (0, 0))
+    for place, picture in enumerate(bright):
+        shown.paste(picture, (place * side, first.height))
+    palette = shown.quantize(GIF_COLOURS, method=Image.Quantize.MEDIANCUT)
+    for frame in chain([first], frames):
         yield frame.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
