@@ -68,8 +68,8 @@ def whole(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         mask = os.umask(0)
         os.umask(mask)
-        os.fchmod(descriptor, 0o666 & ~mask)
         os.close(descriptor)
+        temporary.chmod(0o666 & ~mask)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
