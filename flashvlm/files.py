@@ -42,9 +42,9 @@ def _check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
         UsageError: another suffix.
         OutputError: its folder does not exist or may not be written to, or it is a folder itself.
     """
-    path = Path(path)
+    asked, path = str(path), Path(path)
     if path.suffix.lower() not in suffixes:
-        raise UsageError(f"{what} takes a file that ends in {', '.join(suffixes)}; not {str(path)!r}.")
+        raise UsageError(f"{what} takes a file that ends in {', '.join(suffixes)}; not {asked!r}.")
     folder = path.parent
     if path.is_dir():
         raise OutputError(f"{path}: this is a folder; it cannot be written as a file.")

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from flashvlm import files, units, video
 from flashvlm.report import Area, Moment, Seen, told_apart
 
 QUESTION, COVERAGE, KEPT = "#E69F00", "#56B4E9", "#F2F2F2"
 GROUND, PANEL, INK, QUIET = "#14161A", "#22262D", "#F4F5F7", "#A3AAB5"
+# In the legend, a cell that was kept has the second, whatever frames it.
+SWATCHES, LIT = {"dropped": "#3B414B", "unseen": "#050607"}, "#6B7482"
+DRAWN = (QUESTION, COVERAGE, KEPT, GROUND, PANEL, INK, QUIET, *SWATCHES.values(), LIT)
 MEANING = {
     "question": "kept for the question",
     "coverage": "kept for coverage",
@@ -45,14 +48,18 @@ SMALLEST_MARKED = 6
 THICKEST = 5
 MARGIN, GAP = 32, 14
 NO_QUESTION = "No question asked"
+MORE = " ..."
 
 # An animated picture holds every frame, so it is smaller and slower than a video.
 CLIP_SIDE = {".mp4": 960, ".gif": 480, ".webp": 640}
 CLIP_LEAST = 480
+# Several selections in one clip: each as large as this, and so many of the widest beside each other.
+BESIDE, ABREAST = 0.75, 3
 BAR = 40
 CLIP_FPS = {".mp4": math.inf, ".gif": 10.0, ".webp": 15.0}
 # A longer clip is thinned to so many frames, evenly; drawing one takes about a tenth of a second.
 MOST_FRAMES = {".mp4": 6000, ".gif": 400, ".webp": 400}
+# The rest of a GIF's 256 colours are left to the text and the marks.
 GIF_COLOURS = 224
 # The colours of a GIF are taken from so many moments.
 MOST_SAMPLED = 16
@@ -217,9 +224,7 @@ def _tile_size(seen: Seen) -> tuple[int, int]:
 def _head(seen: Seen, width: int, about: str | None) -> Image.Image:
     """The question, and below it the answer and the file."""
     title = seen.question or NO_QUESTION
-    lines = _wrapped(title, 30, width)[:3]
-    answer = getattr(seen, "answer", None)
-    said = _wrapped(f"Answer: {answer}", 20, width)[:3] if answer else []
+    lines, said = _lines(title, 30, width, 3), _said(seen, 20, width, 3)
     frames = len(seen.moments[0].timestamps)
     shown = f"the first of {frames} frames of each moment" if frames > 1 else None
     facts = " · ".join(filter(None, (Path(seen.video.path).name, seen.model.name, about, shown)))
@@ -229,8 +234,14 @@ def _head(seen: Seen, width: int, about: str | None) -> Image.Image:
         _text(brush, (0, 38 * row), line, 30, INK)
     for row, line in enumerate(said):
         _text(brush, (0, 38 * len(lines) + 2 + 28 * row), line, 20, INK)
-    _text(brush, (0, 38 * len(lines) + 28 * len(said) + 4), _wrapped(facts, 17, width)[0], 17, QUIET)
+    _text(brush, (0, 38 * len(lines) + 28 * len(said) + 4), _lines(facts, 17, width, 1)[0], 17, QUIET)
     return image
+
+
+def _said(seen: Seen, size: int, width: int, most: int) -> list[str]:
+    """The answer in lines, where there is one."""
+    answer = getattr(seen, "answer", None)
+    return _lines(f"Answer: {answer}", size, width, most) if answer else []
 
 
 def _legend(seen: Sequence[Seen], width: int) -> Image.Image:
@@ -256,11 +267,10 @@ def _swatch(brush: ImageDraw.ImageDraw, at: tuple[int, int], kind: str, side: in
         brush.ellipse(box, outline=INK, width=2)
         brush.ellipse((box[0] + 5, box[1] + 5, box[2] - 5, box[3] - 5), fill=INK)
         return
-    lights = {"dropped": "#3B414B", "unseen": "#050607"}
-    brush.rectangle(box, lights.get(kind, "#6B7482"))
+    brush.rectangle(box, SWATCHES.get(kind, LIT))
     if kind == "unseen":
-        brush.rectangle(box, outline="#3B414B")
-    if kind not in lights:
+        brush.rectangle(box, outline=SWATCHES["dropped"])
+    if kind not in SWATCHES:
         _frame(brush, box, kind, 2)
 
 
@@ -311,7 +321,9 @@ def _with_palette(frames: Iterator[Image.Image], seen: Seen) -> Iterator[Image.I
     shown.paste(first, (0, 0))
     for place, picture in enumerate(bright):
         shown.paste(picture, (place * side, first.height))
-    palette = shown.quantize(GIF_COLOURS, method=Image.Quantize.MEDIANCUT)
+    colours = shown.quantize(GIF_COLOURS, method=Image.Quantize.MEDIANCUT).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*chain.from_iterable(map(ImageColor.getrgb, DRAWN)), *colours[: 3 * GIF_COLOURS]])
     for frame in chain([first], frames):
         yield frame.quantize(palette=palette, dither=Image.Dither.NONE)
 
@@ -356,42 +368,51 @@ def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[
     """The clip at these times: each frame shows the overlay of the moment whose sampled frame is nearest in time."""
     first, several = seen[0], len(seen) > 1
     facts = first.video
-    scale = side / max(facts.width, facts.height) * (0.75 if several else 1)
+    if several:
+        side = round(side * BESIDE)
+    scale = side / max(facts.width, facts.height)
     width, height = (max(2, round(length * scale) // 2 * 2) for length in (facts.width, facts.height))
-    content = max(len(seen) * (width + GAP) - GAP, CLIP_LEAST)
-    title, legend = _wrapped(first.question or NO_QUESTION, 22, content)[:2], _legend(seen, content)
+    fit = max(1, (ABREAST * (side + GAP)) // (width + GAP))
+    columns = -(-len(seen) // -(-len(seen) // fit))
+    content = max(columns * (width + GAP) - GAP, CLIP_LEAST)
+    title, legend = _lines(first.question or NO_QUESTION, 22, content, 2), _legend(seen, content)
+    said = _said(first, 18, content, 2)
     top = GAP + (30 if several else 0)
     bar = top + height + 10
-    text = bar + BAR + 18
-    notes = text + 28 * len(title)
+    block = bar + BAR + 18
+    text = -(-len(seen) // columns) * block
+    notes = text + 28 * len(title) + 25 * len(said)
     canvas = Image.new("RGB", (_even(content + 2 * GAP), _even(notes + 40 + legend.height + GAP)), GROUND)
     brush = ImageDraw.Draw(canvas)
-    first_left = (canvas.width - len(seen) * (width + GAP) + GAP) // 2
-    lefts = [first_left + place * (width + GAP) for place in range(len(seen))]
-    for left, one in zip(lefts, seen if several else (), strict=False):
-        _text(brush, (left, GAP - 2), _wrapped(caption(one), 18, width)[0], 18, INK)
+    first_left = (canvas.width - columns * (width + GAP) + GAP) // 2
+    places = [(first_left + place % columns * (width + GAP), place // columns * block) for place in range(len(seen))]
+    for (left, down), one in zip(places, seen if several else (), strict=False):
+        _text(brush, (left, down + GAP - 2), _lines(caption(one), 18, width, 1)[0], 18, INK)
     for row, line in enumerate(title):
         _text(brush, (GAP, text + 28 * row), line, 22, INK)
+    for row, line in enumerate(said):
+        _text(brush, (GAP, text + 28 * len(title) + 25 * row), line, 18, INK)
     canvas.paste(legend, (GAP, notes + 40))
+    # All bars have one scale.
+    most = max(moment.kept_count for one in seen for moment in one.moments)
     sampled = [(moment, at) for moment in range(len(first.moments)) for at in first.moments[moment].timestamps]
     for at, pixels in zip(times, video.frames_at(facts.path, times), strict=True):
         moment = min(sampled, key=lambda pair: abs(pair[1] - at))[0]
         picture = _image(pixels).resize((width, height), Image.Resampling.LANCZOS)
         shot = canvas.copy()
         brush = ImageDraw.Draw(shot)
-        for left, one in zip(lefts, seen, strict=True):
-            shot.paste(mark(picture, one.moments[moment], one.area, told_apart(one)), (left, top))
-            _time_bar(brush, (left, bar, left + width, bar + BAR), one, moment)
+        for (left, down), one in zip(places, seen, strict=True):
+            shot.paste(mark(picture, one.moments[moment], one.area, told_apart(one)), (left, down + top))
+            _time_bar(brush, (left, down + bar, left + width, down + bar + BAR), one, moment, most)
         about = units.timestamp(at) if several else f"{units.timestamp(at)} · {caption(first)}"
         _text(brush, (GAP, notes), about, 16, QUIET)
         yield shot
 
 
-def _time_bar(brush: ImageDraw.ImageDraw, box: tuple[int, int, int, int], seen: Seen, now: int) -> None:
-    """How many tokens of each moment were kept, the present moment marked."""
+def _time_bar(brush: ImageDraw.ImageDraw, box: tuple[int, int, int, int], seen: Seen, now: int, most: int) -> None:
+    """How many tokens of each moment were kept, the present moment marked; `most` fill the height."""
     left, top, right, bottom = box
     places = edges(0, 1, len(seen.moments), right - left)
-    most = max(moment.kept_count for moment in seen.moments)
     apart = told_apart(seen)
     for number, moment in enumerate(seen.moments):
         x, end = left + places[number], max(left + places[number], left + places[number + 1] - 3)
@@ -428,6 +449,17 @@ def _text(brush: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int,
 def _width(text: str, size: int) -> int:
     font, text = _typeset(text, size)
     return math.ceil(font.getlength(text))
+
+
+def _lines(text: str, size: int, width: int, most: int) -> list[str]:
+    """The first `most` lines of a text; the last of them ends in dots where more would follow."""
+    lines = _wrapped(text, size, width)
+    if len(lines) <= most:
+        return lines
+    last = lines[most - 1]
+    while last and _width(last + MORE, size) > width:
+        last = last[:-1]
+    return [*lines[: most - 1], last.rstrip() + MORE]
 
 
 def _wrapped(text: str, size: int, width: int) -> list[str]:

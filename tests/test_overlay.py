@@ -9,7 +9,7 @@ import pytest
 import torch
 from checkpoints import load, tiny_qwen2_5_vl, tiny_video_llava
 from clips import numbered_frame, steady, write_clip
-from PIL import Image
+from PIL import Image, ImageColor
 
 from flashvlm import VideoQA, overlay, video
 from flashvlm.errors import OutputError, UsageError
@@ -274,6 +274,7 @@ def test_inspect_compares_selectors(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--overlay", "out.bmp"], 2, ".png, .gif, .webp, .mp4"),
         (["--overlay", "out"], 2, ".png"),
+        (["--overlay", ""], 2, "not ''"),
         (["--report", "out.pdf"], 2, ".html"),
         (["--overlay", "no/such/folder/out.png"], 1, "no folder"),
         (["--report", "no/such/folder/out.html"], 1, "no folder"),
@@ -320,3 +321,19 @@ def test_a_long_clip_is_thinned_and_lasts_as_long(demo: VideoQA, tmp_path: Path,
         times = [frame.time for frame in container.decode(video=0)]
     assert len(times) in (12, 13)
     assert times[-1] == pytest.approx(inspection.video.duration, rel=0.1)
+
+
+def test_many_selections_stand_in_rows(demo: VideoQA, tmp_path: Path) -> None:
+    sizes = []
+    for count in (3, 7):
+        path = overlay.write(tmp_path / f"{count}.webp", count * [inspected(demo, SAMPLES / "still.jpg")])
+        with Image.open(path) as clip:
+            sizes.append(clip.size)
+    assert sizes[0][0] == sizes[1][0] and sizes[1][1] > 2 * sizes[0][1]
+
+
+def test_text_on_a_gif_has_no_tint(demo: VideoQA, tmp_path: Path) -> None:
+    with Image.open(overlay.write(tmp_path / "clip.gif", [inspected(demo, SAMPLES / "one.mp4")])) as clip:
+        got = np.asarray(clip.convert("RGB")).reshape(-1, 3)
+    for colour in (overlay.GROUND, overlay.SWATCHES["dropped"], overlay.COVERAGE):
+        assert np.abs(got - np.array(ImageColor.getrgb(colour))).max(1).min() <= 2
