@@ -22,6 +22,11 @@ SIZES = ((960, 80), (800, 75), (640, 72), (520, 68), (420, 62), (320, 55), (240,
 # What a pixel takes, in bytes, where there is not much texture: where the search for a size begins.
 PIXEL = 0.08
 
+# Between a figure and its unit.
+NO_BREAK = "\u00a0"
+# Questions of more letters than this are set smaller.
+LONG = 160
+
 # Heat maps end at this share of the values, so that a few outliers do not make all others dark.
 BRIGHTEST = 0.995
 LEVELS = 255
@@ -69,6 +74,7 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
     frames = max(len(moment.timestamps) for moment in first.moments)
     return environment.get_template("report.html").render(
         title=first.question or overlay.NO_QUESTION,
+        long=LONG,
         answer=answer.answer if answer else None,
         facts=_facts(first),
         warnings=first.warnings,
@@ -113,7 +119,7 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
 def _facts(seen: Inspection) -> list[str]:
     clip, model = seen.video, seen.model
     length = [units.timestamp(clip.duration), f"{clip.fps:.4g} fps"] if clip.fps else ["still"]
-    looked = f"{units.count(seen.frames)} frames in {units.count(len(seen.moments))} moments"
+    looked = f"{units.plural(seen.frames, 'frame')} in {units.plural(len(seen.moments), 'moment')}"
     named = [model.name, model.family, model.device, model.dtype]
     return [clip.path, f"{clip.width} × {clip.height}", *length, looked, *dict.fromkeys(named)]
 
@@ -121,6 +127,7 @@ def _facts(seen: Inspection) -> list[str]:
 def _figures(seen: Inspection, answer: Answer | None) -> list[dict[str, str]]:
     def saved(label: str, before: int, after: int, unit: str) -> dict[str, str]:
         shown = [units.scaled(count, unit) if unit else units.count(count) for count in (before, after)]
+        shown = [figure.replace(" ", NO_BREAK) for figure in shown]
         factor = units.factor(before, after)
         note = f"{units.percent(after, before)} left" + (f", {factor} less" if factor else "")
         return {"label": label, "value": " → ".join(shown), "note": note}

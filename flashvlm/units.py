@@ -10,6 +10,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def plural(number: int, noun: str) -> str:
+    """`1` and `token` is `1 token`, `2` are `2 tokens`."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def scaled(number: float, unit: str) -> str:
     """`88_100_000` of `B` are `88.1 MB`: powers of a thousand."""
     power = 0

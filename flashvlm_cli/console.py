@@ -217,8 +217,8 @@ class RowProgress:
         if self._columns.disable:
             run = self._run
             before = f", {units.count(run.done)} of them done before" if run.done else ""
-            videos = f" on {_plural(len(run.groups), 'video')}" if run.groups else ""
-            output.say(f"{_plural(run.total, 'row')}{before}; {units.count(run.to_do)} to answer{videos}.")
+            videos = f" on {units.plural(len(run.groups), 'video')}" if run.groups else ""
+            output.say(f"{units.plural(run.total, 'row')}{before}; {units.count(run.to_do)} to answer{videos}.")
         self._columns.start()
         return self
 
@@ -247,13 +247,13 @@ class RowProgress:
         self._columns.update(self._task, description="answering", completed=run.done, pace=pace)
         if self._columns.disable and time.monotonic() - self._told > TOLD_EVERY:
             self._told = time.monotonic()
-            output.say(f"{units.count(run.done)} of {_plural(run.total, 'row')}, {pace}.")
+            output.say(f"{units.count(run.done)} of {units.plural(run.total, 'row')}, {pace}.")
 
     def summarise(self) -> None:
         """Tell how it ended."""
         run = self._run
         answered = run.answered + run.answered_before
-        parts = [f"{units.count(answered)} of {_plural(run.total, 'row')} answered"]
+        parts = [f"{units.count(answered)} of {units.plural(run.total, 'row')} answered"]
         if run.unanswered:
             kinds = [f"{units.count(number)} {kind}" for kind, number in sorted(run.failed.items())]
             if run.failed_before:
@@ -262,11 +262,11 @@ class RowProgress:
         if run.answered_before:
             parts.append(f"{units.count(run.answered_before)} before")
         if run.videos_done:
-            took = f"{_plural(run.videos_done, 'video')} in {units.duration(run.seconds)}"
+            took = f"{units.plural(run.videos_done, 'video')} in {units.duration(run.seconds)}"
             parts.append(f"{took}, {run.videos_a_minute:.3g} a minute")
         output.say(", ".join(parts) + ".")
         if run.records is not None and run.records.others:
-            others = _plural(run.records.others, "record")
+            others = units.plural(run.records.others, "record")
             output.say(f"{run.records.path} keeps {others} of rows that the input does not have.")
 
     def _say(self, sentence: str) -> None:
@@ -365,9 +365,9 @@ def print_brief(answer: Answer) -> None:
     """Say on a line of standard error what the answer took."""
     took = answer.seconds
     facts = [
-        f"{units.count(answer.tokens.after)} of {_plural(answer.tokens.before, 'token')}",
+        f"{units.count(answer.tokens.after)} of {units.plural(answer.tokens.before, 'token')}",
         f"first token {units.seconds(took.time_to_first_token)}",
-        f"all {_plural(answer.generated_tokens, 'token')} {units.seconds(took.total)}",
+        f"all {units.plural(answer.generated_tokens, 'token')} {units.seconds(took.total)}",
     ]
     _note([_flow([[(fact, "aside")] for fact in facts], _width())])
 
@@ -418,7 +418,7 @@ def _title(answer: Seen, width: int) -> Text:
 
 
 def _facts(answer: Seen, width: int) -> list[Text]:
-    sampled = [[(f"{_plural(answer.frames, 'frame')} in {_plural(len(answer.moments), 'moment')}", "")]]
+    sampled = [[(f"{units.plural(answer.frames, 'frame')} in {units.plural(len(answer.moments), 'moment')}", "")]]
     if answer.frames > 1 and answer.video.fps:
         first, last = answer.moments[0].timestamps[0], answer.moments[-1].timestamps[-1]
         sampled.append([(f"{units.timestamp(first)} to {units.timestamp(last)}", "")])
@@ -481,7 +481,7 @@ def _moments(answer: Seen, width: int) -> list[Text]:
     if apart:
         meaning += [[("▲ for the question", "important")], [("▼ for coverage", "diverse")]]
     most = max(answer.moments, key=lambda moment: moment.kept_count)
-    peak = [[(f"{units.count(most.kept_count)} of {_plural(most.tokens, 'token')}", "")]]
+    peak = [[(f"{units.count(most.kept_count)} of {units.plural(most.tokens, 'token')}", "")]]
     if all(moment.kept_count == most.kept_count for moment in answer.moments):
         peak[0].append((" at every moment", ""))
     else:
@@ -525,10 +525,6 @@ def _times(answer: Answer, width: int) -> list[Text]:
         [("model load ", "aside"), (units.seconds(took.load), "")],
     ]
     return [*lines, *_labelled("time", _flow(notes, width))]
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{units.count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def _flow(items: Iterable[Sequence[charts.Cell]], width: int) -> list[Text]:

@@ -253,3 +253,11 @@ def test_a_still_picture_is_one_moment(demo: VideoQA, opened) -> None:
     tab = opened(*looked_at(demo, SAMPLES / "still.jpg", "What is there?"))
     assert tab.is_disabled("#before") and tab.is_disabled("#after")
     assert tab.evaluate("document.querySelector('#stage img').naturalWidth") > 0
+    assert "1 frame in 1 moment ·" in tab.inner_text(".facts")
+
+
+def test_a_long_question_wraps(demo: VideoQA, opened) -> None:
+    asked = "What happens? " * 40 + 400 * "x"
+    tab = opened(looked_at(demo, SAMPLES / "still.jpg", asked)[0], width=360, height=740)
+    assert "xxx" in tab.inner_text(".warning")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
