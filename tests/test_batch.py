@@ -354,6 +354,19 @@ def test_two_runs_on_one_file_refuse_each_other(
     assert len(done(path, plan_of(2))) == 2
 
 
+def test_a_link_to_the_file_of_records_is_that_file(tmp_path: Path) -> None:
+    path, link, plan = tmp_path / "out.jsonl", tmp_path / "links" / "other.jsonl", plan_of(2)
+    link.parent.mkdir()
+    link.symlink_to(path)
+    whole = done(link, plan)
+    with Records(path, plan), pytest.raises(UsageError, match="Another run"):
+        Records(link, plan)
+    failed = {**{name: whole[0][name] for name in ("key", "line", "row")}, "error": {"kind": "video"}}
+    path.write_bytes(b"".join(map(line_of, [failed, whole[1]])))
+    assert comparable(done(link, plan, retry_failed=True)) == comparable(whole)
+    assert link.is_symlink() and link.read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [

@@ -44,6 +44,8 @@ class Records:
                 message names the first that differs.
         """
         self.path = path
+        # The lock and what takes the file's place lie beside the file itself, by whatever link it was named.
+        self._real = Path(os.path.realpath(path))
         self.answered: set[str] = set()
         self.failed: set[str] = set()
         self.others = 0
@@ -91,15 +93,15 @@ class Records:
     def _open(self, stack: contextlib.ExitStack) -> None:
         from filelock import FileLock, Timeout
 
-        if self.path.exists() and not self.path.is_file():
+        if self._real.exists() and not self._real.is_file():
             raise UsageError(f"{self.path} is not an ordinary file; without -o records go to standard output.")
-        lock = self.path.with_name(f".{self.path.name}.lock")
+        lock = self._real.with_name(f".{self._real.name}.lock")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._real.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(lock, blocking=False))
             # Before it is let go, so that nothing is left beside the records.
             stack.callback(lock.unlink, missing_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._file = os.open(self._real, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             stack.callback(lambda: os.close(self._file))
         except Timeout:
             raise UsageError(f"Another run is writing to {self.path}; wait for it, or give another file.") from None
@@ -127,7 +129,7 @@ class Records:
         return end
 
     def _lines(self) -> Iterator[bytes]:
-        with open(self.path, "rb") as file:
+        with open(self._real, "rb") as file:
             yield from file
 
     def _parsed(self, line: bytes, number: int) -> Record:
@@ -155,7 +157,7 @@ class Records:
 
     def _take_out_failed(self) -> None:
         """Write the file anew without the plan's failed rows, and put it in place of the old one."""
-        handle, beside = tempfile.mkstemp(".tmp", f".{self.path.name}.", self.path.parent)
+        handle, beside = tempfile.mkstemp(".tmp", f".{self._real.name}.", self._real.parent)
         try:
             with open(handle, "wb") as file:
                 for line in self._lines():
@@ -163,14 +165,14 @@ class Records:
                         file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(beside, os.stat(self.path).st_mode)
-            os.replace(beside, self.path)
+            os.chmod(beside, os.stat(self._real).st_mode)
+            os.replace(beside, self._real)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(beside)
             raise
         os.close(self._file)
-        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        self._file = os.open(self._real, os.O_RDWR | os.O_APPEND)
         self.failed = set()
 
 
