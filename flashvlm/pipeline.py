@@ -366,6 +366,10 @@ class VideoQA:
     def _check(self, question: str | None, options: AskOptions) -> None:
         if question is not None and not question.strip():
             raise UsageError("The question is empty.")
+        for name, text in (("question", question), ("system prompt", options.system)):
+            # A stray byte of a command line, or half of a pair in JSON, which no tokenizer takes.
+            if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+                raise UsageError(f"The {name} is no Unicode text.")
         if options.selector not in SELECTORS:
             raise UsageError(f"There is no selector {options.selector!r}; there are: {', '.join(SELECTORS)}.")
         if options.metric not in METRICS:

@@ -183,6 +183,7 @@ def test_bad_rows_are_records_and_the_others_go_on(
         ({"video": "x.mp4"}, "usage"),
         ({"question": "What?"}, "usage"),
         (row(question=" "), "usage"),
+        (row(question="Is there a \ud800 dog?"), "usage"),
         ({"video": 5, "question": "What?"}, "usage"),
         (row(keep="0%"), "usage"),
         (row(keep=[1]), "usage"),
@@ -204,7 +205,7 @@ def test_bad_rows_are_records_and_the_others_go_on(
         if error:
             assert error["exit_code"] == {"usage": 2, "video": 3}[kind] and error["message"].count("\n") == 0
             assert records[number]["row"] == given or isinstance(given, str)
-    assert "2 of 18 rows answered, 16 failed (14 usage, 2 video)" in printed.err
+    assert "2 of 19 rows answered, 17 failed (15 usage, 2 video)" in printed.err
 
 
 def test_lines_of_a_table_that_do_not_fit_are_records(
