@@ -105,12 +105,16 @@ def batch(
     from flashvlm.batch.plan import make_plan
     from flashvlm.batch.records import Records
     from flashvlm.batch.run import Run
+    from flashvlm.cache import FeatureCache
 
     asked, folder = read_rows(inputs, questions or [])
     plan = make_plan(asked, options, {name: loading[name] for name in ("model", "revision")}, folder)
     answers = chosen_engine(engine, loading, ray_address, workers)
     if retry_failed and out is None:
         raise UsageError("--retry-failed is for records in a file: give it with -o.")
+    if options.cache:
+        # A size that is none is no row's error.
+        FeatureCache.of_user()
     silence_libraries()
     output.keep_stderr()
     with Records(out, plan, retry_failed=retry_failed) if out else contextlib.nullcontext() as records:
@@ -125,7 +129,7 @@ def batch(
 def read_rows(inputs: Sequence[str], questions: Sequence[str]) -> tuple[list[reading.Row], Path | None]:
     """The rows, and the folder that their videos are relative to."""
     first = inputs[0]
-    of_rows = first == "-" or Path(first).suffix.lower() in (*reading.JSON_SUFFIXES, *reading.CSV_SUFFIXES)
+    of_rows = [name for name in inputs if is_of_rows(name)]
     if not of_rows:
         if not questions:
             raise UsageError("Videos need a question: give --question TEXT, or rows as .jsonl, .csv or -.")
@@ -133,12 +137,16 @@ def read_rows(inputs: Sequence[str], questions: Sequence[str]) -> tuple[list[rea
             raise UsageError("The question is empty.")
         return reading.of_videos(inputs, questions), None
     if len(inputs) > 1:
-        raise UsageError(f"Rows come from one file; {inputs[1]!r} is another.")
+        raise UsageError(f"Rows come from one file, with nothing beside it; give {of_rows[0]!r} alone.")
     if questions:
         raise UsageError("--question is for videos; rows have their own.")
     if first == "-":
         return reading.of_stream(sys.stdin.buffer.read()), None
     return reading.of_file(Path(first)), Path(first).parent
+
+
+def is_of_rows(name: str) -> bool:
+    return name == "-" or Path(name).suffix.lower() in (*reading.JSON_SUFFIXES, *reading.CSV_SUFFIXES)
 
 
 def chosen_engine(name: str, loading: dict[str, Any], address: str | None, workers: int | None) -> Engine:

@@ -243,7 +243,7 @@ class RowProgress:
                 self._warnings.add(warning)
                 self._say(f"warning: row {record['line']}: {warning}")
         to_go = "" if run.seconds_to_go is None else f", {units.duration(run.seconds_to_go)} to go"
-        pace = f"{run.videos_a_minute:.3g} videos a minute{to_go}"
+        pace = f"{_rate(run.videos_a_minute)} videos a minute{to_go}"
         self._columns.update(self._task, description="answering", completed=run.done, pace=pace)
         if self._columns.disable and time.monotonic() - self._told > TOLD_EVERY:
             self._told = time.monotonic()
@@ -263,7 +263,7 @@ class RowProgress:
             parts.append(f"{units.count(run.answered_before)} before")
         if run.videos_done:
             took = f"{units.plural(run.videos_done, 'video')} in {units.duration(run.seconds)}"
-            parts.append(f"{took}, {run.videos_a_minute:.3g} a minute")
+            parts.append(f"{took}, {_rate(run.videos_a_minute)} a minute")
         output.say(", ".join(parts) + ".")
         if run.records is not None and run.records.others:
             others = units.plural(run.records.others, "record")
@@ -274,6 +274,11 @@ class RowProgress:
             output.say(sentence)
         else:
             self._columns.console.print(f"flashvlm: {sentence}", soft_wrap=True)
+
+
+def _rate(number: float) -> str:
+    """`9.31`, `92.4`, `2,120`."""
+    return units.count(round(number)) if number >= 99.95 else f"{number:.3g}"
 
 
 def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:

@@ -228,6 +228,7 @@ def test_lines_of_a_table_that_do_not_fit_are_records(
         ("rows.csv", b"video,question,video\n1,2,3\n"),
         ("rows.csv", b"video,question\n\xff,x\n"),
         ("rows.csv", b"video,question\n"),
+        ("rows.jsonl", b'[\n{"video": "one.mp4",\n"question": "What?"}\n]\n'),
     ],
 )
 def test_an_input_that_cannot_be_read_is_wrong_usage(
@@ -246,6 +247,8 @@ def test_an_input_that_cannot_be_read_is_wrong_usage(
         ["nowhere.jsonl"],
         ["clips/*.nothing", "--question", "What?"],
         ["samples/one.mp4"],
+        ["samples", "--question", "What?"],
+        ["samples/one.mp4", "samples/questions.jsonl", "--question", "What?"],
         ["samples/one.mp4", "--question", ""],
         ["samples/questions.jsonl", "--question", "What?"],
         ["samples/questions.jsonl", "samples/one.mp4"],
@@ -263,6 +266,16 @@ def test_wrong_usage_is_one_sentence(
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
     assert not loaded
+
+
+def test_a_cache_size_that_is_none_is_wrong_usage_and_no_rows_error(
+    tmp_path: Path, loaded: list, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASHVLM_CACHE_SIZE", "lots")
+    rows, out = write_rows(tmp_path / "rows.jsonl", [row()]), tmp_path / "out.jsonl"
+    assert main(["batch", str(rows), "-o", str(out), *MODEL]) == 2
+    assert "not 'lots'" in capsys.readouterr().err and not out.exists() and not loaded
+    assert main(["batch", str(rows), "-o", str(out), "--no-cache", *MODEL]) == 0
 
 
 def test_a_model_that_is_not_there_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

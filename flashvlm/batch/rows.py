@@ -6,6 +6,7 @@ import csv
 import glob
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,16 @@ def of_videos(patterns: Sequence[str], questions: Sequence[str]) -> list[Row]:
     """Every question on every video that a path or pattern (`clips/*.mp4`, `**` for folders in folders) names.
 
     Raises:
-        UsageError: a pattern that no file matches.
+        UsageError: a pattern that no file matches, or a folder.
     """
     videos: dict[str, None] = {}
     for pattern in patterns:
         # A file may have the very name, brackets and all.
         found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+        if found == [pattern] and Path(pattern).is_dir():
+            raise UsageError(
+                f"{pattern!r} is a folder; name the videos in it, such as {os.path.join(pattern, '*.mp4')!r}."
+            )
         found = [name for name in found if not Path(name).is_dir()]
         if not found:
             raise UsageError(f"No file matches {pattern!r}.")
@@ -76,6 +81,13 @@ def of_videos(patterns: Sequence[str], questions: Sequence[str]) -> list[Row]:
 
 def _rows(content: bytes, name: str, *, table: bool) -> list[Row]:
     content = content.removeprefix(b"\xef\xbb\xbf")
+    if content.lstrip().startswith(b"["):
+        try:
+            json.loads(content)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            raise UsageError(f"{name} is one JSON array; give a JSON object on each line (jq -c '.[]' makes them).")
     rows = list(_table(content, name) if table else _lines(content))
     if not rows:
         raise UsageError(f"{name} holds no row.")
