@@ -21,6 +21,8 @@ ENCODES = ("changed", "all")
 DEFAULT_ENCODE = "changed"
 SEEKS = ("fast", "exact")
 DEFAULT_SEEK = "fast"
+LOOKS = ("once", "twice")
+DEFAULT_LOOK = "once"
 DEFAULT_MAX_NEW_TOKENS = 128
 
 # Qwen's own practice for video: https://github.com/QwenLM/Qwen2-VL, qwen-vl-utils.
@@ -161,6 +163,7 @@ class AskOptions:
     take over the tokens of the one that they look like.
     `seek`: `exact` looks at the very frames that `sampling` asks for, `fast` at key frames near them where there are as
     many (see `video.decode`).
+    `look`: `twice` encodes all moments small and those that the question asks about again, at full size.
     `cache`: what the encoder makes of the video is taken from the feature cache where it has it, and kept there.
 
     Raises:
@@ -175,6 +178,7 @@ class AskOptions:
     max_pixels: int = DEFAULT_MAX_PIXELS
     encode: str = DEFAULT_ENCODE
     seek: str = DEFAULT_SEEK
+    look: str = DEFAULT_LOOK
     system: str | None = None
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     temperature: float = 0.0
@@ -186,7 +190,8 @@ class AskOptions:
             raise UsageError(
                 f"--keep {self.keep} is for --selector {BY_CONTENT}; {self.selector} takes a share or a count."
             )
-        for name, value, known in (("--encode", self.encode, ENCODES), ("--seek", self.seek, SEEKS)):
+        modes = (("--encode", self.encode, ENCODES), ("--seek", self.seek, SEEKS), ("--look", self.look, LOOKS))
+        for name, value, known in modes:
             if value not in known:
                 raise UsageError(f"{name} is one of {', '.join(known)}, not {value!r}.")
         if self.max_pixels < 28 * 28:

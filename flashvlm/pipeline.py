@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 import flashvlm
-from flashvlm import backends, models, pixels, video
+from flashvlm import backends, glimpse, models, pixels, video
 from flashvlm.backends.base import Backend, Encoded
 from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import FeatureCache, Features, entry_key, fingerprint
 from flashvlm.errors import UsageError
-from flashvlm.options import AskOptions, Keep, Sampling
+from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, AskOptions, Keep, Sampling
+from flashvlm.repeats import sources
 from flashvlm.report import (
     Answer,
     BeforeAfter,
@@ -42,13 +43,14 @@ from flashvlm.selection.weights import standing_out
 class Decoded:
     """A video, decoded and not yet encoded.
 
-    `encode` says which moments shall be (see `AskOptions`), and `key` is the entry of the feature cache that it shall
+    `encode` and `look` say how it shall be (see `AskOptions`); `key` is the entry of the feature cache that it is to
     have, if any.
     """
 
     clip: video.Clip
     seconds: float
     encode: str = "all"
+    look: str = "once"
     key: str | None = None
 
 
@@ -57,6 +59,7 @@ class Watched:
     """A video, decoded and encoded: its facts, the seconds of its sampled frames, its tokens, and what that took.
 
     `cached`: it comes from the feature cache, and decoding took what finding it took, or it was watched before.
+    `frames` (F, 3, h, w) uint8 are there where they were seen in small only, and may be looked at again.
     """
 
     facts: VideoFacts
@@ -66,6 +69,7 @@ class Watched:
     encode_seconds: float
     cached: bool = False
     warnings: tuple[str, ...] = ()
+    frames: torch.Tensor | None = None
 
     def again(self) -> Watched:
         """The same for a further question: nothing was decoded or encoded for that."""
@@ -177,7 +181,9 @@ class VideoQA:
             return pixels.resize(frame, self.backend.frame_size(height, width, options.max_pixels))
 
         clock.start("decode")
-        key = entry_key(path, self.backend, self._fingerprint, options) if options.cache else None
+        # A second look needs frames, which the cache does not keep.
+        cached = options.cache and options.look == "once"
+        key = entry_key(path, self.backend, self._fingerprint, options) if cached else None
         found = None if key is None else self._cache.get(key, path, self.backend.device)
         if found is not None:
             clock.stop()
@@ -185,7 +191,7 @@ class VideoQA:
             return Watched(found.facts, found.timestamps, found.encoded, seconds, 0.0, cached=True)
         clip = video.decode(path, self.backend.sampling(options.sampling), fit, options.seek)
         clock.stop()
-        return Decoded(clip, clock.seconds["decode"], options.encode, key)
+        return Decoded(clip, clock.seconds["decode"], options.encode, options.look, key)
 
     def encode(self, decoded: Decoded | Watched, *, on_stage: Callable[[str], None] = lambda stage: None) -> Watched:
         """The second half of `watch`: the tokens of what `decode` gave, kept in the feature cache where asked for."""
@@ -193,7 +199,11 @@ class VideoQA:
             return decoded
         clip, clock = decoded.clip, _Clock(on_stage, self.backend.device)
         clock.start("encode")
-        encoded = self.backend.encode(clip.frames, clip.seconds_per_frame, decoded.encode)
+        like = sources(clip.frames, self.backend.frames_per_group) if decoded.encode == "changed" else None
+        if decoded.look == "twice":
+            encoded = self._glimpse(clip, like)
+        else:
+            encoded = self.backend.encode(clip.frames, clip.seconds_per_frame, like)
         clock.stop()
         warnings: tuple[str, ...] = ()
         if decoded.key is not None:
@@ -202,7 +212,50 @@ class VideoQA:
             except OSError as error:
                 warnings = (f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}.",)
         seconds = clock.seconds["encode"]
-        return Watched(clip.facts, clip.timestamps, encoded, decoded.seconds, seconds, warnings=warnings)
+        frames = clip.frames if decoded.look == "twice" else None
+        return Watched(clip.facts, clip.timestamps, encoded, decoded.seconds, seconds, warnings=warnings, frames=frames)
+
+    def _glimpse(self, clip: video.Clip, like: torch.Tensor | None) -> Encoded:
+        """Every moment from small frames, on the grid of the full ones.
+
+        Raises:
+            UsageError: the model has one size of frames.
+        """
+        frame = (clip.frames.shape[2], clip.frames.shape[3])
+        cells = self.backend.cells(frame)
+        size = glimpse.small_size(frame, cells)
+        if self.backend.cells(size) == cells != (1, 1):
+            raise UsageError("--look twice is for models that take frames of any size; this one takes one size only.")
+        small = self.backend.encode(glimpse.shrink(clip.frames, size), clip.seconds_per_frame, like)
+        return glimpse.lay_out(small, *cells)
+
+    def look_again(
+        self,
+        watched: Watched,
+        question: str | None,
+        options: AskOptions,
+        *,
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> Watched:
+        """Encode at full size the moments that the question asks about, of a video that was seen in small frames.
+
+        Any other video is given back as it is. `answer` does this first, before `choose` and `respond`.
+        """
+        encoded = watched.encoded
+        if watched.frames is None:
+            return watched
+        clock = _Clock(on_stage, self.backend.device)
+        clock.start("encode")
+        going_by = replace(options, keep=Keep.parse(DEFAULT_KEEP), selector=DEFAULT_SELECTOR, merge=False)
+        scores = self.choose(watched, question, going_by).selection.scores.view(encoded.groups, -1)
+        like = torch.arange(encoded.groups) if encoded.sources is None else encoded.sources
+        moments = glimpse.worth_another_look(scores, like)
+        size = self.backend.frames_per_group
+        places = (moments[:, None] * size + torch.arange(size)).flatten().clamp(max=len(watched.frames) - 1)
+        full = glimpse.put_in(encoded, self.backend.encode(watched.frames[places]), moments)
+        clock.stop()
+        seconds = watched.encode_seconds + clock.seconds["encode"]
+        return replace(watched, encoded=full, encode_seconds=seconds, frames=None)
 
     def answer(
         self,
@@ -213,11 +266,12 @@ class VideoQA:
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Answer:
-        """Answer a question on a video that `watch` has encoded: `choose`, then `respond`.
+        """Answer a question on a video that `watch` has encoded: `look_again`, `choose`, then `respond`.
 
         Raises:
             UsageError: a question or selector that makes no sense.
         """
+        watched = self.look_again(watched, question, options, on_stage=on_stage)
         choice = self.choose(watched, question, options, on_stage=on_stage)
         return self.respond(watched, choice, on_text=on_text, on_stage=on_stage)
 
@@ -459,7 +513,7 @@ def _moments(
     kept: list[list[tuple[int, int]]] = [[] for _ in range(encoded.groups)]
     important: list[list[bool]] = [[] for _ in range(encoded.groups)]
     class_token: list[bool | None] = [None] * encoded.groups
-    sources = list(range(encoded.groups)) if encoded.sources is None else encoded.sources.tolist()
+    like = list(range(encoded.groups)) if encoded.sources is None else encoded.sources.tolist()
     for index, for_question in zip(selection.indices.tolist(), selection.important.tolist(), strict=True):
         group, place = divmod(index, size)
         if place < encoded.class_tokens:
@@ -476,7 +530,8 @@ def _moments(
             tuple(kept[group]),
             tuple(important[group]),
             class_token[group],
-            None if sources[group] == group else sources[group],
+            None if like[group] == group else like[group],
+            encoded.small is not None and bool(encoded.small[group]),
         )
         for group in range(encoded.groups)
     )

@@ -21,11 +21,13 @@ def sources(frames: Tensor, frames_per_group: int) -> Tensor:
     counts as soon as it has changed enough.
 
     Args:
-        frames: (F, 3, h, w) uint8, F a multiple of `frames_per_group`.
+        frames: (F, 3, h, w) uint8; the last one fills up its group.
 
     Returns:
-        (F / frames_per_group,) int64, at most its own place.
+        (groups,) int64, at most its own place.
     """
+    missing = -len(frames) % frames_per_group
+    frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
     found: list[int] = []
     own: list[int] = []
     seen: list[Tensor] = []

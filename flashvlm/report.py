@@ -58,6 +58,7 @@ class Moment:
     question (true) or for coverage (false). `tokens` counts a class token too, which stands for a whole frame and has
     no cell: `class_token` says the same of it, and is None where it was dropped or the model has none. `like` is the
     number, from 0, of the earlier moment that it looked like and whose tokens it has; None where it has its own.
+    `small`: it was seen in a small frame only.
     """
 
     timestamps: tuple[float, ...]
@@ -68,6 +69,7 @@ class Moment:
     important: tuple[bool, ...]
     class_token: bool | None = None
     like: int | None = None
+    small: bool = False
 
     @property
     def kept_count(self) -> int:

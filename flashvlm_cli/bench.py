@@ -14,6 +14,7 @@ from flashvlm.errors import UsageError, VideoError
 from flashvlm.options import (
     DEFAULT_ENCODE,
     DEFAULT_FPS,
+    DEFAULT_LOOK,
     DEFAULT_MAX_FRAMES,
     DEFAULT_MAX_PIXELS,
     DEFAULT_SEEK,
@@ -322,6 +323,9 @@ def speed(
     seek: Annotated[
         str, typer.Option(metavar="HOW", help="As ask: fast or exact.", rich_help_panel=MEASURED)
     ] = DEFAULT_SEEK,
+    look: Annotated[
+        str, typer.Option(metavar="HOW", help="As ask: once or twice.", rich_help_panel=MEASURED)
+    ] = DEFAULT_LOOK,
     clip: Annotated[
         str,
         typer.Option(
@@ -366,7 +370,7 @@ def speed(
         raise UsageError("--layers goes with --random-weights.")
     sampling = Sampling(frames=frames, max_frames=max(frames or 0, DEFAULT_MAX_FRAMES))
     options = AskOptions(
-        sampling=sampling, max_pixels=max_pixels, encode=encode, seek=seek, max_new_tokens=max_new_tokens
+        sampling=sampling, max_pixels=max_pixels, encode=encode, seek=seek, look=look, max_new_tokens=max_new_tokens
     )
     settings = Settings(keep=split(keep), options=options, repeats=repeat)
     shown = Footage(clip, *sides(size), seconds) if video is None else video

@@ -427,6 +427,10 @@ def _facts(answer: Seen, width: int) -> list[Text]:
     if answer.frames > 1 and answer.video.fps:
         first, last = answer.moments[0].timestamps[0], answer.moments[-1].timestamps[-1]
         sampled.append([(f"{units.timestamp(first)} to {units.timestamp(last)}", "")])
+    small = sum(moment.small for moment in answer.moments)
+    if small:
+        full = f"{units.count(len(answer.moments) - small)} at full size"
+        sampled.append([(full, "value"), (f", {units.count(small)} small", "aside")])
     repeated = sum(moment.like is not None for moment in answer.moments)
     if repeated:
         encoded = f"{units.count(len(answer.moments) - repeated)} encoded"

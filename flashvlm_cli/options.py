@@ -22,6 +22,7 @@ from flashvlm.options import (
     DEFAULT_ENCODE,
     DEFAULT_FPS,
     DEFAULT_KEEP,
+    DEFAULT_LOOK,
     DEFAULT_MAX_FRAMES,
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_MAX_PIXELS,
@@ -215,6 +216,14 @@ def ask_options(
             rich_help_panel=FRAMES,
         ),
     ] = DEFAULT_SEEK,
+    look: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="twice: all moments in small frames, then those that the question asks about in full ones; once.",
+            rich_help_panel=FRAMES,
+        ),
+    ] = DEFAULT_LOOK,
     start: Annotated[
         str | None,
         typer.Option(
@@ -275,6 +284,7 @@ def ask_options(
         max_pixels=max_pixels,
         encode=encode,
         seek=seek,
+        look=look,
         system=system,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -18,8 +18,9 @@ from flashvlm.backends import base
 from flashvlm.bench.footage import Footage, film, pictures
 from flashvlm.bench.speed import Settings, SpeedRun, their_encoding
 from flashvlm.errors import UsageError
+from flashvlm.glimpse import shrink
 from flashvlm.models import fetch
-from flashvlm.options import ENCODES, AskOptions, Sampling
+from flashvlm.options import ENCODES, LOOKS, AskOptions, Sampling
 from flashvlm.pipeline import Decoded
 from flashvlm.repeats import sources
 from flashvlm.report import VideoFacts
@@ -143,7 +144,7 @@ def test_a_moment_that_looks_like_an_earlier_one_has_its_tokens(family: str, tmp
     size = backend.frames_per_group
     one, other = noise(2, 28, 28) if family == "video_llava" else noise(2, 112, 168)
     frames = torch.stack([picture for picture in (one, one, other, one, other, one) for _ in range(size)])
-    every, changed = backend.encode(frames), backend.encode(frames, encode="changed")
+    every, changed = backend.encode(frames), backend.encode(frames, sources=sources(frames, size))
     assert changed.sources.tolist() == [0, 0, 2, 0, 2, 0] and every.sources is None
     torch.testing.assert_close(changed.tokens, every.tokens, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(changed.saliency, every.saliency, atol=1e-6, rtol=1e-4)
@@ -185,3 +186,50 @@ def test_which_moments_are_encoded_is_one_of_two() -> None:
         AskOptions(encode="some")
     with pytest.raises(UsageError, match="--seek is one of fast, exact, not 'slow'"):
         AskOptions(seek="slow")
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_looking_twice_has_full_size_for_what_the_question_asks_about_and_small_for_the_rest(
+    family: str, tmp_path: Path
+) -> None:
+    qa = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype="float32")
+    frames = noise(20, 168, 168)
+    seen = {look: qa.encode(replace(decoded(frames), look=look)) for look in LOOKS}
+    watched = qa.look_again(seen["twice"], "What happens?", AskOptions())
+    encoded, full = watched.encoded, seen["once"].encoded
+    assert (encoded.groups, encoded.height, encoded.width) == (10, 6, 6)
+    assert encoded.small.sum() == 8
+    small = shrink(frames, (84, 84))
+    tokens = qa.backend.encode(small).tokens.view(10, 3, 3, -1)
+    ours, theirs = encoded.tokens.view(10, 6, 6, -1), full.tokens.view(10, 6, 6, -1)
+    for moment, is_small in enumerate(encoded.small.tolist()):
+        if is_small:
+            # A small frame's token lies on the two by two cells that it stands for.
+            for y, x in ((0, 0), (1, 1), (4, 5)):
+                torch.testing.assert_close(ours[moment, y, x], tokens[moment, y // 2, x // 2])
+        else:
+            torch.testing.assert_close(ours[moment], theirs[moment], atol=1e-4, rtol=1e-4)
+
+
+def test_what_looks_like_a_moment_seen_again_is_seen_again_too() -> None:
+    qa = VideoQA.from_pretrained("demo", device="cpu", dtype="float32")
+    one, other = noise(2, 112, 112)
+    watched = qa.encode(replace(decoded(torch.stack([one] * 6 + [other] * 6)), encode="changed", look="twice"))
+    assert watched.encoded.sources.tolist() == [0, 0, 0, 3, 3, 3]
+    encoded = qa.look_again(watched, "What happens?", AskOptions()).encoded
+    # A fifth of six moments is one.
+    assert encoded.small.tolist() in ([True] * 3 + [False] * 3, [False] * 3 + [True] * 3)
+
+
+def test_an_answer_after_two_looks_says_so(tmp_path: Path) -> None:
+    clip = film(Footage("moving", 224, 224, 5.0, 8), tmp_path / "clip.mp4")
+    said = CliRunner().invoke(app, ["ask", str(clip), "What happens?", "--model", "demo", "--look", "twice"])
+    assert said.exit_code == 0 and "1 at full size, 4 small" in said.stderr
+    said = CliRunner().invoke(app, ["ask", str(clip), "What happens?", "--model", "demo", "--look", "twice", "--json"])
+    assert [moment["small"] for moment in json.loads(said.stdout)["moments"]].count(False) == 1
+
+
+def test_a_model_of_one_size_looks_once(tmp_path: Path) -> None:
+    qa = VideoQA.from_pretrained(tiny_video_llava(tmp_path), device="cpu", dtype="float32")
+    with pytest.raises(UsageError, match="one size only"):
+        qa.encode(replace(decoded(noise(4, 28, 28)), look="twice"))

@@ -18,7 +18,6 @@ from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPena
 from flashvlm.backends.loading import choose_attention, choose_device, choose_dtype, load_tokenizer, load_weights
 from flashvlm.errors import UsageError
 from flashvlm.options import DEFAULT_FPS, Sampling
-from flashvlm.repeats import sources
 from flashvlm.report import Area, BeforeAfter
 
 # How many cells go through the vision encoder together: on a processor as many as its cache holds the activations of,
@@ -33,7 +32,8 @@ class Encoded:
     `tokens` (N, D) in the language model's input space and `saliency` (N,) float32 >= 0. Each of the `groups` has
     `class_tokens` that stand for no place in the picture, then `height` x `width` cells, row by row.
     `seconds_per_group` is the time from one group to the next. `sources` (groups,) int64 says of each whose tokens and
-    saliency it has: its own, or those of an earlier group that shows the same; None where all have their own.
+    saliency it has: its own, or those of an earlier group that shows the same; None where all have their own. `small`
+    (groups,) bool says whose tokens come from a small frame (see `glimpse`); None where none do.
     """
 
     tokens: Tensor
@@ -44,6 +44,7 @@ class Encoded:
     class_tokens: int = 0
     seconds_per_group: float = 0.0
     sources: Tensor | None = None
+    small: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -180,14 +181,17 @@ class Backend(ABC):
     # What all families share.
 
     @torch.inference_mode()
-    def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS, encode: str = "all") -> Encoded:
+    def encode(
+        self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS, sources: Tensor | None = None
+    ) -> Encoded:
         """(F, 3, h, w) uint8 frames of `frame_size` to visual tokens with their saliency.
 
         The last frame is repeated to fill its group.
 
         Args:
             seconds_per_frame: how long each of them stands for; a family that does not count seconds ignores it.
-            encode: `all` groups, or those that `changed`: see `AskOptions`.
+            sources: (groups,) int64, for each group the one whose tokens it has: itself, or an earlier one that has its
+                own; None where all have their own.
         """
         missing = -len(frames) % self.frames_per_group
         if missing:
@@ -195,8 +199,7 @@ class Backend(ABC):
         height, width = self.cells((frames.shape[2], frames.shape[3]))
         groups_at_once = max(1, CELLS_AT_ONCE[self.device.type == "cpu"] // (height * width))
         groups = len(frames) // self.frames_per_group
-        found = sources(frames, self.frames_per_group) if encode == "changed" else torch.arange(groups)
-        own, places = found.unique(return_inverse=True)
+        own, places = (torch.arange(groups) if sources is None else sources).unique(return_inverse=True)
         grouped = frames.unflatten(0, (groups, self.frames_per_group))
         seen = [self.see(grouped[some].flatten(0, 1)) for some in own.split(groups_at_once)]
         places = places.to(self.device)
@@ -208,7 +211,7 @@ class Backend(ABC):
             width,
             self.class_tokens,
             seconds_per_frame * self.frames_per_group,
-            None if len(own) == groups else found,
+            None if len(own) == groups else sources,
         )
 
     def sampling(self, asked: Sampling) -> Sampling:

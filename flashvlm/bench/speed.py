@@ -195,7 +195,7 @@ def as_transformers(qa: VideoQA, path: Path, options: AskOptions) -> Watched:
     """What `VideoQA.watch` gives, but every group of frames went through transformers' own encoder."""
     from flashvlm.pipeline import Decoded, Watched
 
-    decoded = qa.decode(path, replace(options, seek="exact", cache=False))
+    decoded = qa.decode(path, replace(options, seek="exact", look="once", cache=False))
     assert isinstance(decoded, Decoded)
     begin = time.perf_counter()
     encoded = their_encoding(qa.backend, decoded)

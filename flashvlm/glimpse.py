@@ -1,0 +1,75 @@
+"""Looking twice at a long video: every moment small, then those that the question asks about at full size.
+
+A token of a small frame stands for several cells of the full one. It is laid on all of them, so that every moment has
+one grid, and a token the position of its cell, whichever size it comes from; the selector sees that cells are alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from flashvlm.backends.base import Encoded
+
+# The sides of a small frame are this part of the full one's, so that it takes a quarter of the time; and this part of
+# the moments is looked at again.
+SIDE = 0.5
+AGAIN = 0.2
+
+
+def small_size(frame: tuple[int, int], cells: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) of the small frames of a full one in so many cells: whole cells of the same size."""
+    height, width = (max(1, round(number * SIDE)) * (side // number) for side, number in zip(frame, cells, strict=True))
+    return height, width
+
+
+def shrink(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """(F, 3, h, w) uint8 frames at this (height, width)."""
+    return F.interpolate(frames, size=size, mode="bicubic", antialias=True)
+
+
+def lay_out(small: Encoded, height: int, width: int) -> Encoded:
+    """Every moment of `small` on a grid of `height` x `width` cells, each with the token of the place it lies in."""
+    rows = ((torch.arange(height) + 0.5) * small.height / height).long()
+    columns = ((torch.arange(width) + 0.5) * small.width / width).long()
+    cells = (rows[:, None] * small.width + columns).flatten().to(small.tokens.device)
+    grid = (small.groups, small.height * small.width)
+    return replace(
+        small,
+        tokens=small.tokens.unflatten(0, grid)[:, cells].flatten(0, 1),
+        saliency=small.saliency.unflatten(0, grid)[:, cells].flatten(),
+        height=height,
+        width=width,
+        small=torch.ones(small.groups, dtype=torch.bool),
+    )
+
+
+def worth_another_look(scores: Tensor, sources: Tensor) -> Tensor:
+    """The moments, rising, that have a token of the highest scores: a fifth of all, of those with tokens of their own.
+
+    Args:
+        scores: (groups, n), what each token weighs.
+        sources: (groups,) int64, as `Encoded` has them.
+    """
+    best = scores.amax(1).cpu()
+    best[sources != torch.arange(len(sources))] = -torch.inf
+    count = min(int(best.isfinite().sum()), max(1, round(AGAIN * len(best))))
+    return best.topk(count).indices.sort().values
+
+
+def put_in(encoded: Encoded, full: Encoded, moments: Tensor) -> Encoded:
+    """`encoded` with the tokens of `full`, whose groups are these moments, in their place and wherever these stand."""
+    assert encoded.small is not None
+    sources = torch.arange(encoded.groups) if encoded.sources is None else encoded.sources
+    place = torch.full((encoded.groups,), -1).index_put((moments,), torch.arange(len(moments)))[sources]
+    taken = place >= 0
+    grid = (-1, encoded.height * encoded.width)
+    tokens, saliency = encoded.tokens.unflatten(0, grid).clone(), encoded.saliency.unflatten(0, grid).clone()
+    tokens[taken] = full.tokens.unflatten(0, grid)[place[taken]]
+    saliency[taken] = full.saliency.unflatten(0, grid)[place[taken]]
+    return replace(encoded, tokens=tokens.flatten(0, 1), saliency=saliency.flatten(), small=encoded.small & ~taken)
