@@ -430,6 +430,8 @@ def test_a_history_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
     assert "warning: The history cannot be kept in" in terminal.expect("> ")
     terminal.press("What?\r")
     terminal.expect("One two three.")
+    # A terminal that no line is read from keeps no Ctrl-D for later.
+    terminal.expect("> ")
     terminal.press(CTRL_D)
     assert terminal.end() == 0
 
