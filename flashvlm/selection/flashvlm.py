@@ -14,7 +14,7 @@ from flashvlm.selection.facility import greedy
 from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.metric import Space, places, unit_vectors, with_zeros_apart
 from flashvlm.selection.points import Points
-from flashvlm.selection.radius import farthest, least_covered, net
+from flashvlm.selection.radius import LARGEST_POOL, farthest, least_covered, net
 from flashvlm.selection.repetition import repeats
 from flashvlm.selection.result import ALIKE, Selection
 from flashvlm.selection.spread import enough, spread
@@ -144,6 +144,6 @@ def cover_best(
         kept = torch.cat([far, kept[~torch.isin(kept, far)]])
     kept = kept[: count - corners]
     if corners:
-        pool = least_covered(similarity, blocks, kept, ALIKE, POOL * corners)
+        pool = least_covered(similarity, blocks, kept, ALIKE, LARGEST_POOL)
         kept = torch.cat([kept, farthest(points, kept, pool, POOL * corners, corners, -math.inf)])
     return kept.sort().values, redundancy
