@@ -34,6 +34,12 @@ ALIASES = {
         Alias(
             "demo", "checkpoint", "A small trained Qwen2-VL that comes with flashvlm; knows 26 things.", bundled=True
         ),
+        Alias(
+            "demo-video-llava",
+            "checkpoint-video-llava",
+            "A small trained Video-LLaVA that comes with flashvlm; knows the same things.",
+            bundled=True,
+        ),
         Alias("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "Qwen2-VL, 2 B parameters. The default."),
         Alias("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "Qwen2-VL, 7 B parameters."),
         Alias("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL, 3 B parameters."),

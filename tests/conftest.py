@@ -8,3 +8,8 @@ from flashvlm import VideoQA
 @pytest.fixture(scope="session")
 def demo() -> VideoQA:
     return VideoQA.from_pretrained("demo", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def demo_video_llava() -> VideoQA:
+    return VideoQA.from_pretrained("demo-video-llava", device="cpu", dtype="float32")

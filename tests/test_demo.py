@@ -132,7 +132,7 @@ def read_as_transformers_does(blueprint: Blueprint, model: torch.nn.Module, visu
     embed = model.get_input_embeddings()
     shared = torch.cat([embed(before), visual]).unsqueeze(0)
     at, text_at = blueprint.positions(len(before), 3, grid, 9)
-    hidden = train.read(model, shared, at, text, text_at)
+    hidden, *_ = train.read(model, shared, at, text, text_at)
     for number in range(2):
         whole = torch.cat([shared, embed(text[:, number])], dim=1)
         position_ids = torch.cat([at, text_at], dim=1)

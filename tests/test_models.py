@@ -25,8 +25,9 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(fetch("demo"), tmp_path / "model"))
 
 
-def test_the_demo_is_always_here() -> None:
-    assert present("demo") and (fetch("demo") / "model.safetensors").stat().st_size < 15_000_000
+@pytest.mark.parametrize("name", ["demo", "demo-video-llava"])
+def test_the_demos_are_always_here(name: str) -> None:
+    assert present(name) and (fetch(name) / "model.safetensors").stat().st_size < 15_000_000
 
 
 def test_a_model_that_cannot_be_had_names_the_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

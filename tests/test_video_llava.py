@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import VideoLlavaForConditionalGeneration
 
 from flashvlm import VideoQA
+from flashvlm.bench.clips import EightLooks
 from flashvlm.errors import UsageError
 from flashvlm.pixels import clip_pixels
 from flashvlm.samples import samples_dir
@@ -156,3 +157,40 @@ def test_only_the_middle_square_of_a_frame_is_seen(qa: VideoQA) -> None:
     wide = noise(2, 28, 40)
     seen = qa.backend.encode(wide[:, :, :, 6:34])
     torch.testing.assert_close(qa.backend.encode(wide).tokens, seen.tokens)
+
+
+def test_the_demo_with_all_tokens_gives_the_logits_of_transformers(demo_video_llava: VideoQA) -> None:
+    backend, video = demo_video_llava.backend, noise(8, 224, 224)
+    pixels = clip_pixels(video, side=224, image_mean=backend.mean, image_std=backend.std)
+    text = "USER: <video>\nWhat happens? ASSISTANT:".replace("<video>", "<video>" * (65 * len(video)))
+    ids = torch.tensor([backend.tokenizer(text).input_ids])
+    with torch.inference_mode():
+        theirs = backend.model(input_ids=ids, pixel_values_videos=pixels[None]).logits[:, -1]
+        ours = backend.model(**our_inputs(demo_video_llava, video, "What happens?")).logits[:, -1]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_the_demo_has_both_towers_and_a_class_token_a_frame(demo_video_llava: VideoQA) -> None:
+    towers = demo_video_llava.backend.model.model
+    image = towers.image_tower.state_dict()
+    assert all(torch.equal(weight, image[name]) for name, weight in towers.video_tower.state_dict().items())
+    answer = demo_video_llava.ask(samples_dir() / "two.mp4", "What happens?", keep="100%", max_new_tokens=1)
+    assert answer.frames == 8 and answer.tokens.before == 8 * 65
+
+
+@pytest.mark.parametrize(("keep", "most_wrong"), [("100%", 3), ("11.1%", 5)])
+def test_the_demo_answers_clips_that_eight_looks_tell(
+    keep: str, most_wrong: int, demo_video_llava: VideoQA, tmp_path: Path
+) -> None:
+    data = EightLooks()
+    wrong = []
+    for number in range(12):
+        (asked,) = data.questions(number)
+        said = demo_video_llava.ask(data.video(number, tmp_path), asked.text, keep=keep).answer
+        wrong += [(asked.text, asked.answer, said)] if said != asked.answer else []
+    assert len(wrong) <= most_wrong, wrong
+
+
+def test_the_demo_s_answer_hangs_on_the_video(demo_video_llava: VideoQA) -> None:
+    said = {demo_video_llava.ask(samples_dir() / name, "What happens?").answer for name in ("two.mp4", "hevc.mp4")}
+    assert len(said) == 2

@@ -144,11 +144,16 @@ class Codes:
 
 @dataclass(frozen=True)
 class Shown:
-    """One clip as training sees it: what its groups show, and the encoder's input where it was drawn."""
+    """One clip as training sees it: what its groups show, and the encoder's input where it was drawn.
+
+    `ways` (tokens,), where groups alone do not show motion: the place in `DIRECTIONS` of how what a token shows has
+    moved since a group before, 4 for what stays and for background, -1 where nothing is to be told.
+    """
 
     labels: CellLabels
     questions: list[Question]
     pixels: Tensor | None
+    ways: Tensor | None = None
 
 
 class Blueprint(ABC):

@@ -38,7 +38,9 @@ SMALL_SHARE = {"eyes": 0.6, "words": 0.865, "answers": 0.0}
 SAVE_EVERY = 250
 
 
-def read(model: Any, shared: Tensor, shared_at: Tensor, texts: Tensor, texts_at: Tensor) -> Tensor:
+def read(
+    model: Any, shared: Tensor, shared_at: Tensor, texts: Tensor, texts_at: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The language model on several questions to each clip at once.
 
     Args:
@@ -48,7 +50,8 @@ def read(model: Any, shared: Tensor, shared_at: Tensor, texts: Tensor, texts_at:
         texts_at: (axes, L) their positions.
 
     Returns:
-        (B, Q, L, WIDTH) last hidden states, of the texts only.
+        (B, Q, L, WIDTH) last hidden states, of the texts only; and what the second layer gets to see
+        of `shared` (B, S, WIDTH) and of the texts (B, Q, L, WIDTH).
     """
     text_model = model.model.language_model
     batch, many, length = texts.shape
@@ -96,7 +99,9 @@ def read(model: Any, shared: Tensor, shared_at: Tensor, texts: Tensor, texts_at:
             mixed = F.scaled_dot_product_attention(query_one, keys[0], values[0], is_causal=True)
             one = one + attention.o_proj(mixed.transpose(1, 2).flatten(2))
             one = one + layer.mlp(layer.post_attention_layernorm(one))
-    return text_model.norm(two).view(batch, many, length, -1)
+        if i == 0:
+            first_one, first_two = (text_model.layers[1].input_layernorm(x) for x in (one, two))
+    return text_model.norm(two).view(batch, many, length, -1), first_one, first_two.view(batch, many, length, -1)
 
 
 class Conversation:
@@ -224,21 +229,35 @@ def answer_loss(
     shared = torch.cat([before.expand(len(drawn), -1, -1), video.to(before.dtype)], dim=1)
     groups = len(drawn[0].labels.thing)
     shared_at, texts_at = (x.to(model.device) for x in blueprint.positions(len(before), groups, grid, texts.shape[-1]))
-    hidden = read(model, shared, shared_at, texts, texts_at)
+    hidden, first, first_words = read(model, shared, shared_at, texts, texts_at)
     asked = labels != -100
     logits = F.linear(hidden[asked], model.get_input_embeddings().weight).float()
     losses = F.cross_entropy(logits, labels[asked], reduction="none")
     # A long answer counts more than a short one, but each of its words less.
     weights = asked.sum(-1, keepdim=True).rsqrt().expand(asked.shape)[asked]
     loss = (losses * weights).sum() / weights.sum()
+    figures: dict[str, Any] = {}
+    ways = torch.stack([shown.ways for shown in drawn if shown.ways is not None]) if drawn[0].ways is not None else None
+    if ways is not None and (ways >= 0).any():
+        # Where a token says nothing of motion, the first layer is to find out from the frames before.
+        told, seen = ways >= 0, first[:, len(before) :]
+        guesses = seen[told.to(model.device)].float() @ blueprint.codes.motions.to(model.device).T
+        # Most of a picture goes nowhere.
+        shares = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.25], device=model.device)
+        loss = loss + 0.2 * F.cross_entropy(guesses, ways[told].to(model.device), weight=shares)
+        # And to leave the words what they are, so that a direction finds what moves there.
+        kept = F.linear(first_words[texts != conversation.pad], model.get_input_embeddings().weight).float()
+        loss = loss + 0.1 * F.cross_entropy(kept, texts[texts != conversation.pad])
+        moved = ways[told] < 4
+        figures["ways"] = (guesses.argmax(-1).cpu() == ways[told])[moved].float().mean()
     with torch.no_grad():
         wrong = torch.zeros(asked.shape, device=asked.device)
         wrong[asked] = (logits.argmax(-1) != labels[asked]).float()
         right = (wrong.sum(-1) == 0).float().flatten().tolist()
-    figures: dict[str, Any] = {}
+    families: dict[str, list[float]] = {}
     for question, ok in zip((q for row in questions for q in row), right, strict=True):
-        figures.setdefault(question.family, []).append(ok)
-    return loss, {family: torch.tensor(oks).mean() for family, oks in figures.items()}
+        families.setdefault(question.family, []).append(ok)
+    return loss, figures | {family: torch.tensor(oks).mean() for family, oks in families.items()}
 
 
 def optimizers(model: torch.nn.Module, lr: float, patch_rate: float = 1.0) -> list[torch.optim.Optimizer]:
