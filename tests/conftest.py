@@ -1,8 +1,13 @@
 """What several test files share: the demo model, loaded once, in fp32 so that answers do not hang on the machine."""
 
+import signal
+
 import pytest
 
 from flashvlm import VideoQA
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that: not those of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
