@@ -16,7 +16,7 @@ from flashvlm.report import Area
 
 # What transformers' VideoLlavaVideoProcessor takes where a checkpoint says nothing.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# Whether a kept token has the position it had, or the kept ones close up.
+# Kept tokens have the positions they had: closed up, the demo model loses 16 to 24 points (docs/results.md).
 KEEP_GAPS = True
 
 
