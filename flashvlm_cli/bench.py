@@ -49,7 +49,7 @@ def accuracy(
         str,
         typer.Option(
             metavar="NAME|FILE",
-            help="clips, eight-looks, needle, or a .jsonl file of questions.",
+            help="clips, eight-looks, needle, easy-vqa, or a .jsonl file of questions.",
             rich_help_panel=MEASURED,
         ),
     ] = "clips",
@@ -71,7 +71,7 @@ def accuracy(
             parser=whole_number,
             metavar="N",
             help="So many videos.",
-            show_default="300; all of a file",
+            show_default="300; all of easy-vqa or a file",
             rich_help_panel=MEASURED,
         ),
     ] = None,
@@ -81,7 +81,7 @@ def accuracy(
             parser=whole_number,
             metavar="N",
             help="Number of the first video. Clips below 2000 are for tuning, not for reports.",
-            show_default="2000; 0 of a file",
+            show_default="2000; 0 of easy-vqa or a file",
             rich_help_panel=MEASURED,
         ),
     ] = None,
@@ -176,7 +176,7 @@ def accuracy(
     """
     from flashvlm.bench import plot as plots
     from flashvlm.bench.accuracy import Run, Settings, resolved
-    from flashvlm.bench.clips import data_set
+    from flashvlm.bench.data_sets import data_set
     from flashvlm.selection import SELECTORS
     from flashvlm_cli.console import Bar
 

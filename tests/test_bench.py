@@ -14,6 +14,7 @@ from flashvlm.bench import selection as selection_bench
 from flashvlm.bench.accuracy import Run, Settings, measure
 from flashvlm.bench.clips import Clips, Needle
 from flashvlm.bench.data import Asked, Lines, content_words
+from flashvlm.bench.easy_vqa import EasyVQA
 from flashvlm.demo.questions import FAMILIES
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions
@@ -143,6 +144,30 @@ def test_an_unrelated_question_shares_no_content_word() -> None:
 def test_the_only_question_of_a_file_is_its_own_unrelated_one(tmp_path: Path) -> None:
     data = Lines(lines(tmp_path, sample("one.mp4", "What happens?", "much")))
     assert data.unrelated(0, data.questions(0)[0]) == "What happens?"
+
+
+def test_easy_vqa_is_the_whole_test_split_of_the_package(tmp_path: Path) -> None:
+    from easy_vqa import get_train_image_paths
+
+    data = EasyVQA()
+    asked = {number: data.questions(number) for number in data.numbers()}
+    assert len(asked) == 1000 and sum(map(len, asked.values())) == 9673
+    trained = {Path(path).parent for path in get_train_image_paths().values()}
+    videos = {data.video(number, tmp_path) for number in asked}
+    assert len(videos) == 1000 and all(path.is_file() and path.parent not in trained for path in videos)
+    # A family says what kind of answer it has.
+    answers = {
+        family: {one.answer for row in asked.values() for one in row if one.family == family} for family in data.guesses
+    }
+    assert {family: len(words) for family, words in answers.items()} == dict(data.guesses)
+
+
+def test_easy_vqa_without_its_package_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "easy_vqa", None)
+    assert main(["bench", "accuracy", "--data", "easy-vqa"]) == 2
+    assert "flashvlm[bench]" in capsys.readouterr().err
 
 
 def test_lines_on_one_video_are_asked_together(three: Path) -> None:
@@ -380,7 +405,7 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
         (["--selectors", "nothing"], "There is no selector 'nothing'"),
         (["--selectors", "uniform,uniform"], "each once"),
         (["--keep", "0%"], "--keep"),
-        (["--data", "nothing"], "--data takes clips, eight-looks, needle or a .jsonl file"),
+        (["--data", "nothing"], "--data takes clips, eight-looks, needle, easy-vqa or a .jsonl file"),
         (["--data", "nothing.jsonl"], "There is no file 'nothing.jsonl'"),
         (["--noise", "much"], "--noise takes a share"),
         (["--noise", "-5%"], "--noise"),
@@ -402,7 +427,6 @@ def test_wrong_usage_is_one_sentence(capsys: pytest.CaptureFixture[str], argumen
 
 
 def test_the_plot_is_written(three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
     path = tmp_path / "curve.svg"
     assert main(["bench", "accuracy", "--data", str(three), "--plot", str(path), *QUICK]) == 0
     assert path.read_text().rstrip().endswith("</svg>")

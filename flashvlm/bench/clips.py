@@ -14,11 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from flashvlm.bench.data import Asked, DataSet, Lines
+from flashvlm.bench.data import Asked, DataSet
 from flashvlm.demo.clips import HELD_OUT_SEED, write_clip
 from flashvlm.demo.questions import FAMILIES, NUMBERS, PLACES, Question, ask
 from flashvlm.demo.world import DIRECTIONS, KINDS, NAMES, Scene, make_scene, make_told_scene, sample_times
-from flashvlm.errors import UsageError
 
 NEEDLE_SEED = (2026, 1, 2)
 # Clips below this number may serve to tune selectors; what is reported is measured from here on.
@@ -155,19 +154,3 @@ def _in_turn(rng: np.random.Generator, begin: int, end: int, count: int) -> list
     if count == 2:
         cuts.insert(1, int(rng.integers(begin + OTHER_LENGTH, end - OTHER_LENGTH + 1)))
     return [(a + int(rng.integers(2)), b) for a, b in pairwise(cuts)]
-
-
-GENERATED: dict[str, type[Generated]] = {kind.name: kind for kind in (Clips, EightLooks, Needle)}
-
-
-def data_set(name: str, questions: int = 1) -> DataSet:
-    """The generated data set of that name with so many questions a clip, or the JSONL file.
-
-    Raises:
-        UsageError: there is none, or it cannot be used.
-    """
-    if name in GENERATED:
-        return GENERATED[name](questions)
-    if not name.endswith(".jsonl"):
-        raise UsageError(f"--data takes {', '.join(GENERATED)} or a .jsonl file, not {name!r}.")
-    return Lines(Path(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashvlm.demo.questions import FAMILIES, Question, ask
+from flashvlm.demo.shapes import ShapeImage, shape_images
 from flashvlm.demo.world import Scene, make_scene, render, sample_times
 
 
@@ -67,3 +69,19 @@ def draw_questions(
         if question is not None:
             found.append(question)
     return found
+
+
+def draw_shape(rng: np.random.Generator, questions: int) -> tuple[ShapeImage, list[Question]]:
+    """One of easy-vqa's images, turned and mirrored as chance has it, with so many of its questions."""
+    images = shape_images()
+    image = images[rng.integers(len(images))]
+    turned = np.rot90(image.pixels, int(rng.integers(4)))
+    turned = turned[:, ::-1] if rng.random() < 0.5 else turned
+    asked = [image.questions[i] for i in rng.integers(len(image.questions), size=questions)]
+    return replace(image, pixels=np.ascontiguousarray(turned)), asked
+
+
+def shape_pixels(image: ShapeImage, side: int) -> Tensor:
+    """The image enlarged, (1, 3, side, side) uint8."""
+    frame = torch.from_numpy(image.pixels.copy()).permute(2, 0, 1).unsqueeze(0)
+    return F.interpolate(frame, (side, side), mode="bicubic", antialias=True)

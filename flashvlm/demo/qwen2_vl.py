@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from flashvlm.demo.blueprint import IMAGE_MEAN, IMAGE_STD, WIDTH, Blueprint, Shown, build_tokenizer, rotate
-from flashvlm.demo.drawing import draw_frames, draw_questions, draw_scene
+from flashvlm.demo.drawing import draw_frames, draw_questions, draw_scene, draw_shape, shape_pixels
+from flashvlm.demo.shapes import SHAPE_WORDS, shape_labels
 from flashvlm.demo.world import ASPECTS, Scene, cell_labels
 
 PATCH, MERGE, TEMPORAL_PATCH = 14, 2, 2
@@ -29,6 +30,9 @@ SHORT_FRAMES = {1: 6, 4: 20, 8: 30, 12: 24, 16: 12, 24: 8}
 # The first part of a stage works on small pictures, in which things are as large but fill more of them.
 ZOOM = 1.6
 SMALL_GRIDS = {(1, 1): (5, 5), (5, 4): (5, 6), (4, 5): (6, 5)}
+# easy-vqa's images are square; how often a batch has some.
+SHAPES_GRID = GRIDS[1, 1]
+SHAPES_SHARE = 0.16
 # Families that are harder to learn come up more often.
 WEIGHTS = {
     "moment": 1.5, "count": 1.6, "caption": 1.7, "first": 2.0, "last": 1.0, "start": 1.6, "end": 1.4, "mover": 1.4,
@@ -59,7 +63,7 @@ class Qwen2VL(Blueprint):
     video_token = "<|video_pad|>"
 
     def build_tokenizer(self) -> PreTrainedTokenizerFast:
-        tokenizer = build_tokenizer(SPECIAL_TOKENS, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+        tokenizer = build_tokenizer(SPECIAL_TOKENS, SHAPE_WORDS, eos_token="<|im_end|>", pad_token="<|endoftext|>")
         tokenizer.chat_template = CHAT_TEMPLATE
         return tokenizer
 
@@ -114,8 +118,12 @@ class Qwen2VL(Blueprint):
     def draw_eyes(self, rng: np.random.Generator, *, small: bool) -> tuple[tuple[int, int], list[Shown]]:
         grids = SMALL_GRIDS if small else GRIDS
         aspect = list(grids)[rng.integers(len(grids))]
-        grid, drawn = grids[aspect], []
-        for _ in range(16 if small else 9):
+        drawn, clips = [], 16 if small else 9
+        if not small and rng.random() < SHAPES_SHARE:
+            aspect, clips = (1, 1), clips // 2
+            drawn = [_shape(rng, 0, SHAPES_GRID, pixels=True) for _ in range(16)]
+        grid = grids[aspect]
+        for _ in range(clips):
             frames = int(rng.choice([1, 4, 8, 8, 16, 32, 64]))
             scene, times = draw_scene(rng, frames, aspect, **({"zoom": ZOOM, "count": 1} if small else {}))
             # Four groups of a clip teach nearly as much as all of them.
@@ -128,13 +136,16 @@ class Qwen2VL(Blueprint):
     def draw_clips(
         self, rng: np.random.Generator, questions: int, *, small: bool, pixels: bool
     ) -> tuple[tuple[int, int], list[Shown]]:
+        if rng.random() < SHAPES_SHARE:
+            grid = _zoomed(SHAPES_GRID) if small else SHAPES_GRID
+            return grid, [_shape(rng, questions // 2, grid, pixels=pixels) for _ in range(12)]
         choice = SHORT_FRAMES if small else FRAMES
         chances = np.array(list(choice.values()), dtype=float)
         frames = int(rng.choice(list(choice), p=chances / chances.sum()))
         aspect = ASPECTS[rng.integers(len(ASPECTS))]
         grid, groups = GRIDS[aspect], (frames + 1) // 2
         if small:
-            grid = (round(grid[0] / ZOOM), round(grid[1] / ZOOM))
+            grid = _zoomed(grid)
         drawn = []
         for _ in range(max(2, min(4, 40 // groups))):
             scene, times = draw_scene(rng, frames, aspect)
@@ -176,8 +187,12 @@ class Qwen2VL(Blueprint):
 
 
 def draw_patches(scene: Scene, times: np.ndarray, grid: tuple[int, int], rng: np.random.Generator) -> Tensor:
-    """The encoder's input for a scene: (groups, patches, values) float32, in the order Qwen2-VL's patches have."""
-    pixels = draw_frames(scene, times, grid[0] * CELL, grid[1] * CELL, rng)
+    """The encoder's input for a scene."""
+    return _patches(draw_frames(scene, times, grid[0] * CELL, grid[1] * CELL, rng), grid)
+
+
+def _patches(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(F, 3, h, w) uint8 as (groups, patches, values) float32, in the order Qwen2-VL's patches have."""
     if len(pixels) % 2:
         pixels = torch.cat([pixels, pixels[-1:]])
     mean, std = torch.tensor(IMAGE_MEAN).view(3, 1, 1), torch.tensor(IMAGE_STD).view(3, 1, 1)
@@ -185,6 +200,17 @@ def draw_patches(scene: Scene, times: np.ndarray, grid: tuple[int, int], rng: np
     groups, (rows, columns) = len(pixels) // 2, grid
     patches = pixels.view(groups, 2, 3, rows, MERGE, PATCH, columns, MERGE, PATCH)
     return patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(groups, rows * columns * MERGE**2, -1)
+
+
+def _shape(rng: np.random.Generator, questions: int, grid: tuple[int, int], *, pixels: bool) -> Shown:
+    """One of easy-vqa's images, as one group, with so many questions."""
+    image, asked = draw_shape(rng, questions)
+    patches = _patches(shape_pixels(image, grid[0] * CELL), grid) if pixels else None
+    return Shown(shape_labels(image, *grid), asked, patches)
+
+
+def _zoomed(grid: tuple[int, int]) -> tuple[int, int]:
+    return round(grid[0] / ZOOM), round(grid[1] / ZOOM)
 
 
 def see(visual: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -281,13 +281,34 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / (0.02 * steps), (steps - step) / (0.3 * steps))
 
 
-def train(blueprint: Blueprint, stage: str, out: Path, steps: int, lr: float, stop_after: int | None = None) -> None:
-    """Run or resume one stage of `steps` (now as far as step `stop_after`); its state is kept in `out`/`stage`.pt."""
+def begin_from(model: Any, checkpoint: Path) -> None:
+    """Give the model a checkpoint's weights; word embeddings are codes, and stay: there may be more words by now."""
+    weights = type(model).from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+    words = ("embed_tokens.weight", "lm_head.weight")
+    model.load_state_dict({name: value for name, value in weights.items() if not name.endswith(words)}, strict=False)
+
+
+def train(
+    blueprint: Blueprint,
+    stage: str,
+    out: Path,
+    steps: int,
+    lr: float,
+    stop_after: int | None = None,
+    start: Path | None = None,
+) -> None:
+    """Run or resume one stage of `steps` (now as far as step `stop_after`); its state is kept in `out`/`stage`.pt.
+
+    With `start`, the weights to begin with are those of this checkpoint, not chance, and nothing is small any more.
+    """
     out.mkdir(parents=True, exist_ok=True)
     stop = steps if stop_after is None else stop_after
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(SEEDS[stage])
     model, conversation = blueprint.build_model(), Conversation(blueprint.tokenizer, blueprint.video_token)
+    if start is not None:
+        begin_from(model, start)
+    small_until = 0 if start is not None else SMALL_SHARE[stage] * steps
     eyes, text = blueprint.eyes(model), model.model.language_model
     model.requires_grad_(False)
     part = eyes if stage == "eyes" else text.layers
@@ -295,7 +316,8 @@ def train(blueprint: Blueprint, stage: str, out: Path, steps: int, lr: float, st
     text.norm.requires_grad_(stage != "eyes")
     if stage == "answers":
         eyes.load_state_dict(torch.load(out / "eyes.pt", weights_only=True)["weights"])
-        text.load_state_dict(torch.load(out / "words.pt", weights_only=True)["weights"])
+        if start is None or (out / "words.pt").exists():
+            text.load_state_dict(torch.load(out / "words.pt", weights_only=True)["weights"])
     trained = eyes if stage == "eyes" else text
     model.to(device)
     tools = optimizers(model, lr, blueprint.patch_rate)
@@ -312,10 +334,10 @@ def train(blueprint: Blueprint, stage: str, out: Path, steps: int, lr: float, st
         rng = np.random.default_rng([SEEDS[stage], step])
         torch.manual_seed(step)
         with torch.autocast(device, torch.bfloat16):
+            small = step < small_until
             if stage == "eyes":
-                loss, figures = eyes_loss(blueprint, model, rng, small=step < SMALL_SHARE[stage] * steps)
+                loss, figures = eyes_loss(blueprint, model, rng, small=small)
             else:
-                small = step < SMALL_SHARE[stage] * steps
                 loss, figures = answer_loss(blueprint, model, conversation, rng, small=small, ideal=stage == "words")
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
@@ -347,6 +369,7 @@ def main() -> None:
     parser.add_argument("--model", choices=BLUEPRINTS, default="qwen2-vl")
     parser.add_argument("--out", type=Path, help="folder of the run's state and checkpoint (default: runs/NAME)")
     parser.add_argument("--stage", choices=[*STAGES, "save", "all"], default="all")
+    parser.add_argument("--start", type=Path, help="begin with the weights of this checkpoint folder, not with chance")
     parser.add_argument("--steps", type=int, help="steps of the stage, for a shorter run than the checkpoint's")
     parser.add_argument("--lr", type=float, help="learning rate of the stage")
     parser.add_argument("--threads", type=int, help="CPU threads")
@@ -358,7 +381,7 @@ def main() -> None:
     for stage in STAGES if arguments.stage == "all" else [arguments.stage]:
         if stage in STAGES:
             steps = arguments.steps or blueprint.steps[stage]
-            train(blueprint, stage, out, steps, arguments.lr or LEARNING_RATES[stage])
+            train(blueprint, stage, out, steps, arguments.lr or LEARNING_RATES[stage], start=arguments.start)
     if arguments.stage in ("save", "all", "answers"):
         model = blueprint.build_model()
         blueprint.eyes(model).load_state_dict(torch.load(out / "eyes.pt", weights_only=True)["weights"])

@@ -10,13 +10,12 @@ import torch
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
 from flashvlm.backends.video_llava import VideoLlava as Backend
 from flashvlm.demo.blueprint import IMAGE_MEAN, IMAGE_STD, WIDTH, Blueprint, Shown, build_tokenizer
-from flashvlm.demo.drawing import draw_frames, draw_questions
-from flashvlm.demo.shapes import SHAPE_WORDS, ShapeImage, shape_images, shape_labels
+from flashvlm.demo.drawing import draw_frames, draw_questions, draw_shape, shape_pixels
+from flashvlm.demo.shapes import SHAPE_WORDS, shape_labels
 from flashvlm.demo.world import (
     DIRECTIONS,
     NAMES,
@@ -296,15 +295,6 @@ def _pixels(frames: Tensor) -> Tensor:
 
 
 def _shape(rng: np.random.Generator, questions: int, grid: tuple[int, int], *, pixels: bool) -> Shown:
-    """One of easy-vqa's images, turned and mirrored as chance has it, as one group; with so many questions."""
-    images = shape_images()
-    image = images[rng.integers(len(images))]
-    turned = np.rot90(image.pixels, int(rng.integers(4)))
-    turned = turned[:, ::-1] if rng.random() < 0.5 else turned
-    image = ShapeImage(np.ascontiguousarray(turned), image.shape, image.colour, image.questions)
-    asked = [image.questions[i] for i in rng.integers(len(image.questions), size=questions)]
-    drawn = None
-    if pixels:
-        frame = torch.from_numpy(image.pixels.copy()).permute(2, 0, 1).unsqueeze(0)
-        drawn = _pixels(F.interpolate(frame, (SIDE, SIDE), mode="bicubic", antialias=True))
-    return Shown(shape_labels(image, *grid), asked, drawn)
+    """One of easy-vqa's images, as one group, with so many questions."""
+    image, asked = draw_shape(rng, questions)
+    return Shown(shape_labels(image, *grid), asked, _pixels(shape_pixels(image, SIDE)) if pixels else None)
