@@ -32,6 +32,29 @@ STRESS = "Made harder"
 RUN = "How it runs"
 OUTPUT = "What is printed"
 
+ModelName = Annotated[
+    str, typer.Option(metavar="ID|PATH|ALIAS", help="Hub id, folder or alias.", rich_help_panel=MEASURED)
+]
+Budgets = Annotated[str, typer.Option(metavar="A,B,...", help="Budgets, as ask takes them.", rich_help_panel=MEASURED)]
+Frames = Annotated[
+    int | None,
+    typer.Option(
+        parser=whole_number,
+        metavar="N",
+        help="Exactly so many frames.",
+        show_default=f"{DEFAULT_FPS:g} a second",
+        rich_help_panel=MEASURED,
+    ),
+]
+MaxPixels = Annotated[
+    int, typer.Option(parser=whole_number, metavar="P", help="Largest frame, in pixels.", rich_help_panel=MEASURED)
+]
+Encode = Annotated[
+    str, typer.Option(metavar="WHICH", help="As ask: changed moments, or all.", rich_help_panel=MEASURED)
+]
+Seek = Annotated[str, typer.Option(metavar="HOW", help="As ask: fast or exact.", rich_help_panel=MEASURED)]
+Look = Annotated[str, typer.Option(metavar="HOW", help="As ask: once or twice.", rich_help_panel=MEASURED)]
+
 bench = typer.Typer(help="Measure: accuracy against budget, speed, and the selectors alone.")
 
 
@@ -42,9 +65,7 @@ def group() -> None:
 
 @bench.command()
 def accuracy(
-    model: Annotated[
-        str, typer.Option(metavar="ID|PATH|ALIAS", help="Hub id, folder or alias.", rich_help_panel=MEASURED)
-    ] = "demo",
+    model: ModelName = "demo",
     data: Annotated[
         str,
         typer.Option(
@@ -62,9 +83,7 @@ def accuracy(
             rich_help_panel=MEASURED,
         ),
     ] = "",
-    keep: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Budgets, as ask takes them.", rich_help_panel=MEASURED)
-    ] = BUDGETS,
+    keep: Budgets = BUDGETS,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -89,22 +108,14 @@ def accuracy(
         int,
         typer.Option(parser=whole_number, metavar="N", help="Questions a generated clip.", rich_help_panel=MEASURED),
     ] = 1,
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            parser=whole_number,
-            metavar="N",
-            help="Exactly so many frames.",
-            show_default=f"{DEFAULT_FPS:g} a second",
-            rich_help_panel=MEASURED,
-        ),
-    ] = None,
+    frames: Frames = None,
     max_frames: Annotated[
         int, typer.Option(parser=whole_number, metavar="N", help="At most so many frames.", rich_help_panel=MEASURED)
     ] = DEFAULT_MAX_FRAMES,
-    max_pixels: Annotated[
-        int, typer.Option(parser=whole_number, metavar="P", help="Largest frame, in pixels.", rich_help_panel=MEASURED)
-    ] = DEFAULT_MAX_PIXELS,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    encode: Encode = DEFAULT_ENCODE,
+    seek: Seek = DEFAULT_SEEK,
+    look: Look = DEFAULT_LOOK,
     words: Annotated[
         Literal["question", "unrelated"],
         typer.Option(
@@ -198,6 +209,9 @@ def accuracy(
         frames=frames,
         max_frames=max_frames,
         max_pixels=max_pixels,
+        encode=encode,
+        seek=seek,
+        look=look,
     )
     if plot is not None:
         plots.check(plot)
@@ -278,9 +292,7 @@ def speed(
     video: Annotated[
         Path | None, typer.Argument(metavar="[VIDEO]", help="A video; without one, a clip is made up.")
     ] = None,
-    model: Annotated[
-        str, typer.Option(metavar="ID|PATH|ALIAS", help="Hub id, folder or alias.", rich_help_panel=MEASURED)
-    ] = "demo",
+    model: ModelName = "demo",
     weights: Annotated[
         str | None,
         typer.Option(
@@ -301,31 +313,12 @@ def speed(
             rich_help_panel=MEASURED,
         ),
     ] = None,
-    keep: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Budgets, as ask takes them.", rich_help_panel=MEASURED)
-    ] = "100%,10%",
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            parser=whole_number,
-            metavar="N",
-            help="Exactly so many frames.",
-            show_default=f"{DEFAULT_FPS:g} a second",
-            rich_help_panel=MEASURED,
-        ),
-    ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(parser=whole_number, metavar="P", help="Largest frame, in pixels.", rich_help_panel=MEASURED)
-    ] = DEFAULT_MAX_PIXELS,
-    encode: Annotated[
-        str, typer.Option(metavar="WHICH", help="As ask: changed moments, or all.", rich_help_panel=MEASURED)
-    ] = DEFAULT_ENCODE,
-    seek: Annotated[
-        str, typer.Option(metavar="HOW", help="As ask: fast or exact.", rich_help_panel=MEASURED)
-    ] = DEFAULT_SEEK,
-    look: Annotated[
-        str, typer.Option(metavar="HOW", help="As ask: once or twice.", rich_help_panel=MEASURED)
-    ] = DEFAULT_LOOK,
+    keep: Budgets = "100%,10%",
+    frames: Frames = None,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    encode: Encode = DEFAULT_ENCODE,
+    seek: Seek = DEFAULT_SEEK,
+    look: Look = DEFAULT_LOOK,
     clip: Annotated[
         str,
         typer.Option(

@@ -18,6 +18,7 @@ from flashvlm.bench.easy_vqa import EasyVQA
 from flashvlm.demo.questions import FAMILIES
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions
+from flashvlm.pipeline import Watched
 from flashvlm.samples import samples_dir
 from flashvlm.selection import select
 from flashvlm.selection.result import Selection
@@ -353,6 +354,24 @@ def test_a_file_that_holds_something_else_is_refused_and_left_alone(three: Path)
 def test_everything_kept_says_what_the_unpruned_model_says(demo: VideoQA, three: Path) -> None:
     for record in measure(demo, settings(keep=("100000",)), Lines(three), 0, [0, 1]):
         assert {one["said"] for one in record["pruned"]["100000"].values()} == {record["unpruned"]["said"]}
+
+
+@pytest.mark.parametrize("change", [{"look": "twice"}, {"encode": "all"}, {"seek": "exact"}])
+def test_clips_are_looked_at_as_ask_looks_at_them(
+    demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict
+) -> None:
+    data = Lines(lines(tmp_path, sample("sequence.mp4", "What happens?", "?")))
+    watched = []
+
+    def watching(path: Path, options: AskOptions, **stage) -> Watched:
+        watched.append(options)
+        return VideoQA.watch(demo, path, options, **stage)
+
+    monkeypatch.setattr(demo, "watch", watching)
+    (record,) = measure(demo, settings(selectors=("flashvlm",), **change), data, 0, [0])
+    assert {name: getattr(watched[0], name) for name in change} == change
+    for keep, said in (("100%", record["unpruned"]["said"]), ("25%", record["pruned"]["25%"]["flashvlm"]["said"])):
+        assert demo.ask(SAMPLES / "sequence.mp4", "What happens?", keep=keep, **change).answer == said
 
 
 @pytest.mark.parametrize("change", [{"noise": 0.5}, {"words": "unrelated"}, {"metric": "centered"}])

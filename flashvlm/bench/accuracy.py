@@ -28,7 +28,16 @@ from flashvlm.bench.ablation import ABLATIONS, ablated
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.bench.results import Results
 from flashvlm.errors import UsageError
-from flashvlm.options import DEFAULT_MAX_FRAMES, DEFAULT_MAX_PIXELS, AskOptions, Keep, Sampling
+from flashvlm.options import (
+    DEFAULT_ENCODE,
+    DEFAULT_LOOK,
+    DEFAULT_MAX_FRAMES,
+    DEFAULT_MAX_PIXELS,
+    DEFAULT_SEEK,
+    AskOptions,
+    Keep,
+    Sampling,
+)
 from flashvlm.selection import METRICS, SELECTORS
 
 if TYPE_CHECKING:
@@ -53,7 +62,7 @@ class Settings:
     `words`: selectors get the words of the `question`, or of an `unrelated` one. `noise`: selectors get tokens with
     Gaussian noise of this share of each token's norm. The model gets the true question and the clean tokens all the
     same, so that under noise no selector merges by itself. `merge`: the kept vectors are averaged with the dropped ones
-    that they stand for. `frames`, `max_frames` and `max_pixels` are those of `AskOptions`.
+    that they stand for. `frames`, `max_frames`, `max_pixels`, `encode`, `seek` and `look` are those of `AskOptions`.
 
     Raises:
         UsageError: a value that makes no sense.
@@ -73,11 +82,17 @@ class Settings:
     frames: int | None = None
     max_frames: int = DEFAULT_MAX_FRAMES
     max_pixels: int = DEFAULT_MAX_PIXELS
+    encode: str = DEFAULT_ENCODE
+    seek: str = DEFAULT_SEEK
+    look: str = DEFAULT_LOOK
 
     @property
     def options(self) -> AskOptions:
         """How videos are looked at."""
-        return AskOptions(sampling=Sampling(frames=self.frames, max_frames=self.max_frames), max_pixels=self.max_pixels)
+        sampling = Sampling(frames=self.frames, max_frames=self.max_frames)
+        return AskOptions(
+            sampling=sampling, max_pixels=self.max_pixels, encode=self.encode, seek=self.seek, look=self.look
+        )
 
     def __post_init__(self) -> None:
         for selector in self.selectors:
@@ -257,18 +272,19 @@ def measure(qa: VideoQA, settings: Settings, data: DataSet, number: int, places:
     for place in places:
         asked = questions[place]
         begin = time.perf_counter()
-        unpruned, pruned = _answers(qa, settings, data, watched.encoded, number, place)
+        seen = qa.look_again(watched, scoring.prompt(asked), settings.options)
+        unpruned, pruned = _answers(qa, settings, data, seen.encoded, number, place)
         records.append(
             {
                 "clip": number,
                 "question": place,
                 **asdict(asked),
-                "tokens": len(watched.encoded.tokens),
+                "tokens": len(seen.encoded.tokens),
                 "unpruned": unpruned,
                 "pruned": pruned,
                 "seconds": {
-                    "decode": round(watched.decode_seconds, 4),
-                    "encode": round(watched.encode_seconds, 4),
+                    "decode": round(seen.decode_seconds, 4),
+                    "encode": round(seen.encode_seconds, 4),
                     "answers": round(time.perf_counter() - begin, 4),
                 },
             }
