@@ -33,8 +33,8 @@ from flashvlm.report import (
     VideoFacts,
 )
 from flashvlm.selection import METRICS, SELECTORS, select
+from flashvlm.selection.directions import Directions
 from flashvlm.selection.merge import merge
-from flashvlm.selection.metric import unit_vectors
 from flashvlm.selection.result import Selection
 from flashvlm.selection.weights import standing_out
 
@@ -382,9 +382,7 @@ class VideoQA:
         clock.stop()
         signals = {"saliency": encoded.saliency}
         if choice.question is not None:
-            # In the precision in which the selector reads them.
-            words = backend.words(choice.question).bfloat16()
-            signals["relevance"] = standing_out(unit_vectors(encoded.tokens.bfloat16()), unit_vectors(words))
+            signals["relevance"] = standing_out(Directions.of(encoded.tokens), backend.words(choice.question))
         if selection.scores.any():
             signals["score"] = selection.scores
         return Inspection(

@@ -45,6 +45,7 @@ def _sharpened(inputs: Inputs) -> Selection:
 
     from flashvlm.selection import flashvlm as whole
     from flashvlm.selection.blocks import Blocks
+    from flashvlm.selection.directions import Directions
     from flashvlm.selection.fusion import fuse
     from flashvlm.selection.metric import places, unit_vectors
     from flashvlm.selection.points import Points
@@ -54,12 +55,13 @@ def _sharpened(inputs: Inputs) -> Selection:
 
     if inputs.budget == len(inputs.tokens):
         return Selection.of(inputs, torch.arange(inputs.budget))
-    units = unit_vectors(inputs.tokens.bfloat16())
-    shown = torch.ones_like(units[:, 0])
+    directions = Directions.of(inputs.tokens)
+    shown = torch.ones_like(directions.lengths[:, 0])
     if len(inputs.words):
-        shown = sharpen(relevance(units @ unit_vectors(inputs.words).T))
-    scores = fuse(novelty(units), shown)
-    blocks = Blocks.of(inputs.group_sizes, units.device)
+        named = unit_vectors(inputs.words).T
+        shown = sharpen(relevance(torch.cat([part @ named for part in directions.parts()])))
+    scores = fuse(novelty(directions), shown)
+    blocks = Blocks.of(inputs.group_sizes, shown.device)
     points = Points.of(places(inputs.tokens, inputs.metric))
     kept, _ = whole.cover_best(points, blocks, scores, inputs.budget, whole.Recipe())
     return Selection.of(inputs, kept, scores=scores)

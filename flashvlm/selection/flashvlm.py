@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from flashvlm.selection.blocks import LARGEST, Blocks, join
+from flashvlm.selection.directions import Directions
 from flashvlm.selection.facility import greedy
 from flashvlm.selection.inputs import Inputs
-from flashvlm.selection.metric import Space, places, unit_vectors, with_zeros_apart
+from flashvlm.selection.metric import Space, places
 from flashvlm.selection.points import Points
 from flashvlm.selection.radius import LARGEST_POOL, farthest, least_covered, net
 from flashvlm.selection.repetition import repeats
@@ -72,10 +73,10 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     the budget for the former. It is the same whatever the tokens are. Tokens and words are read in bfloat16, in which
     most models hold them, so that their values in float32 and in bfloat16 give the same set.
     """
-    tokens, words = inputs.tokens.bfloat16(), inputs.words.bfloat16()
-    units = unit_vectors(tokens)
-    raised = asked_for(units, unit_vectors(words)) ** recipe.relevance
-    scores = novelty(units) ** recipe.novelty * raised
+    directions = Directions.of(inputs.tokens)
+    tokens = directions.tokens
+    raised = asked_for(directions, inputs.words) ** recipe.relevance
+    scores = novelty(directions) ** recipe.novelty * raised
     if recipe.saliency:
         scores = scores * salient(inputs.saliency) ** recipe.saliency
     blocks = Blocks.of(inputs.group_sizes, tokens.device)
@@ -86,7 +87,8 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     elif inputs.budget == len(tokens) and not inputs.auto:
         kept = torch.arange(len(tokens), device=tokens.device)
     else:
-        points = Points.of(with_zeros_apart(units) if inputs.metric == "cosine" else places(tokens, inputs.metric))
+        cosine = inputs.metric == "cosine"
+        points = Points.of_directions(directions) if cosine else Points.of(places(tokens, inputs.metric))
         budget = fitting(points, scores, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
         kept, redundancy = cover_best(points, blocks, scores, budget, recipe)
     asked = raised[kept] >= ASKED_FOR

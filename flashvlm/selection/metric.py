@@ -17,18 +17,17 @@ SHORTEST = 1e-12
 
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Scale (M, D) vectors of any float dtype to length 1, in float32; zero vectors stay zero."""
-    values = in_range(vectors)
+    values = in_range(vectors).float()
     lengths = torch.linalg.vector_norm(values, dim=-1, keepdim=True).clamp_(min=SHORTEST)
     return values / lengths if values is vectors else values.div_(lengths)
 
 
 def in_range(vectors: Tensor) -> Tensor:
-    """Vectors in float32, all scaled alike where their squares would not fit in it: no distance here hangs on scale."""
-    values = vectors.float()
-    if not values.numel():
-        return values
-    largest = torch.stack(torch.aminmax(values)).abs().max()
-    return values if largest == 0 or 1 / FAR_OUT < largest < FAR_OUT else values / largest
+    """Vectors, all scaled alike where their squares would not fit in float32: no distance here hangs on scale."""
+    if not vectors.numel():
+        return vectors
+    largest = torch.stack(torch.aminmax(vectors)).abs().max()
+    return vectors if largest == 0 or 1 / FAR_OUT < largest < FAR_OUT else vectors / largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +79,14 @@ def with_zeros_apart(units: Tensor) -> Tensor:
 
 
 def _centered(tokens: Tensor) -> Tensor:
-    tokens = in_range(tokens)
+    tokens = in_range(tokens).float()
     centred = tokens - tokens.mean(0)
     apart = centred.norm(dim=1, keepdim=True) > ROUNDING * tokens.norm(dim=1, keepdim=True)
     return _cosine(centred * apart)
 
 
 def _euclidean(tokens: Tensor) -> Tensor:
-    points = in_range(tokens)
+    points = in_range(tokens).float()
     scale = points.square().sum(1).mean().sqrt()
     return points / torch.where(scale > 0, scale, 1)
 

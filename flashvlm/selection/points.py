@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flashvlm.selection.directions import PART, Directions
+from flashvlm.selection.metric import with_zeros_apart
+
 # Similarities are told apart to one part in so many.
 EQUAL = 2**13
-PART = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +30,20 @@ class Points:
     @classmethod
     def of(cls, places: Tensor) -> Points:
         """(N, E) float32 tokens under a metric, as `metric.places` gives them."""
-        centre, dtype = places.mean(0), quick_dtype(places.device)
-        vectors = torch.empty_like(places, dtype=dtype)
-        offset = places.new_empty(len(places))
-        # In parts, so that what is between the two stays in the processor's cache.
-        for part, of, half in zip(places.split(PART), vectors.split(PART), offset.split(PART), strict=True):
+        return cls._around(places.mean(0), places.split(PART), len(places))
+
+    @classmethod
+    def of_directions(cls, directions: Directions) -> Points:
+        """Tokens under the metric `cosine`."""
+        if directions.zeros():
+            return cls.of(with_zeros_apart(torch.cat([*directions.parts()])))
+        return cls._around(directions.mean, directions.parts(), len(directions))
+
+    @classmethod
+    def _around(cls, centre: Tensor, parts: Iterable[Tensor], count: int) -> Points:
+        vectors = centre.new_empty(count, len(centre), dtype=quick_dtype(centre.device))
+        offset = centre.new_empty(count)
+        for part, of, half in zip(parts, vectors.split(PART), offset.split(PART), strict=True):
             of.copy_(part - centre)
             half.copy_((1 - of.float().square_().sum(-1)) / 2)
         return cls(vectors, offset)

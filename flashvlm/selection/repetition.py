@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flashvlm.selection.blocks import Blocks
 from flashvlm.selection.points import Points
+
+# Blocks whose like is looked up at once: few enough to stay in the processor's cache.
+AT_ONCE = 16
 
 
 def repeats(points: Points, blocks: Blocks) -> Tensor:
@@ -17,5 +21,11 @@ def repeats(points: Points, blocks: Blocks) -> Tensor:
     Returns:
         (B, n) float32 in 0..1; 0 in the first group.
     """
-    similarity = points.to(points.reshaped(lambda rows: rows.index_select(0, blocks.before)))
-    return similarity.amax(2).clamp_(0, 1).masked_fill_((blocks.group == 0)[:, None], 0)
+
+    def rows(some: Tensor) -> Points:
+        return points.reshaped(lambda tokens: tokens.index_select(0, some))
+
+    places = torch.arange(len(blocks.before), device=blocks.before.device)
+    parts = zip(places.split(AT_ONCE), blocks.before.split(AT_ONCE), strict=True)
+    highest = torch.cat([rows(some).to(rows(before)).amax(2) for some, before in parts])
+    return highest.clamp_(0, 1).masked_fill_((blocks.group == 0)[:, None], 0)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flashvlm.selection.points import PART, quick_dtype
+from flashvlm.selection.directions import Directions
+from flashvlm.selection.metric import unit_vectors
+from flashvlm.selection.points import quick_dtype
 from flashvlm.selection.relevance import relevance
 
 LEAST_NOVELTY = 1e-6
@@ -19,49 +21,49 @@ LEAST_SPREAD = 1e-3
 DEVIATIONS = 1.4826
 
 
-def novelty(units: Tensor) -> Tensor:
-    """How far each of (N, D) unit vectors is from their mean, which is mostly background: 1 - cosine.
+def novelty(directions: Directions) -> Tensor:
+    """How far each token is from the mean direction, which is mostly background: 1 - cosine.
 
     Returns:
         (N,) float32, above 0.
     """
-    centre = functional.normalize(units.mean(0), dim=0)
-    return (1 - units @ centre).clamp(min=LEAST_NOVELTY)
+    centre = functional.normalize(directions.mean, dim=0)
+    return (1 - torch.cat([part @ centre for part in directions.parts()])).clamp(min=LEAST_NOVELTY)
 
 
-def asked_for(units: Tensor, words: Tensor) -> Tensor:
+def asked_for(directions: Directions, words: Tensor) -> Tensor:
     """By how much the question raises each token: 1 for most, more where its relevance stands out from theirs.
 
     Only what lies beyond the reach of noise counts. Where relevance does not tell tokens apart, all are 1.
 
     Args:
-        units: (N, D) unit vectors.
-        words: (L, D) unit vectors; L may be 0.
+        directions: those of the N tokens.
+        words: (L, D) of any float dtype; L may be 0.
 
     Returns:
         (N,) float32, at least 1.
     """
-    return standing_out(units, words).clamp(min=1)
+    return standing_out(directions, words).clamp(min=1)
 
 
-def standing_out(units: Tensor, words: Tensor) -> Tensor:
+def standing_out(directions: Directions, words: Tensor) -> Tensor:
     """How far each token's relevance stands out from that of the others: beyond 1 it is out of the reach of noise.
 
     A cosine with a word means little by itself: on most checkpoints all tokens have some, and noise gives each a
     different one. So it is measured against its own spread (median and median absolute deviation).
 
     Args:
-        units: (N, D) unit vectors.
-        words: (L, D) unit vectors; L may be 0.
+        directions: those of the N tokens.
+        words: (L, D) of any float dtype; L may be 0.
 
     Returns:
         (N,) float32, 0 for the median token; all 0 without words.
     """
     if not len(words):
-        return torch.zeros_like(units[:, 0])
-    dtype = quick_dtype(units.device)
-    named = words.to(dtype).T
-    shown = relevance(torch.cat([part.to(dtype) @ named for part in units.split(PART)]).float())
+        return torch.zeros_like(directions.lengths[:, 0])
+    dtype = quick_dtype(directions.lengths.device)
+    named = unit_vectors(words.bfloat16()).to(dtype).T
+    shown = relevance(torch.cat([part.to(dtype) @ named for part in directions.parts()]).float())
     above = shown - shown.median()
     spread = DEVIATIONS * above.abs().median() + LEAST_SPREAD
     return above / (STANDS_OUT * spread)
