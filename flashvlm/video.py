@@ -488,10 +488,9 @@ class _Forward(_PyAV):
                 while chosen and (moment := self._times[chosen[0]]) in found:
                     yield found.pop(moment)
                     chosen = chosen[1:]
-        if chosen:
-            raise VideoError(
-                f"{self._path}: its frame at {self.starts[chosen[0]]:.2f} s was not to be had in one pass."
-            )
+                if not chosen:
+                    return
+        raise VideoError(f"{self._path}: its frame at {self.starts[chosen[0]]:.2f} s was not to be had in one pass.")
 
     def _last_needed(self, wanted: set[int]) -> dict[int, int]:
         """The number of the last packet that has to be decoded of each group of pictures that has any."""
