@@ -587,7 +587,7 @@ def test_cosine_and_euclidean_agree_on_tokens_of_one_length():
         set(select(tokens, saliency, words, group_sizes=sizes, budget=60, metric=metric).indices.tolist())
         for metric in ("cosine", "euclidean")
     )
-    assert len(kept & expected) >= 0.95 * 60
+    assert len(kept & expected) >= 0.9 * 60
 
 
 @pytest.mark.parametrize("factor", [2**-20, 2**20])

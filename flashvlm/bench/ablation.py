@@ -21,6 +21,8 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "no-thinning": {"fewest": 2**30},
     "no-repetition": {"repetition": 0.0},
     "groups-apart": {"together": 0},
+    "no-named": {"named": 0.0},
+    "no-ends": {"ends": False},
     "no-floor": {"floor": 0},
     "no-corners": {"corners": 0.0},
     "split": {},
@@ -63,7 +65,7 @@ def _sharpened(inputs: Inputs) -> Selection:
     scores = fuse(novelty(directions), shown)
     blocks = Blocks.of(inputs.group_sizes, shown.device)
     points = Points.of(places(inputs.tokens, inputs.metric))
-    kept, _ = whole.cover_best(points, blocks, scores, inputs.budget, whole.Recipe())
+    kept, _ = whole.cover_best(points, blocks, scores, torch.ones_like(scores), inputs.budget, whole.Recipe())
     return Selection.of(inputs, kept, scores=scores)
 
 

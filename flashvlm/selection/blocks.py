@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from flashvlm.selection.points import Points
 
@@ -68,9 +69,22 @@ class Blocks:
             return points.reshaped(lambda tokens: tokens.view(*self.tokens.shape, *tokens.shape[1:]))
         return points.at(self.tokens)
 
+    def seats(self, count: int, ends: bool) -> Tensor:
+        """Which blocks are joined: successive ones, `count` at a time, (J, count) int64, -1 for none.
 
-def join(rows: Tensor, count: int) -> Tensor:
-    """(B, m, ...) to (ceil(B / count), count * m, ...): so many rows in one, the last filled up with zeros."""
-    if missing := -len(rows) % count:
-        rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
-    return rows.reshape(-1, count * rows.shape[1], *rows.shape[2:])
+        With `ends`, the first and the last temporal group are joined with no other.
+        """
+        last = self.group[-1]
+        part = (self.group > 0).long() + (self.group == last) if ends else torch.zeros_like(self.group)
+        places = torch.arange(len(part), device=part.device).split(
+            torch.unique_consecutive(part, return_counts=True)[1].tolist()
+        )
+        filled = [functional.pad(some, (0, -len(some) % count), value=-1) for some in places]
+        return torch.cat(filled).view(-1, count)
+
+
+def join(rows: Tensor, seats: Tensor) -> Tensor:
+    """(B, m, ...) to (J, count * m, ...), the rows that `Blocks.seats` joins in one; zeros where there is none."""
+    joined = rows.index_select(0, seats.flatten().clamp(min=0))
+    joined[seats.flatten() < 0] = 0
+    return joined.view(len(seats), -1, *rows.shape[2:])

@@ -33,7 +33,10 @@ class Recipe:
     that is kept, and `fewest` in each block at least. `together` is how many of these, of successive blocks, are chosen
     from at once. `floor` is how many tokens each group keeps. `corners` is the share of the budget that goes to the
     tokens farthest from all others kept, and `lonely` the share up to which it goes to such that none of these stands
-    for.
+    for. `named` is the share that goes first to the tokens which the question asks for most, one of every group before
+    the second of any: one token at least, where there is one. With `ends`, the first and the last group are chosen from
+    apart, and the last loses nothing to the one before: what there is at the beginning and at the end is asked about,
+    and no other moment can tell.
     """
 
     novelty: float = 1.0
@@ -42,11 +45,13 @@ class Recipe:
     repetition: float = 0.5
     reach: float = 0.2
     candidates: int = 4
-    fewest: int = 24
-    together: int = 256
+    fewest: int = 40
+    together: int = 128
     floor: int = 1
     corners: float = 0.1
     lonely: float = 0.5
+    named: float = 0.1
+    ends: bool = True
 
 
 # How many tokens the thinning aims at where the budget is not known, as a share.
@@ -63,10 +68,11 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     """Cover the video with a budget of tokens, each weighted by its novelty and by what the question asks for.
 
     A token loses up to half of its weight to the group before, as far as that shows it too. Per block of a group,
-    near-duplicates are thinned out in bipartite rounds; from what is left, joined over some blocks, greedy facility
-    location chooses; the budget goes to the highest gains of all, one token of every group before all others. Half of
-    it at most may go, instead, to tokens that nothing kept stands for, and a tenth goes to the corners: of the least
-    covered tokens of their blocks those farthest from all kept ones.
+    near-duplicates are thinned out in bipartite rounds; from what is left, joined over some blocks (those of the first
+    and the last group by themselves), greedy facility location chooses; the budget goes to the highest gains of all,
+    one token of every group before all others, and a tenth of it first to what the question names. Half of it at most
+    may go, instead, to tokens that nothing kept stands for, and a tenth goes to the corners: of the least covered
+    tokens of their blocks those farthest from all kept ones.
 
     What is compared lies within a block, those joined to it and its like in the group before, at a cost linear in the
     tokens; what corners and lonely tokens are compared with is bounded for the latter and a small part of the square of
@@ -89,13 +95,13 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     else:
         cosine = inputs.metric == "cosine"
         points = Points.of_directions(directions) if cosine else Points.of(places(tokens, inputs.metric))
-        budget = fitting(points, scores, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
-        kept, redundancy = cover_best(points, blocks, scores, budget, recipe)
+        budget = fitting(points, scores, raised, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
+        kept, redundancy = cover_best(points, blocks, scores, raised, budget, recipe)
     asked = raised[kept] >= ASKED_FOR
     return Selection.of(inputs, kept[~asked], kept[asked], scores, redundancy)
 
 
-def fitting(points: Points, scores: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
+def fitting(points: Points, scores: Tensor, raised: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
     """The budget that covers `COVERED` of the video's weight, at least `floor` of every group.
 
     It is told from at most `LARGEST` tokens of each group, evenly spread: what a video shows does not grow with its
@@ -106,12 +112,13 @@ def fitting(points: Points, scores: Tensor, group_sizes: tuple[int, ...], recipe
     shown = torch.cat(
         [begin + torch.arange(few) * size // few for begin, size, few in zip(begins, group_sizes, sizes, strict=True)]
     ).to(scores.device)
-    kept, _ = cover_best(points.at(shown), Blocks.of(sizes, scores.device), scores[shown], None, recipe)
+    blocks = Blocks.of(sizes, scores.device)
+    kept, _ = cover_best(points.at(shown), blocks, scores[shown], raised[shown], None, recipe)
     return len(kept)
 
 
 def cover_best(
-    points: Points, blocks: Blocks, scores: Tensor, budget: int | None, recipe: Recipe
+    points: Points, blocks: Blocks, scores: Tensor, raised: Tensor, budget: int | None, recipe: Recipe
 ) -> tuple[Tensor, tuple[float, ...]]:
     """The (K,) tokens, ascending, by which most of the weight is covered, and how redundant the others were.
 
@@ -121,6 +128,8 @@ def cover_best(
     rows = blocks.rows(points)
     similarity, repeated = rows.within(), repeats(rows, blocks)
     alike = repeated[blocks.real & (blocks.group > 0)[:, None]]
+    if recipe.ends:
+        repeated = repeated * (blocks.group < blocks.group[-1])[:, None]
     own = torch.where(blocks.real, scores[blocks.tokens], 0) * (1 - recipe.repetition * repeated)
     fewest = blocks.share(max(recipe.candidates * aim, recipe.fewest * len(own)))
     left, weights, real, redundancy = thin(similarity, own, blocks.real, fewest)
@@ -128,13 +137,16 @@ def cover_best(
     tokens, groups = blocks.tokens.gather(1, left), blocks.group[:, None].expand_as(left)
     survivors = points.at(tokens)
     # What is left of successive blocks is chosen from together.
-    together = max(1, recipe.together // tokens.shape[1])
-    tokens, groups, weights, real = (join(part, together) for part in (tokens, groups, weights, real))
-    survivors = survivors.reshaped(lambda rows: join(rows, together))
+    seats = blocks.seats(max(1, recipe.together // tokens.shape[1]), recipe.ends)
+    tokens, groups, weights, real = (join(part, seats) for part in (tokens, groups, weights, real))
+    survivors = survivors.reshaped(lambda rows: join(rows, seats))
     cover = survivors.within().sub_(1).div_(recipe.reach).exp_()
     gains = greedy(cover, weights, real, budget or len(scores)).flatten()
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
     count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
+    asked = raised[tokens].masked_fill(~real, 0).flatten()
+    named = min(max(1, int(recipe.named * count)), int((asked >= ASKED_FOR).sum())) if recipe.named else 0
+    gains[spread(asked, groups.flatten(), named, 1)] = torch.inf
     kept = tokens.flatten()[spread(gains, groups.flatten(), count, recipe.floor)]
     # Every group comes before the corners.
     corners, lonely = (min(int(count * share), max(0, count - floors)) for share in (recipe.corners, recipe.lonely))
