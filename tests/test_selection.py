@@ -446,6 +446,14 @@ def test_every_group_keeps_a_token(sizes):
         assert len(kept.unique()) == len(sizes), budget
 
 
+def test_the_last_moment_is_shown_in_full_though_others_showed_the_same():
+    sizes = [16] * 8
+    tokens, saliency, words = made_up([16], looks=5)
+    kept = groups_of(select(tokens.repeat(8, 1), saliency.repeat(8), words, group_sizes=sizes, budget=24), sizes)
+    counts = kept.bincount()
+    assert min(counts[0], counts[-1]) >= 4 > counts[2:-1].max()
+
+
 @pytest.mark.parametrize("budget", [2, 9, 30, 59])
 def test_a_budget_below_the_number_of_groups_is_spent_in_as_many_groups(budget):
     sizes = [5] * 60
