@@ -82,7 +82,8 @@ def test_the_samples_are_what_the_generator_makes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", train.BLUEPRINTS)
 def test_training_resumes_where_it_stopped(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY", 1)
-    monkeypatch.setattr("flashvlm.demo.video_llava.SHAPES_SHARE", 0.0)
+    for module in ("qwen2_vl", "video_llava"):
+        monkeypatch.setattr(f"flashvlm.demo.{module}.SHAPES_SHARE", 0.0)
     blueprint = train.BLUEPRINTS[name]()
     train.train(blueprint, "words", tmp_path / "whole", steps=2, lr=1e-3)
     train.train(blueprint, "words", tmp_path / "parts", steps=2, lr=1e-3, stop_after=1)

@@ -481,6 +481,19 @@ def test_what_the_question_names_is_kept_and_marked_important(budget):
     assert not unasked.important.any()
 
 
+@pytest.mark.parametrize("budget", [42, 60, 100])
+def test_a_tenth_of_the_budget_is_for_what_the_question_names_if_one_moment_shows_it(budget):
+    sizes = [16] * 40
+    tokens, saliency, _ = made_up(sizes, width=64, spread=0.3, looks=4)
+    word = torch.randn(1, 64, generator=torch.Generator().manual_seed(9))
+    tokens[48:60] += word
+    kept = select(tokens, saliency, word, group_sizes=sizes, budget=budget)
+    named = kept.indices[kept.important]
+    # As far as there is room beside a token of every moment.
+    assert len(named) >= min(budget // 10, budget - 40 + 1) and set(named.tolist()) <= set(range(48, 60))
+    assert len(groups_of(kept, sizes).unique()) == 40
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from flashvlm.selection.points import quick_dtype
 
-# Numbers of attention scores held at once where they are written out; and such that they stay in the processor's cache.
+# Numbers of attention scores held at once where they are written out, or of one head at least; and so few that the
+# processor's cache holds them.
 SCORES_AT_ONCE = 2**24
 SCORES_IN_CACHE = 2**20
 
@@ -120,8 +121,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, runs: Sequ
 
 
 def _mix(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """`scaled_dot_product_attention` of (B, heads, P, d), the scores in bfloat16 as transformers' eager attention has
-    them: two thirds of the time of torch's own on a processor with AVX512-bf16."""
+    """`scaled_dot_product_attention` of (B, heads, P, d), the scores in bfloat16 much as transformers' eager attention
+    has them: two thirds of the time of torch's own on a processor with AVX512-bf16."""
     queries, keys, values = ((query * scaling).flatten(0, 1), key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1))
     at_once = max(1, SCORES_IN_CACHE // query.shape[2] ** 2)
     parts = zip(*(x.split(at_once) for x in (queries, keys, values)), strict=True)

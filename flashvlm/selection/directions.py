@@ -29,7 +29,7 @@ class Directions:
     @classmethod
     def of(cls, tokens: Tensor) -> Directions:
         """(N, D) tokens of any float dtype, read in bfloat16."""
-        tokens = in_range(tokens.bfloat16())
+        tokens = in_range(tokens).bfloat16()
         lengths = tokens.new_empty(len(tokens), 1, dtype=torch.float32)
         total = tokens.new_zeros(tokens.shape[1], dtype=torch.float32)
         for part, length in zip(tokens.split(PART), lengths.split(PART), strict=True):
@@ -46,6 +46,6 @@ class Directions:
         for part, length in zip(self.tokens.split(PART), self.lengths.split(PART), strict=True):
             yield part.float().div_(length)
 
-    def zeros(self) -> bool:
+    def has_zeros(self) -> bool:
         """Whether there are vectors without a direction."""
         return bool((self.lengths <= SHORTEST).any())

@@ -33,8 +33,8 @@ class Recipe:
     that is kept, and `fewest` in each block at least. `together` is how many of these, of successive blocks, are chosen
     from at once. `floor` is how many tokens each group keeps. `corners` is the share of the budget that goes to the
     tokens farthest from all others kept, and `lonely` the share up to which it goes to such that none of these stands
-    for. `named` is the share that goes first to the tokens which the question asks for most, one of every group before
-    the second of any: one token at least, where there is one. With `ends`, the first and the last group are chosen from
+    for. `named` is the share up to which it goes, after the floor, to the tokens that the question asks for most, one of
+    every group before the second of any: one token at least, where there is one. With `ends`, the first and the last group are chosen from
     apart, and the last loses nothing to the one before: what there is at the beginning and at the end is asked about,
     and no other moment can tell.
     """
@@ -58,8 +58,8 @@ class Recipe:
 AUTO_AIM = 0.1
 # Corners are looked for among so many times as many tokens, lonely ones among so many in all.
 POOL, LONELY_POOL = 8, 512
-# A token whose weight relevance raised by this factor is kept for the question.
-ASKED_FOR = 1.5
+# A token that stands out so many times as far as the reach of noise is kept for the question.
+ASKED_FOR = 2.25
 # `auto` keeps as many tokens as it takes to cover this share of the video's weight.
 COVERED = 0.95
 
@@ -70,9 +70,9 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     A token loses up to half of its weight to the group before, as far as that shows it too. Per block of a group,
     near-duplicates are thinned out in bipartite rounds; from what is left, joined over some blocks (those of the first
     and the last group by themselves), greedy facility location chooses; the budget goes to the highest gains of all,
-    one token of every group before all others, and a tenth of it first to what the question names. Half of it at most
-    may go, instead, to tokens that nothing kept stands for, and a tenth goes to the corners: of the least covered
-    tokens of their blocks those farthest from all kept ones.
+    one token of every group before all others, and then a tenth of it at most to what the question names. Half of it
+    at most may go, instead, to tokens that nothing kept stands for, and a tenth goes to the corners: of the least
+    covered tokens of their blocks those farthest from all kept ones.
 
     What is compared lies within a block, those joined to it and its like in the group before, at a cost linear in the
     tokens; what corners and lonely tokens are compared with is bounded for the latter and a small part of the square of
@@ -81,8 +81,8 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     """
     directions = Directions.of(inputs.tokens)
     tokens = directions.tokens
-    raised = asked_for(directions, inputs.words) ** recipe.relevance
-    scores = novelty(directions) ** recipe.novelty * raised
+    asked = asked_for(directions, inputs.words)
+    scores = novelty(directions) ** recipe.novelty * asked**recipe.relevance
     if recipe.saliency:
         scores = scores * salient(inputs.saliency) ** recipe.saliency
     blocks = Blocks.of(inputs.group_sizes, tokens.device)
@@ -95,13 +95,13 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     else:
         cosine = inputs.metric == "cosine"
         points = Points.of_directions(directions) if cosine else Points.of(places(tokens, inputs.metric))
-        budget = fitting(points, scores, raised, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
-        kept, redundancy = cover_best(points, blocks, scores, raised, budget, recipe)
-    asked = raised[kept] >= ASKED_FOR
-    return Selection.of(inputs, kept[~asked], kept[asked], scores, redundancy)
+        budget = fitting(points, scores, asked, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
+        kept, redundancy = cover_best(points, blocks, scores, asked, budget, recipe)
+    important = asked[kept] >= ASKED_FOR
+    return Selection.of(inputs, kept[~important], kept[important], scores, redundancy)
 
 
-def fitting(points: Points, scores: Tensor, raised: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
+def fitting(points: Points, scores: Tensor, asked: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
     """The budget that covers `COVERED` of the video's weight, at least `floor` of every group.
 
     It is told from at most `LARGEST` tokens of each group, evenly spread: what a video shows does not grow with its
@@ -113,12 +113,12 @@ def fitting(points: Points, scores: Tensor, raised: Tensor, group_sizes: tuple[i
         [begin + torch.arange(few) * size // few for begin, size, few in zip(begins, group_sizes, sizes, strict=True)]
     ).to(scores.device)
     blocks = Blocks.of(sizes, scores.device)
-    kept, _ = cover_best(points.at(shown), blocks, scores[shown], raised[shown], None, recipe)
+    kept, _ = cover_best(points.at(shown), blocks, scores[shown], asked[shown], None, recipe)
     return len(kept)
 
 
 def cover_best(
-    points: Points, blocks: Blocks, scores: Tensor, raised: Tensor, budget: int | None, recipe: Recipe
+    points: Points, blocks: Blocks, scores: Tensor, asked: Tensor, budget: int | None, recipe: Recipe
 ) -> tuple[Tensor, tuple[float, ...]]:
     """The (K,) tokens, ascending, by which most of the weight is covered, and how redundant the others were.
 
@@ -128,9 +128,9 @@ def cover_best(
     rows = blocks.rows(points)
     similarity, repeated = rows.within(), repeats(rows, blocks)
     alike = repeated[blocks.real & (blocks.group > 0)[:, None]]
-    if recipe.ends:
-        repeated = repeated * (blocks.group < blocks.group[-1])[:, None]
-    own = torch.where(blocks.real, scores[blocks.tokens], 0) * (1 - recipe.repetition * repeated)
+    last = (blocks.group == blocks.group[-1])[:, None]
+    spared = repeated.masked_fill(last, 0) if recipe.ends else repeated
+    own = torch.where(blocks.real, scores[blocks.tokens], 0) * (1 - recipe.repetition * spared)
     fewest = blocks.share(max(recipe.candidates * aim, recipe.fewest * len(own)))
     left, weights, real, redundancy = thin(similarity, own, blocks.real, fewest)
     redundancy += (alike.mean().item(),) if len(alike) else ()
@@ -144,12 +144,14 @@ def cover_best(
     gains = greedy(cover, weights, real, budget or len(scores)).flatten()
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
     count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
-    asked = raised[tokens].masked_fill(~real, 0).flatten()
-    named = min(max(1, int(recipe.named * count)), int((asked >= ASKED_FOR).sum())) if recipe.named else 0
-    gains[spread(asked, groups.flatten(), named, 1)] = torch.inf
+    wanted = asked[tokens].masked_fill(~real, 0).flatten()
+    could = (wanted >= ASKED_FOR).nonzero().flatten()
+    named = min(max(1, int(recipe.named * count)), len(could)) if recipe.named else 0
+    gains[could[spread(wanted[could], groups.flatten()[could], named, 1)]] = torch.inf
     kept = tokens.flatten()[spread(gains, groups.flatten(), count, recipe.floor)]
-    # Every group comes before the corners.
-    corners, lonely = (min(int(count * share), max(0, count - floors)) for share in (recipe.corners, recipe.lonely))
+    # Every group, and what is named, comes before the corners.
+    free = max(0, count - floors - named)
+    corners, lonely = (min(int(count * share), free) for share in (recipe.corners, recipe.lonely))
     if lonely > corners:
         # What the group before shows too is looked for there.
         shown = torch.maximum(similarity, repeated[:, :, None])

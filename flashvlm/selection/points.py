@@ -35,8 +35,8 @@ class Points:
     @classmethod
     def of_directions(cls, directions: Directions) -> Points:
         """Tokens under the metric `cosine`."""
-        if directions.zeros():
-            return cls.of(with_zeros_apart(torch.cat([*directions.parts()])))
+        if directions.has_zeros():
+            return cls.of(with_zeros_apart(torch.cat(list(directions.parts()))))
         return cls._around(directions.mean, directions.parts(), len(directions))
 
     @classmethod

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flashvlm.selection.directions import Directions
-from flashvlm.selection.metric import unit_vectors
+from flashvlm.selection.metric import in_range, unit_vectors
 from flashvlm.selection.points import quick_dtype
 from flashvlm.selection.relevance import relevance
 
@@ -62,7 +62,7 @@ def standing_out(directions: Directions, words: Tensor) -> Tensor:
     if not len(words):
         return torch.zeros_like(directions.lengths[:, 0])
     dtype = quick_dtype(directions.lengths.device)
-    named = unit_vectors(words.bfloat16()).to(dtype).T
+    named = unit_vectors(in_range(words).bfloat16()).to(dtype).T
     shown = relevance(torch.cat([part.to(dtype) @ named for part in directions.parts()]).float())
     above = shown - shown.median()
     spread = DEVIATIONS * above.abs().median() + LEAST_SPREAD
