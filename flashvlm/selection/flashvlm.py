@@ -33,10 +33,10 @@ class Recipe:
     that is kept, and `fewest` in each block at least. `together` is how many of these, of successive blocks, are chosen
     from at once. `floor` is how many tokens each group keeps. `corners` is the share of the budget that goes to the
     tokens farthest from all others kept, and `lonely` the share up to which it goes to such that none of these stands
-    for. `named` is the share up to which it goes, after the floor, to the tokens that the question asks for most, one of
-    every group before the second of any: one token at least, where there is one. With `ends`, the first and the last group are chosen from
-    apart, and the last loses nothing to the one before: what there is at the beginning and at the end is asked about,
-    and no other moment can tell.
+    for. `named` is the share up to which it goes, after the floor, to the tokens that the question asks for most, one
+    of every group before the second of any: one token at least, where there is one. With `ends`, the first and the last
+    group are chosen from apart, and the last loses nothing to the one before: what there is at the beginning and at the
+    end is asked about, and no other moment can tell.
     """
 
     novelty: float = 1.0
