@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from flashvlm import models
 from flashvlm.demo import qwen2_vl, train
 from flashvlm.demo.blueprint import WORDS, Blueprint
 from flashvlm.demo.clips import make_samples
@@ -92,6 +93,20 @@ def test_training_resumes_where_it_stopped(name: str, tmp_path: Path, monkeypatc
     assert whole["step"] == parts["step"] == 2
     for name, weight in whole["weights"].items():
         torch.testing.assert_close(parts["weights"][name], weight)
+
+
+def test_training_starts_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashvlm.demo.qwen2_vl.SHAPES_SHARE", 0.0)
+    blueprint, start = train.BLUEPRINTS["qwen2-vl"](), models.fetch("demo")
+    train.train(blueprint, "words", tmp_path, steps=1, lr=0.0, start=start)
+    trained = torch.load(tmp_path / "words.pt", weights_only=True)["weights"]
+    given = type(blueprint.build_model()).from_pretrained(start, dtype=torch.float32).model.language_model.state_dict()
+    for name, weight in given.items():
+        assert name == "embed_tokens.weight" or torch.equal(trained[name], weight), name
+    with pytest.raises(SystemExit, match="began with other weights"):
+        train.train(blueprint, "words", tmp_path, steps=2, lr=0.0)
+    with pytest.raises(SystemExit, match="is of another model"):
+        train.begin_from(blueprint.build_model(), models.fetch("demo-video-llava"))
 
 
 def test_what_tells_a_scene_is_seen_in_time() -> None:

@@ -6,10 +6,11 @@ transformers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.errors import UsageError
@@ -20,10 +21,14 @@ class EasyVQA(DataSet):
 
     name = "easy-vqa"
     # The answers that the package lists.
-    guesses = {"shape": 3, "colour": 8, "yes or no": 2}  # noqa: RUF012
+    guesses: ClassVar[Mapping[str, int]] = {"shape": 3, "colour": 8, "yes or no": 2}
 
     def __init__(self) -> None:
-        """Raises UsageError where the package is not installed."""
+        """Find the package.
+
+        Raises:
+            UsageError: it is not installed.
+        """
         try:
             import easy_vqa  # noqa: F401
         except ImportError:

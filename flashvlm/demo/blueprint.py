@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from flashvlm.demo.questions import Question
-from flashvlm.demo.shapes import COLOURS, SHAPES
+from flashvlm.demo.shapes import COLOURS, SHAPE_WORDS, SHAPES
 from flashvlm.demo.world import DIRECTIONS, KIND_OF, NAMES, CellLabels
 
 WIDTH = 256
@@ -30,7 +30,7 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 SPECIAL = 8
 
 # Every word the world has. A place in this list is a direction of the code that the encoder is trained to speak
-# (`Codes`): new words go to the end, and only a training from nothing may do more.
+# (`Codes`): new words go to the end of `SHAPE_WORDS`, and only a training from nothing may do more.
 WORDS = """
     which is there what in the video do you see name way does move direction of where go moves object moving
     goes position part picture start at end how many are count appears first comes last happening visible located
@@ -41,17 +41,14 @@ WORDS = """
 """.split()  # noqa: SIM905
 
 
-def build_tokenizer(
-    special: tuple[str, ...], more_words: tuple[str, ...] = (), **roles: str
-) -> PreTrainedTokenizerFast:
+def build_tokenizer(special: tuple[str, ...], **roles: str) -> PreTrainedTokenizerFast:
     """One token a word, case and punctuation dropped; words of no use in the world become the last special one.
 
     Args:
         special: the `SPECIAL` tokens that stand for no word.
-        more_words: words beside those of the world.
         roles: which token begins, ends and fills: `eos_token` and so on.
     """
-    vocabulary = {word: i for i, word in enumerate([*special, *WORDS, *more_words])}
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS, *SHAPE_WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special[-1]))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Lowercase(), normalizers.Replace(Regex(r"[?.!,;:\"]"), " ")]
@@ -90,7 +87,7 @@ class Codes:
             raise ValueError(f"{size} words and {places} places do not fit into {WIDTH} directions.")
         noise = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(20251220), dtype=torch.float64)
         directions = torch.linalg.qr(noise).Q.T.float()
-        # Words that only one family has come after the places, so that what they share has one code.
+        # The words of easy-vqa came later: after the places, so that the others kept their codes.
         common = SPECIAL + len(WORDS)
         self.words = torch.cat([directions[:common], directions[common + places : size + places]])
         self.rows = directions[common : common + self.ANCHORS]
@@ -99,13 +96,12 @@ class Codes:
         def of(word: str) -> Tensor:
             return self.words[tokenizer.convert_tokens_to_ids(word)]
 
-        shapes = SHAPES if size > common else ()
         # The last entry of each serves the label -1: background, and no direction.
-        self.names = torch.stack([*map(of, NAMES), *map(of, shapes), of("nothing")])
+        self.names = torch.stack([*map(of, NAMES), *map(of, SHAPES), of("nothing")])
         things = [of(name) + self.KIND * of(KIND_OF[name]) for name in NAMES]
-        self.things = torch.stack([*things, *map(of, shapes), of("nothing")])
+        self.things = torch.stack([*things, *map(of, SHAPES), of("nothing")])
         self.motions = torch.stack([*(of(way) for way in DIRECTIONS), torch.zeros(WIDTH)])
-        self.colours = torch.stack([*(of(colour) for colour in COLOURS if shapes), torch.zeros(WIDTH)])
+        self.colours = torch.stack([*map(of, COLOURS), torch.zeros(WIDTH)])
 
     def _shares(self, at: Tensor) -> Tensor:
         """How much each anchor stands for these coordinates in 0..1, (..., ANCHORS): two neighbours at most."""

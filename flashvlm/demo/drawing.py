@@ -78,7 +78,7 @@ def draw_shape(rng: np.random.Generator, questions: int) -> tuple[ShapeImage, li
     turned = np.rot90(image.pixels, int(rng.integers(4)))
     turned = turned[:, ::-1] if rng.random() < 0.5 else turned
     asked = [image.questions[i] for i in rng.integers(len(image.questions), size=questions)]
-    return replace(image, pixels=np.ascontiguousarray(turned)), asked
+    return replace(image, pixels=turned), asked
 
 
 def shape_pixels(image: ShapeImage, side: int) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 
 from flashvlm.demo.blueprint import IMAGE_MEAN, IMAGE_STD, WIDTH, Blueprint, Shown, build_tokenizer, rotate
 from flashvlm.demo.drawing import draw_frames, draw_questions, draw_scene, draw_shape, shape_pixels
-from flashvlm.demo.shapes import SHAPE_WORDS, shape_labels
+from flashvlm.demo.shapes import shape_labels
 from flashvlm.demo.world import ASPECTS, Scene, cell_labels
 
 PATCH, MERGE, TEMPORAL_PATCH = 14, 2, 2
@@ -30,7 +30,8 @@ SHORT_FRAMES = {1: 6, 4: 20, 8: 30, 12: 24, 16: 12, 24: 8}
 # The first part of a stage works on small pictures, in which things are as large but fill more of them.
 ZOOM = 1.6
 SMALL_GRIDS = {(1, 1): (5, 5), (5, 4): (5, 6), (4, 5): (6, 5)}
-# easy-vqa's images are square; how often a batch has some.
+# easy-vqa's images are square. How often a batch of questions is about them; and how often one of the encoder's, once
+# pictures are large, has some beside its clips.
 SHAPES_GRID = GRIDS[1, 1]
 SHAPES_SHARE = 0.16
 # Families that are harder to learn come up more often.
@@ -63,7 +64,7 @@ class Qwen2VL(Blueprint):
     video_token = "<|video_pad|>"
 
     def build_tokenizer(self) -> PreTrainedTokenizerFast:
-        tokenizer = build_tokenizer(SPECIAL_TOKENS, SHAPE_WORDS, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+        tokenizer = build_tokenizer(SPECIAL_TOKENS, eos_token="<|im_end|>", pad_token="<|endoftext|>")
         tokenizer.chat_template = CHAT_TEMPLATE
         return tokenizer
 

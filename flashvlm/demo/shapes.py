@@ -44,7 +44,7 @@ def shape_images() -> tuple[ShapeImage, ...]:
     try:
         from easy_vqa import get_train_image_paths, get_train_questions
     except ImportError as error:
-        raise UsageError("Training with easy-vqa needs its package: pip install easy-vqa.") from error
+        raise UsageError("Training needs easy-vqa: install it with pip install 'flashvlm[train]'.") from error
     asked: dict[int, list[Question]] = {}
     for text, answer, number in zip(*get_train_questions(), strict=True):
         asked.setdefault(number, []).append(Question("shapes", text, answer))

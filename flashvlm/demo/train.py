@@ -6,8 +6,9 @@ Three stages, each resumed where it stopped when the command is given again:
 - `words`: the language model alone, answering questions from ideal tokens, which cost nothing to make;
 - `answers`: the language model on what the trained encoder really says, unpruned.
 
-`eyes` and `words` do not need one another and may run at the same time (`--stage`). Runs in bf16 on a GPU where there
-is one, otherwise on the CPU. Every step's batch is made from its seed, so a resumed run goes the same way.
+With `--start FOLDER` they begin with the weights of that checkpoint, and each may be left out. `eyes` and `words` do
+not need one another and may run at the same time (`--stage`). Runs in bf16 on a GPU where there is one, otherwise on
+the CPU. Every step's batch is made from its seed, so a resumed run goes the same way.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoConfig
 
 from flashvlm.demo.blueprint import Blueprint, rotate
 from flashvlm.demo.questions import Question
@@ -283,9 +285,19 @@ def schedule(step: int, steps: int) -> float:
 
 def begin_from(model: Any, checkpoint: Path) -> None:
     """Give the model a checkpoint's weights; word embeddings are codes, and stay: there may be more words by now."""
+    if AutoConfig.from_pretrained(checkpoint).model_type != model.config.model_type:
+        raise SystemExit(f"{checkpoint} is of another model.")
     weights = type(model).from_pretrained(checkpoint, dtype=torch.float32).state_dict()
     words = ("embed_tokens.weight", "lm_head.weight")
     model.load_state_dict({name: value for name, value in weights.items() if not name.endswith(words)}, strict=False)
+
+
+def load_trained(parts: dict[str, torch.nn.Module], out: Path, start: Path | None) -> None:
+    """Give each part of a model the weights that its stage ended with; with `start`, as far as the stage was run."""
+    for stage, part in parts.items():
+        path = out / f"{stage}.pt"
+        if start is None or path.exists():
+            part.load_state_dict(torch.load(path, weights_only=True)["weights"])
 
 
 def train(
@@ -315,15 +327,15 @@ def train(
     part.requires_grad_(True)
     text.norm.requires_grad_(stage != "eyes")
     if stage == "answers":
-        eyes.load_state_dict(torch.load(out / "eyes.pt", weights_only=True)["weights"])
-        if start is None or (out / "words.pt").exists():
-            text.load_state_dict(torch.load(out / "words.pt", weights_only=True)["weights"])
+        load_trained({"eyes": eyes, "words": text}, out, start)
     trained = eyes if stage == "eyes" else text
     model.to(device)
     tools = optimizers(model, lr, blueprint.patch_rate)
     begin, path = 0, out / f"{stage}.pt"
     if path.exists():
         state = torch.load(path, weights_only=True)
+        if state.get("start") != (None if start is None else str(start)):
+            raise SystemExit(f"{path} began with other weights: give --out another folder.")
         trained.load_state_dict(state["weights"])
         for tool, saved in zip(tools, state["optimizers"], strict=True):
             tool.load_state_dict(saved)
@@ -357,6 +369,7 @@ def train(
         if done % SAVE_EVERY == 0 or done == stop:
             state = {
                 "step": done,
+                "start": None if start is None else str(start),
                 "weights": trained.state_dict(),
                 "optimizers": [tool.state_dict() for tool in tools],
             }
@@ -384,8 +397,9 @@ def main() -> None:
             train(blueprint, stage, out, steps, arguments.lr or LEARNING_RATES[stage], start=arguments.start)
     if arguments.stage in ("save", "all", "answers"):
         model = blueprint.build_model()
-        blueprint.eyes(model).load_state_dict(torch.load(out / "eyes.pt", weights_only=True)["weights"])
-        model.model.language_model.load_state_dict(torch.load(out / "answers.pt", weights_only=True)["weights"])
+        if arguments.start is not None:
+            begin_from(model, arguments.start)
+        load_trained({"eyes": blueprint.eyes(model), "answers": model.model.language_model}, out, arguments.start)
         blueprint.save(model, out / "checkpoint")
 
 

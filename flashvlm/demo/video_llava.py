@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, VideoLlavaConfig, VideoLlavaFo
 from flashvlm.backends.video_llava import VideoLlava as Backend
 from flashvlm.demo.blueprint import IMAGE_MEAN, IMAGE_STD, WIDTH, Blueprint, Shown, build_tokenizer
 from flashvlm.demo.drawing import draw_frames, draw_questions, draw_shape, shape_pixels
-from flashvlm.demo.shapes import SHAPE_WORDS, shape_labels
+from flashvlm.demo.shapes import shape_labels
 from flashvlm.demo.world import (
     DIRECTIONS,
     NAMES,
@@ -64,7 +64,7 @@ class VideoLlava(Blueprint):
     patch_rate = 0.05
 
     def build_tokenizer(self) -> PreTrainedTokenizerFast:
-        tokenizer = build_tokenizer(SPECIAL_TOKENS, SHAPE_WORDS, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+        tokenizer = build_tokenizer(SPECIAL_TOKENS, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", SPECIAL_TOKENS.index("<s>"))]
         )
