@@ -433,7 +433,7 @@ def print_selection(table: dict[str, Any]) -> None:
         grown = f", growth from {units.count(before)}" if before else ""
         title = (
             f"{units.count(size)} tokens of {settings['width']}, {settings['keep']} kept, "
-            f"{settings['repeats']} repeats, {threads} threads{grown}"
+            f"{settings['repeats']} repeats, {threads} {'thread' if threads == 1 else 'threads'}{grown}"
         )
         print_table(title, rows)
         before = size
