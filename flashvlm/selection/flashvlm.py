@@ -135,12 +135,10 @@ def cover_best(
     left, weights, real, redundancy = thin(similarity, own, blocks.real, fewest)
     redundancy += (alike.mean().item(),) if len(alike) else ()
     tokens, groups = blocks.tokens.gather(1, left), blocks.group[:, None].expand_as(left)
-    survivors = points.at(tokens)
     # What is left of successive blocks is chosen from together.
     seats = blocks.seats(max(1, recipe.together // tokens.shape[1]), recipe.ends)
     tokens, groups, weights, real = (join(part, seats) for part in (tokens, groups, weights, real))
-    survivors = survivors.reshaped(lambda rows: join(rows, seats))
-    cover = survivors.within().sub_(1).div_(recipe.reach).exp_()
+    cover = points.at(tokens).within().sub_(1).div_(recipe.reach).exp_()
     gains = greedy(cover, weights, real, budget or len(scores)).flatten()
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
     count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
