@@ -69,12 +69,13 @@ class Blocks:
             return points.reshaped(lambda tokens: tokens.view(*self.tokens.shape, *tokens.shape[1:]))
         return points.at(self.tokens)
 
-    def seats(self, count: int, ends: bool) -> Tensor:
+    def joins(self, count: int, ends: bool) -> Tensor:
         """Which blocks are joined: successive ones, `count` at a time, (J, count) int64, -1 for none.
 
         With `ends`, the first and the last temporal group are joined with no other.
         """
         last = self.group[-1]
+        # 0 in the first group, 1 in those between, 2 in the last.
         part = (self.group > 0).long() + (self.group == last) if ends else torch.zeros_like(self.group)
         places = torch.arange(len(part), device=part.device).split(
             torch.unique_consecutive(part, return_counts=True)[1].tolist()
@@ -83,8 +84,8 @@ class Blocks:
         return torch.cat(filled).view(-1, count)
 
 
-def join(rows: Tensor, seats: Tensor) -> Tensor:
-    """(B, m, ...) to (J, count * m, ...), the rows that `Blocks.seats` joins in one; zeros where there is none."""
-    joined = rows.index_select(0, seats.flatten().clamp(min=0))
-    joined[seats.flatten() < 0] = 0
-    return joined.view(len(seats), -1, *rows.shape[2:])
+def join(rows: Tensor, joins: Tensor) -> Tensor:
+    """(B, m, ...) to (J, count * m, ...), the rows that `Blocks.joins` joins in one; zeros where there is none."""
+    joined = rows.index_select(0, joins.flatten().clamp(min=0))
+    joined[joins.flatten() < 0] = 0
+    return joined.view(len(joins), -1, *rows.shape[2:])

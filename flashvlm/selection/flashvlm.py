@@ -136,8 +136,8 @@ def cover_best(
     redundancy += (alike.mean().item(),) if len(alike) else ()
     tokens, groups = blocks.tokens.gather(1, left), blocks.group[:, None].expand_as(left)
     # What is left of successive blocks is chosen from together.
-    seats = blocks.seats(max(1, recipe.together // tokens.shape[1]), recipe.ends)
-    tokens, groups, weights, real = (join(part, seats) for part in (tokens, groups, weights, real))
+    joins = blocks.joins(max(1, recipe.together // tokens.shape[1]), recipe.ends)
+    tokens, groups, weights, real = (join(part, joins) for part in (tokens, groups, weights, real))
     cover = points.at(tokens).within().sub_(1).div_(recipe.reach).exp_()
     gains = greedy(cover, weights, real, budget or len(scores)).flatten()
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
