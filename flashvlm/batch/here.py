@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 from flashvlm.batch.plan import Group, Record
@@ -13,6 +13,10 @@ from flashvlm.errors import described
 if TYPE_CHECKING:
     from flashvlm.pipeline import Decoded, VideoQA, Watched
 
+# Seconds that the end of a run waits for a video that is being decoded: a thread that is cut off inside the decoder
+# takes the whole process down with an abort.
+PATIENCE = 5.0
+
 
 class Answering:
     """Answers groups with one model. At most two videos are held: the one at hand, and one that is decoded ahead."""
@@ -20,6 +24,12 @@ class Answering:
     def __init__(self, qa: VideoQA) -> None:
         self.qa = qa
         self._ahead: tuple[Group, Future[Decoded | Watched]] | None = None
+        self._last: Future[Decoded | Watched] | None = None
+
+    def close(self) -> None:
+        """Let a decoding that is under way come to its end, as far as that does not take long."""
+        if self._last is not None:
+            wait([self._last], PATIENCE)
 
     def records(self, group: Group, following: Group | None = None) -> Iterator[Record]:
         """A record an item of `group`, as each is there; `following` is decoded in the meantime.
@@ -58,7 +68,8 @@ class Answering:
             except BaseException as error:
                 future.set_exception(error)
 
-        # A daemon, so that an interrupted run need not wait for it.
+        self._last = future
+        # A daemon, so that an interrupted run need not wait for it for long.
         threading.Thread(target=decode, name="decode", daemon=True).start()
         return future
 
@@ -66,5 +77,8 @@ class Answering:
 def answered(qa: VideoQA, groups: Sequence[Group]) -> Iterator[Record]:
     """The records of all groups, in their order, as each is there."""
     answering = Answering(qa)
-    for place, group in enumerate(groups):
-        yield from answering.records(group, groups[place + 1] if place + 1 < len(groups) else None)
+    try:
+        for place, group in enumerate(groups):
+            yield from answering.records(group, groups[place + 1] if place + 1 < len(groups) else None)
+    finally:
+        answering.close()
