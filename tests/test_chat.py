@@ -293,6 +293,13 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self._terminal, keys.encode())
 
+    def leave(self) -> int:
+        """Press Ctrl-D at the next prompt; the exit code."""
+        # A terminal that no line is read from keeps no Ctrl-D for later.
+        self.expect("> ")
+        self.press(CTRL_D)
+        return self.end()
+
     def end(self) -> int:
         """Wait for the end: the exit code."""
         while self._more():
@@ -332,9 +339,7 @@ def test_a_question_may_fail_without_an_exit_code_at_a_terminal(tmp_path: Path) 
     terminal.expect("> ")
     terminal.press("/keep 0\r")
     terminal.expect("/keep must leave at least one token; 0 keeps none.")
-    terminal.expect("> ")
-    terminal.press(CTRL_D)
-    assert terminal.end() == 0
+    assert terminal.leave() == 0
 
 
 def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(tmp_path: Path) -> None:
@@ -347,9 +352,7 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(tmp_path: Path) -> None:
     terminal.expect("> ")
     terminal.press("/keep 5%\r")
     terminal.expect("keep is 5%.")
-    terminal.expect("> ")
-    terminal.press(CTRL_D)
-    assert terminal.end() == 0
+    assert terminal.leave() == 0
     assert "two" not in terminal.seen
 
 
@@ -383,9 +386,7 @@ def test_lines_are_edited_completed_and_remembered_by_the_next_chat(tmp_path: Pa
     terminal.expect("> /metric c")
     # One at a time: a terminal drops what else is typed around Ctrl-C.
     terminal.press(CTRL_C)
-    terminal.expect("> ")
-    terminal.press(CTRL_D)
-    assert terminal.end() == 0
+    assert terminal.leave() == 0
     history = tmp_path / "flashvlm" / "history"
     assert history.read_text() == "/keep 5%\n/selector uniform\n"
     assert history.stat().st_mode & 0o077 == 0
@@ -393,9 +394,7 @@ def test_lines_are_edited_completed_and_remembered_by_the_next_chat(tmp_path: Pa
     terminal.expect("> ")
     terminal.press(f"{UP}{UP}\r")
     terminal.expect("keep is 5%.")
-    terminal.expect("> ")
-    terminal.press(CTRL_D)
-    assert terminal.end() == 0
+    assert terminal.leave() == 0
 
 
 def test_files_are_completed(tmp_path: Path) -> None:
@@ -407,8 +406,7 @@ def test_files_are_completed(tmp_path: Path) -> None:
     terminal.expect("> ")
     terminal.press("/video\r")
     terminal.expect("a clip.mp4.")
-    terminal.press(CTRL_D)
-    assert terminal.end() == 0
+    assert terminal.leave() == 0
 
 
 def test_the_prompt_never_reaches_a_piped_output(tmp_path: Path) -> None:
@@ -417,9 +415,7 @@ def test_the_prompt_never_reaches_a_piped_output(tmp_path: Path) -> None:
     terminal.expect("> ")
     terminal.press(f"hat?{CTRL_A}W\r")
     terminal.expect("30 of 256 tokens")
-    terminal.expect("> ")
-    terminal.press(CTRL_D)
-    assert terminal.end() == 0
+    assert terminal.leave() == 0
     assert answers.read_text() == "One two three.\n"
     assert "One" not in terminal.seen
 
@@ -430,10 +426,7 @@ def test_a_history_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
     assert "warning: The history cannot be kept in" in terminal.expect("> ")
     terminal.press("What?\r")
     terminal.expect("One two three.")
-    # A terminal that no line is read from keeps no Ctrl-D for later.
-    terminal.expect("> ")
-    terminal.press(CTRL_D)
-    assert terminal.end() == 0
+    assert terminal.leave() == 0
 
 
 def test_an_interrupt_ends_a_chat_that_is_piped_in(tmp_path: Path) -> None:

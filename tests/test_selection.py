@@ -601,14 +601,17 @@ def test_rounding_tokens_and_words_to_bfloat16_keeps_the_same_set(budget):
 
 
 def test_cosine_and_euclidean_agree_on_tokens_of_one_length():
-    sizes = [64] * 6
-    tokens, saliency, words = made_up(sizes, width=48)
-    tokens = 5 * torch.nn.functional.normalize(tokens, dim=1)
-    kept, expected = (
-        set(select(tokens, saliency, words, group_sizes=sizes, budget=60, metric=metric).indices.tolist())
-        for metric in ("cosine", "euclidean")
-    )
-    assert len(kept & expected) >= 0.9 * 60
+    sizes, shared = [64] * 6, 0
+    for seed in range(12):
+        tokens, saliency, words = made_up(sizes, width=48, seed=seed)
+        tokens = 5 * torch.nn.functional.normalize(tokens, dim=1)
+        kept, expected = (
+            set(select(tokens, saliency, words, group_sizes=sizes, budget=60, metric=metric).indices.tolist())
+            for metric in ("cosine", "euclidean")
+        )
+        shared += len(kept & expected)
+    # All but for ties, which rounding decides.
+    assert shared >= 0.93 * 12 * 60
 
 
 @pytest.mark.parametrize("factor", [2**-20, 2**20])

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from flashvlm.errors import ModelError, UsageError
+from flashvlm.precision import quick_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Where a Linux container says how much memory it may use and does use: cgroup version 2, then version 1.
@@ -46,8 +47,7 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     if dtype != "auto":
         return DTYPES[dtype]
     if device == "cpu":
-        # What torch itself asks before it sends bf16 products to oneDNN: AVX512-bf16 or AMX.
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        return quick_dtype(torch.device(device))
     if device.startswith("cuda") and not torch.cuda.is_bf16_supported():
         return torch.float16
     return torch.bfloat16 if device.startswith("cuda") else torch.float16

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashvlm.selection.points import quick_dtype
+from flashvlm.precision import quick_dtype
 
 # Numbers of attention scores held at once where they are written out, or of one head at least; and so few that the
 # processor's cache holds them.
@@ -113,7 +113,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
     """Attention within each window: (G, P, heads, d) each, to (G, P, heads * d)."""
     parts = []
-    written_out = query.device.type == "cpu" and query.dtype == torch.bfloat16 == quick_dtype(query.device)
+    quick = query.dtype == torch.bfloat16 and quick_dtype(query.device) == torch.bfloat16
+    written_out = quick and query.device.type == "cpu"
     for q, k, v in _windows((query, key, value), runs):
         mixed = _mix(q, k, v, scaling) if written_out else F.scaled_dot_product_attention(q, k, v, scale=scaling)
         parts.append(mixed.transpose(1, 2).reshape(len(query), -1, query.shape[2] * query.shape[3]))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashvlm.precision import quick_dtype
 from flashvlm.selection.directions import PART, Directions
 from flashvlm.selection.metric import with_zeros_apart
 
@@ -70,10 +71,3 @@ class Points:
     def reshaped(self, change: Callable[[Tensor], Tensor]) -> Points:
         """The same tokens in another arrangement, which `change` makes of (B, n, ...)."""
         return Points(change(self.vectors), change(self.offset))
-
-
-def quick_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor multiplies it, else float32."""
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.float32
-    return torch.bfloat16

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flashvlm.precision import quick_dtype
 from flashvlm.selection.directions import Directions
 from flashvlm.selection.metric import in_range, unit_vectors
-from flashvlm.selection.points import quick_dtype
 from flashvlm.selection.relevance import relevance
 
 LEAST_NOVELTY = 1e-6
