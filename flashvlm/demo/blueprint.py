@@ -19,8 +19,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from flashvlm.demo.drawing import draw_shape
 from flashvlm.demo.questions import Question
-from flashvlm.demo.shapes import COLOURS, SHAPE_WORDS, SHAPES
+from flashvlm.demo.shapes import COLOURS, SHAPE_WORDS, SHAPES, ShapeImage, shape_labels
 from flashvlm.demo.world import DIRECTIONS, KIND_OF, NAMES, CellLabels
 
 WIDTH = 256
@@ -152,6 +153,10 @@ class Shown:
     ways: Tensor | None = None
 
 
+# How often a batch is about easy-vqa's images, or one of the encoder's has some; and how many one of questions has.
+SHAPES_SHARE, SHAPES_AT_ONCE = 0.16, 12
+
+
 class Blueprint(ABC):
     """One demo model: what its family has of its own, for the training that all share."""
 
@@ -198,6 +203,21 @@ class Blueprint(ABC):
         self, rng: np.random.Generator, questions: int, *, small: bool, pixels: bool
     ) -> tuple[tuple[int, int], list[Shown]]:
         """Some clips of one grid and length with so many questions each; drawn where `pixels` are wanted."""
+
+    def draw_shapes(
+        self, rng: np.random.Generator, many: int, questions: int, grid: tuple[int, int], *, pixels: bool
+    ) -> list[Shown]:
+        """So many of easy-vqa's images, each one group with so many questions; drawn where `pixels` are wanted."""
+        drawn = []
+        for _ in range(many):
+            image, asked = draw_shape(rng, questions)
+            seen = self.shape_input(image, grid) if pixels else None
+            drawn.append(Shown(shape_labels(image, *grid), asked, seen))
+        return drawn
+
+    @abstractmethod
+    def shape_input(self, image: ShapeImage, grid: tuple[int, int]) -> Tensor:
+        """The encoder's input for one of easy-vqa's images, which are square."""
 
     @abstractmethod
     def positions(self, before: int, groups: int, grid: tuple[int, int], length: int) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from flashvlm.demo.blueprint import IMAGE_MEAN, IMAGE_STD, WIDTH, Blueprint, Shown, build_tokenizer, rotate
-from flashvlm.demo.drawing import draw_frames, draw_questions, draw_scene, draw_shape, shape_pixels
-from flashvlm.demo.shapes import shape_labels
+from flashvlm.demo.blueprint import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    SHAPES_AT_ONCE,
+    SHAPES_SHARE,
+    WIDTH,
+    Blueprint,
+    Shown,
+    build_tokenizer,
+    rotate,
+)
+from flashvlm.demo.drawing import draw_frames, draw_questions, draw_scene, shape_pixels
+from flashvlm.demo.shapes import ShapeImage
 from flashvlm.demo.world import ASPECTS, Scene, cell_labels
 
 PATCH, MERGE, TEMPORAL_PATCH = 14, 2, 2
@@ -30,10 +40,7 @@ SHORT_FRAMES = {1: 6, 4: 20, 8: 30, 12: 24, 16: 12, 24: 8}
 # The first part of a stage works on small pictures, in which things are as large but fill more of them.
 ZOOM = 1.6
 SMALL_GRIDS = {(1, 1): (5, 5), (5, 4): (5, 6), (4, 5): (6, 5)}
-# easy-vqa's images are square. How often a batch of questions is about them; and how often one of the encoder's, once
-# pictures are large, has some beside its clips.
 SHAPES_GRID = GRIDS[1, 1]
-SHAPES_SHARE = 0.16
 # Families that are harder to learn come up more often.
 WEIGHTS = {
     "moment": 1.5, "count": 1.6, "caption": 1.7, "first": 2.0, "last": 1.0, "start": 1.6, "end": 1.4, "mover": 1.4,
@@ -122,7 +129,7 @@ class Qwen2VL(Blueprint):
         drawn, clips = [], 16 if small else 9
         if not small and rng.random() < SHAPES_SHARE:
             aspect, clips = (1, 1), clips // 2
-            drawn = [_shape(rng, 0, SHAPES_GRID, pixels=True) for _ in range(16)]
+            drawn = self.draw_shapes(rng, 16, 0, SHAPES_GRID, pixels=True)
         grid = grids[aspect]
         for _ in range(clips):
             frames = int(rng.choice([1, 4, 8, 8, 16, 32, 64]))
@@ -139,7 +146,7 @@ class Qwen2VL(Blueprint):
     ) -> tuple[tuple[int, int], list[Shown]]:
         if rng.random() < SHAPES_SHARE:
             grid = _zoomed(SHAPES_GRID) if small else SHAPES_GRID
-            return grid, [_shape(rng, questions // 2, grid, pixels=pixels) for _ in range(12)]
+            return grid, self.draw_shapes(rng, SHAPES_AT_ONCE, questions // 2, grid, pixels=pixels)
         choice = SHORT_FRAMES if small else FRAMES
         chances = np.array(list(choice.values()), dtype=float)
         frames = int(rng.choice(list(choice), p=chances / chances.sum()))
@@ -154,6 +161,9 @@ class Qwen2VL(Blueprint):
             asked = draw_questions(scene, rng, questions, WEIGHTS)
             drawn.append(Shown(cell_labels(scene, times, *grid), asked, patches))
         return grid, drawn
+
+    def shape_input(self, image: ShapeImage, grid: tuple[int, int]) -> Tensor:
+        return _patches(shape_pixels(image, grid[0] * CELL), grid)
 
     def positions(self, before: int, groups: int, grid: tuple[int, int], length: int) -> tuple[Tensor, Tensor]:
         t, y, x = torch.meshgrid(torch.arange(groups), torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
@@ -201,13 +211,6 @@ def _patches(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     groups, (rows, columns) = len(pixels) // 2, grid
     patches = pixels.view(groups, 2, 3, rows, MERGE, PATCH, columns, MERGE, PATCH)
     return patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(groups, rows * columns * MERGE**2, -1)
-
-
-def _shape(rng: np.random.Generator, questions: int, grid: tuple[int, int], *, pixels: bool) -> Shown:
-    """One of easy-vqa's images, as one group, with so many questions."""
-    image, asked = draw_shape(rng, questions)
-    patches = _patches(shape_pixels(image, grid[0] * CELL), grid) if pixels else None
-    return Shown(shape_labels(image, *grid), asked, patches)
 
 
 def _zoomed(grid: tuple[int, int]) -> tuple[int, int]:

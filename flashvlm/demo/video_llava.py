@@ -13,9 +13,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
 from flashvlm.backends.video_llava import VideoLlava as Backend
-from flashvlm.demo.blueprint import IMAGE_MEAN, IMAGE_STD, WIDTH, Blueprint, Shown, build_tokenizer
-from flashvlm.demo.drawing import draw_frames, draw_questions, draw_shape, shape_pixels
-from flashvlm.demo.shapes import shape_labels
+from flashvlm.demo.blueprint import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    SHAPES_AT_ONCE,
+    SHAPES_SHARE,
+    WIDTH,
+    Blueprint,
+    Shown,
+    build_tokenizer,
+)
+from flashvlm.demo.drawing import draw_frames, draw_questions, shape_pixels
+from flashvlm.demo.shapes import ShapeImage
 from flashvlm.demo.world import (
     DIRECTIONS,
     NAMES,
@@ -36,7 +45,6 @@ LOOKS = 8
 LOOKS_SHARE = {LOOKS: 0.88, 6: 0.04, 4: 0.04, 1: 0.04}
 # How often a clip is one that was planned for so many frames: the more, the shorter its things are seen.
 PLANNED = {4: 14, 8: 24, 12: 24, 16: 12, 24: 10, 32: 6, 48: 2, 64: 2}
-SHAPES_SHARE = 0.16
 # The language model starts from the first demo's, whose time axis counts groups, up to 32 of them: so many positions
 # of this model are one group there, which makes 8 frames of 65 tokens about as long as its longest clips.
 POSITIONS_PER_GROUP = 16.0
@@ -140,7 +148,7 @@ class VideoLlava(Blueprint):
         drawn = []
         for _ in range(24):
             if rng.random() < SHAPES_SHARE:
-                drawn += [_shape(rng, 0, GRID, pixels=True) for _ in range(2)]
+                drawn += self.draw_shapes(rng, 2, 0, GRID, pixels=True)
                 continue
             # Many things at a time: a cell of background teaches little.
             scene = make_scene(rng, frames=8, aspect=(1, 1), sequence=bool(rng.random() < 0.15), count=_count(rng))
@@ -154,7 +162,7 @@ class VideoLlava(Blueprint):
     ) -> tuple[tuple[int, int], list[Shown]]:
         grid = SMALL_GRID if small else GRID
         if rng.random() < SHAPES_SHARE:
-            return grid, [_shape(rng, questions // 2, grid, pixels=pixels) for _ in range(12)]
+            return grid, self.draw_shapes(rng, SHAPES_AT_ONCE, questions // 2, grid, pixels=pixels)
         looks = int(rng.choice(list(LOOKS_SHARE), p=list(LOOKS_SHARE.values())))
         chances = np.array(list(PLANNED.values()), dtype=float)
         drawn = []
@@ -167,6 +175,9 @@ class VideoLlava(Blueprint):
             labels = cell_labels(scene, times, *grid, frames_per_group=1)
             drawn.append(Shown(labels, asked, seen, _ways(scene, labels)))
         return grid, drawn
+
+    def shape_input(self, image: ShapeImage, grid: tuple[int, int]) -> Tensor:
+        return _pixels(shape_pixels(image, SIDE))
 
     def positions(self, before: int, groups: int, grid: tuple[int, int], length: int) -> tuple[Tensor, Tensor]:
         # The cells of a smaller grid are as far apart as their places in the whole one.
@@ -292,9 +303,3 @@ def _pixels(frames: Tensor) -> Tensor:
     """(F, 3, h, w) uint8 as the encoder takes it, float32."""
     mean, std = torch.tensor(IMAGE_MEAN).view(3, 1, 1), torch.tensor(IMAGE_STD).view(3, 1, 1)
     return (frames / 255 - mean) / std
-
-
-def _shape(rng: np.random.Generator, questions: int, grid: tuple[int, int], *, pixels: bool) -> Shown:
-    """One of easy-vqa's images, as one group, with so many questions."""
-    image, asked = draw_shape(rng, questions)
-    return Shown(shape_labels(image, *grid), asked, _pixels(shape_pixels(image, SIDE)) if pixels else None)

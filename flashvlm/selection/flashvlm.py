@@ -142,13 +142,12 @@ def cover_best(
     gains = greedy(cover, weights, real, budget or len(scores)).flatten()
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
     count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
-    wanted = asked[tokens].masked_fill(~real, 0).flatten()
-    could = (wanted >= ASKED_FOR).nonzero().flatten()
-    named = min(max(1, int(recipe.named * count)), len(could)) if recipe.named else 0
-    gains[could[spread(wanted[could], groups.flatten()[could], named, 1)]] = torch.inf
-    kept = tokens.flatten()[spread(gains, groups.flatten(), count, recipe.floor)]
+    tokens, groups, wanted = tokens.flatten(), groups.flatten(), asked[tokens].masked_fill(~real, 0).flatten()
+    named = asked_most(wanted, groups, int(recipe.named * count)) if recipe.named else tokens[:0]
+    gains[named] = torch.inf
+    kept = tokens[spread(gains, groups, count, recipe.floor)]
     # Every group, and what is named, comes before the corners.
-    free = max(0, count - floors - named)
+    free = max(0, count - floors - len(named))
     corners, lonely = (min(int(count * share), free) for share in (recipe.corners, recipe.lonely))
     if lonely > corners:
         # What the group before shows too is looked for there.
@@ -161,3 +160,9 @@ def cover_best(
         pool = least_covered(similarity, blocks, kept, ALIKE, LARGEST_POOL)
         kept = torch.cat([kept, farthest(points, kept, pool, POOL * corners, corners, -math.inf)])
     return kept.sort().values, redundancy
+
+
+def asked_most(asked: Tensor, groups: Tensor, count: int) -> Tensor:
+    """The `count` places, or one, that the question asks for most, of those it does: one of every group first."""
+    could = (asked >= ASKED_FOR).nonzero().flatten()
+    return could[spread(asked[could], groups[could], min(max(1, count), len(could)), 1)]
