@@ -60,8 +60,7 @@ def _sharpened(inputs: Inputs) -> Selection:
     directions = Directions.of(inputs.tokens)
     shown = torch.ones_like(directions.lengths[:, 0])
     if len(inputs.words):
-        named = unit_vectors(inputs.words).T
-        shown = sharpen(relevance(torch.cat([part @ named for part in directions.parts()])))
+        shown = sharpen(relevance(directions.cosines(unit_vectors(inputs.words))))
     scores = fuse(novelty(directions), shown)
     blocks = Blocks.of(inputs.group_sizes, shown.device)
     points = Points.of(places(inputs.tokens, inputs.metric))

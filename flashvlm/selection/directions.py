@@ -46,6 +46,11 @@ class Directions:
         for part, length in zip(self.tokens.split(PART), self.lengths.split(PART), strict=True):
             yield part.float().div_(length)
 
+    def cosines(self, units: Tensor) -> Tensor:
+        """(N, L) float32 cosines with unit vectors (L, D), multiplied in the dtype of these; 0 for zero vectors."""
+        products = [(part.to(units.dtype) @ units.T).float() for part in self.tokens.split(PART)]
+        return torch.cat(products).div_(self.lengths)
+
     def has_zeros(self) -> bool:
         """Whether there are vectors without a direction."""
         return bool((self.lengths <= SHORTEST).any())

@@ -28,7 +28,7 @@ def novelty(directions: Directions) -> Tensor:
         (N,) float32, above 0.
     """
     centre = functional.normalize(directions.mean, dim=0)
-    return (1 - torch.cat([part @ centre for part in directions.parts()])).clamp(min=LEAST_NOVELTY)
+    return (1 - directions.cosines(centre[None])[:, 0]).clamp(min=LEAST_NOVELTY)
 
 
 def asked_for(directions: Directions, words: Tensor) -> Tensor:
@@ -62,8 +62,7 @@ def standing_out(directions: Directions, words: Tensor) -> Tensor:
     if not len(words):
         return torch.zeros_like(directions.lengths[:, 0])
     dtype = quick_dtype(directions.lengths.device)
-    named = unit_vectors(in_range(words).bfloat16()).to(dtype).T
-    shown = relevance(torch.cat([part.to(dtype) @ named for part in directions.parts()]).float())
+    shown = relevance(directions.cosines(unit_vectors(in_range(words).bfloat16()).to(dtype)))
     above = shown - shown.median()
     spread = DEVIATIONS * above.abs().median() + LEAST_SPREAD
     return above / (STANDS_OUT * spread)
