@@ -1,17 +1,30 @@
-"""Files that a user asked for: refused early where they cannot be written, and there whole or not at all."""
+"""Files that a user names: refused early where they are not there or cannot be written, and written whole or not."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flashvlm.errors import OutputError, UsageError
+from flashvlm.errors import OutputError, UsageError, VideoError
 
 OVERLAYS = (".png", ".gif", ".webp", ".mp4")
 REPORTS = (".html", ".htm")
+
+
+def check_video(path: str | Path) -> None:
+    """Refuse a video that is not there before anything is loaded for it.
+
+    Raises:
+        VideoError: there is no such file.
+    """
+    if re.match("https?:/", str(path)):
+        raise VideoError(f"{path}: this is an address; download the video and give the file.")
+    if not os.path.exists(path):
+        raise VideoError(f"There is no file {str(path)!r}.")
 
 
 def check_overlay(path: str | Path, video: str | Path | None = None) -> Path:

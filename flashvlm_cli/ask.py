@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashvlm.errors import UsageError, VideoError
+from flashvlm.errors import UsageError
+from flashvlm.files import check_video
 from flashvlm.options import AskOptions
 from flashvlm_cli import output
 from flashvlm_cli.options import OUTPUT, Pictures, ask_options, model_options, picture_options, takes
@@ -45,8 +46,7 @@ def ask(
     The answer goes to standard output, as it is generated; a summary of what was kept and saved goes to standard error.
     """
     # The library says so too, but only once the model is loaded.
-    if not os.path.exists(video):
-        raise VideoError(f"There is no file {video!r}.")
+    check_video(video)
     pictures.check(video)
     asked = read_question(question)
     silence_libraries()

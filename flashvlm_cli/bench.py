@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flashvlm import units
-from flashvlm.errors import UsageError, VideoError
+from flashvlm.errors import UsageError
+from flashvlm.files import check_video
 from flashvlm.options import (
     DEFAULT_ENCODE,
     DEFAULT_FPS,
@@ -367,8 +368,8 @@ def speed(
     )
     settings = Settings(keep=split(keep), options=options, repeats=repeat)
     shown = Footage(clip, *sides(size), seconds) if video is None else video
-    if video is not None and not video.exists():
-        raise VideoError(f"There is no file {str(video)!r}.")
+    if video is not None:
+        check_video(video)
     silence_libraries()
     with Progress() as progress:
         progress.stage("load")

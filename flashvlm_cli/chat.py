@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashvlm.errors import ModelError, UsageError, VideoError
+from flashvlm.errors import ModelError, UsageError
+from flashvlm.files import check_video
 from flashvlm.options import AskOptions, watching
 from flashvlm_cli import output, prompt
 from flashvlm_cli.ask import show_loading, silence_libraries, stream_answer
@@ -59,8 +60,7 @@ def chat(
     Lines can be piped in: each question's answer is one line of standard output, empty where there is none; blank
     lines and lines that begin with # are skipped; the exit code is that of the last line that failed, or 0.
     """
-    if not os.path.exists(video):
-        raise VideoError(f"There is no file {video!r}.")
+    check_video(video)
     silence_libraries()
     session = Chat(options, as_json, quiet, piped=sys.stdin is None or not sys.stdin.isatty())
     session.begin(video, loading)
@@ -222,8 +222,7 @@ class Chat:
             self._note(f"The video is {self.video}.")
             return
         path = str(Path(text).expanduser())
-        if not os.path.exists(path):
-            raise VideoError(f"There is no file {path!r}.")
+        check_video(path)
         with Progress(shown=not self.quiet and not self.as_json) as progress:
             self._look_at(path, progress.stage)
         self._warn(self.watched.warnings)

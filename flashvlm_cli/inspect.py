@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashvlm.errors import VideoError
+from flashvlm.files import check_video
 from flashvlm.options import AskOptions
 from flashvlm_cli import output
 from flashvlm_cli.ask import draw, read_question, show_loading, silence_libraries
@@ -66,8 +65,7 @@ def inspect(
     """
     names = [known_selector(name.strip()) for name in compare.split(",")] if compare is not None else [options.selector]
     choices = [replace(options, selector=name) for name in dict.fromkeys(names)]
-    if not os.path.exists(video):
-        raise VideoError(f"There is no file {video!r}.")
+    check_video(video)
     pictures.check(video)
     asked = None if question is None else read_question(question)
     silence_libraries()

@@ -291,6 +291,9 @@ class Terminal:
         return self.seen[begin : self._read]
 
     def press(self, keys: str) -> None:
+        # A signal just before Python's readline waits for a key would be seen with the next key only.
+        while keys == CTRL_C and self._running():
+            time.sleep(0.01)
         os.write(self._terminal, keys.encode())
 
     def leave(self) -> int:
@@ -306,6 +309,13 @@ class Terminal:
             pass
         os.close(self._terminal)
         return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+    def _running(self) -> bool:
+        """Whether it is at work rather than waiting, as far as the system tells (Linux)."""
+        try:
+            return Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()[0] == "R"
+        except FileNotFoundError:
+            return False
 
     def _more(self) -> bool:
         """Whether anything else was shown."""
