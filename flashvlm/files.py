@@ -1,4 +1,4 @@
-"""Files that a user names: refused early where they are not there or cannot be written, and written whole or not."""
+"""Files that a user names: refused early where they cannot be used, and those written there whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ REPORTS = (".html", ".htm")
 
 
 def check_video(path: str | Path) -> None:
-    """Refuse a video that is not there before anything is loaded for it.
+    """Refuse a video that is not there: before anything is loaded for it.
 
     Raises:
-        VideoError: there is no such file.
+        VideoError: there is no such file, or it is an address on the web.
     """
+    # A `Path` has lost one of the slashes.
     if re.match("https?:/", str(path)):
         raise VideoError(f"{path}: this is an address; download the video and give the file.")
     if not os.path.exists(path):

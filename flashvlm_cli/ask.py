@@ -45,7 +45,6 @@ def ask(
 
     The answer goes to standard output, as it is generated; a summary of what was kept and saved goes to standard error.
     """
-    # The library says so too, but only once the model is loaded.
     check_video(video)
     pictures.check(video)
     asked = read_question(question)

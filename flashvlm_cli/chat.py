@@ -221,7 +221,7 @@ class Chat:
         if not text:
             self._note(f"The video is {self.video}.")
             return
-        path = str(Path(text).expanduser())
+        path = os.path.expanduser(text)
         check_video(path)
         with Progress(shown=not self.quiet and not self.as_json) as progress:
             self._look_at(path, progress.stage)

@@ -291,9 +291,8 @@ class Terminal:
         return self.seen[begin : self._read]
 
     def press(self, keys: str) -> None:
-        # A signal just before Python's readline waits for a key would be seen with the next key only.
-        while keys == CTRL_C and self._running():
-            time.sleep(0.01)
+        if keys == CTRL_C:
+            self._wait()
         os.write(self._terminal, keys.encode())
 
     def leave(self) -> int:
@@ -310,12 +309,14 @@ class Terminal:
         os.close(self._terminal)
         return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
 
-    def _running(self) -> bool:
-        """Whether it is at work rather than waiting, as far as the system tells (Linux)."""
-        try:
-            return Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()[0] == "R"
-        except FileNotFoundError:
-            return False
+    def _wait(self) -> None:
+        """Wait until it waits too, as far as the system tells (Linux): Python's readline takes no note of a signal that
+        comes just before it waits for a key."""
+        waiting, deadline = 0, time.monotonic() + 60
+        while waiting < 3 and (state := Path(f"/proc/{self.process}/stat")).exists():
+            waiting = 0 if state.read_text().rpartition(")")[2].split()[0] == "R" else waiting + 1
+            assert time.monotonic() < deadline, f"it is at work after {self.seen!r}"
+            time.sleep(0.01)
 
     def _more(self) -> bool:
         """Whether anything else was shown."""

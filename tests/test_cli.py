@@ -349,6 +349,9 @@ def test_missing_video_is_told_before_a_model_is_loaded(flash, library):
     library.model_error = AssertionError("a model was loaded")
     code, out, err = flash("ask", "nowhere.mp4", "What?")
     assert (code, out, err) == (3, "", "flashvlm: There is no file 'nowhere.mp4'.\n")
+
+
+def test_an_address_is_no_video(flash):
     code, out, err = flash("ask", "https://example.org/clip.mp4", "What?")
     assert (code, out) == (3, "")
     assert err == "flashvlm: https://example.org/clip.mp4: this is an address; download the video and give the file.\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from flashvlm import models
 from flashvlm.demo import qwen2_vl, train
@@ -172,3 +173,26 @@ def test_the_reader_of_the_training_is_that_of_transformers_in_one_dimension() -
     with torch.inference_mode():
         visual = torch.randn(3 * 65, 256, generator=torch.Generator().manual_seed(0)) * 0.1
         read_as_transformers_does(blueprint, blueprint.build_model(), visual, (8, 8))
+
+
+@pytest.mark.parametrize("name", train.BLUEPRINTS)
+def test_shapes_are_drawn_as_the_model_sees_them_and_asked_about_in_words_it_has(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"flashvlm.demo.{name.replace('-', '_')}.SHAPES_SHARE", 1.0)
+    blueprint = train.BLUEPRINTS[name]()
+    grid, drawn = blueprint.draw_clips(np.random.default_rng(3), 6, small=False, pixels=True)
+    with torch.no_grad():
+        tokens = blueprint.see(blueprint.build_model(), torch.cat([shown.pixels for shown in drawn]), grid)
+    assert tokens.shape[:2] == (len(drawn), blueprint.class_tokens + grid[0] * grid[1])
+    for shown in drawn:
+        assert shown.labels.thing.shape == (1, *grid) and (shown.labels.thing >= len(NAMES)).any()
+        for question in shown.questions:
+            ids = blueprint.tokenizer(f"{question.text} {question.answer}").input_ids
+            assert blueprint.tokenizer.unk_token_id not in ids, question
+
+
+@pytest.mark.parametrize(("name", "alias"), [("qwen2-vl", "demo"), ("video-llava", "demo-video-llava")])
+def test_a_checkpoint_has_the_words_of_its_training(name: str, alias: str) -> None:
+    given = AutoTokenizer.from_pretrained(models.fetch(alias))
+    assert given.get_vocab() == train.BLUEPRINTS[name]().tokenizer.get_vocab()

@@ -610,7 +610,7 @@ def test_cosine_and_euclidean_agree_on_tokens_of_one_length():
             for metric in ("cosine", "euclidean")
         )
         shared += len(kept & expected)
-    # All but for ties, which rounding decides.
+    # Lengths, read in bfloat16, are not quite one, which decides between tokens as good as equal.
     assert shared >= 0.93 * 12 * 60
 
 

@@ -25,6 +25,8 @@ from flashvlm.demo.shapes import COLOURS, SHAPE_WORDS, SHAPES, ShapeImage, shape
 from flashvlm.demo.world import DIRECTIONS, KIND_OF, NAMES, CellLabels
 
 WIDTH = 256
+# How often easy-vqa's images are drawn rather than clips, and how many of them a batch of questions is about then.
+SHAPES_SHARE, SHAPES_AT_ONCE = 0.16, 12
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 # How many special tokens each family has: the words that follow have the same numbers, and codes, in all of them.
@@ -151,10 +153,6 @@ class Shown:
     questions: list[Question]
     pixels: Tensor | None
     ways: Tensor | None = None
-
-
-# How often a batch is about easy-vqa's images, or one of the encoder's has some; and how many one of questions has.
-SHAPES_SHARE, SHAPES_AT_ONCE = 0.16, 12
 
 
 class Blueprint(ABC):

@@ -143,11 +143,11 @@ def cover_best(
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
     count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
     tokens, groups, wanted = tokens.flatten(), groups.flatten(), asked[tokens].masked_fill(~real, 0).flatten()
-    named = asked_most(wanted, groups, int(recipe.named * count)) if recipe.named else tokens[:0]
-    gains[named] = torch.inf
+    first = asked_most(wanted, groups, int(recipe.named * count)) if recipe.named else tokens[:0]
+    gains[first] = torch.inf
     kept = tokens[spread(gains, groups, count, recipe.floor)]
     # Every group, and what is named, comes before the corners.
-    free = max(0, count - floors - len(named))
+    free = max(0, count - floors - len(first))
     corners, lonely = (min(int(count * share), free) for share in (recipe.corners, recipe.lonely))
     if lonely > corners:
         # What the group before shows too is looked for there.
