@@ -32,10 +32,7 @@ ALIASES = {
     alias.name: alias
     for alias in (
         Alias(
-            "demo",
-            "checkpoint",
-            "A small trained Qwen2-VL that comes with flashvlm; knows 26 things, 3 shapes.",
-            bundled=True,
+            "demo", "checkpoint", "A small trained Qwen2-VL that comes with flashvlm; knows 26 things.", bundled=True
         ),
         Alias(
             "demo-video-llava",
