@@ -61,7 +61,9 @@ def test_the_page_holds_what_was_kept(demo: VideoQA) -> None:
         assert cells.count("1") + cells.count("2") == len(moment.kept)
     assert answer is not None and f"</span> {answer.answer}</p>" in html
     values = np.frombuffer(base64.b64decode(data["signals"]["relevance"]["moments"][10]), np.uint8)
-    assert values.shape == (64,) and values.argmax() == int(np.argmax(inspection.signals["relevance"].moments[10]))
+    # In 256 steps several cells may be the highest.
+    highest = int(np.argmax(inspection.signals["relevance"].moments[10]))
+    assert values.shape == (64,) and values[highest] == values.max() > np.median(values)
     assert [len(moment["pictures"]) for moment in data["moments"]] == [2] * 12
     assert data["layers"] == ["kept", "saliency", "relevance", "score"]
 
