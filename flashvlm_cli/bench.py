@@ -505,8 +505,11 @@ def print_accuracy(table: dict[str, Any]) -> None:
         "kept",
         "select",
         "δ",
+        "same",
     )
-    print_table(title, [heads, *(accuracy_row(row) for row in overall["rows"])])
+    lines = [heads, *(accuracy_row(row) for row in overall["rows"])]
+    # Where selectors go by what they always do, they keep what they always do.
+    print_table(title, lines if any(line[-1] for line in lines[1:]) else [line[:-1] for line in lines])
     for budget in settings["keep"]:
         rows = [("selector", *(section["family"] for section in families))]
         rows.append(("questions", *(str(section["count"]) for section in families)))
@@ -535,7 +538,7 @@ def accuracy_row(row: dict[str, Any]) -> tuple[str, ...]:
         cells += [percent(row["kept"]), units.seconds(row["seconds"]), f"{row['delta']:.3f}"]
     else:
         cells += ["", "", ""]
-    return tuple(cells)
+    return (*cells, percent(row.get("same")))
 
 
 def percent(value: float | None) -> str:

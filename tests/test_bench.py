@@ -379,7 +379,17 @@ def test_what_is_made_harder_reaches_the_selectors_only(demo: VideoQA, three: Pa
     # These two selectors look at nothing, so nothing may change but the distances by another metric.
     data = Lines(three)
     plain, harder = (measure(demo, settings(**some), data, 0, [0, 1]) for some in ({}, change))
-    assert without_times(harder, "delta") == without_times(plain, "delta")
+    assert {kept["same"] for record in harder for row in record["pruned"].values() for kept in row.values()} == {1.0}
+    assert without_times(harder, "delta", "same") == without_times(plain, "delta")
+
+
+def test_how_much_of_the_kept_set_noise_leaves(demo: VideoQA, three: Path) -> None:
+    data, shares = Lines(three), []
+    for noise in (1e-6, 0.05, 2.0):
+        (record,) = measure(demo, settings(selectors=("flashvlm",), keep=("10%",), noise=noise), data, 0, [0])
+        shares.append(record["pruned"]["10%"]["flashvlm"]["same"])
+    assert shares[0] > 0.95 and shares[0] >= shares[1] > shares[2]
+    assert shares[2] < 0.5
 
 
 def test_selectors_see_the_noise_and_the_other_words(
@@ -395,7 +405,9 @@ def test_selectors_see_the_noise_and_the_other_words(
     data = Lines(three)
     for change in ({}, {"noise": 0.1}, {"words": "unrelated"}):
         measure(demo, settings(selectors=("uniform",), **change), data, 0, [1])
-    (tokens, words), (noisy, same_words), (same_tokens, other_words) = seen
+    # Where something is harder, what would be kept otherwise is looked up, too.
+    (tokens, words), (noisy, same_words), clean, (same_tokens, other_words), clean_again = seen
+    assert all(torch.equal(tokens, one) and torch.equal(words, own) for one, own in (clean, clean_again))
     assert torch.equal(words, same_words) and torch.equal(tokens, same_tokens)
     lengths = (noisy - tokens).norm(dim=1) / tokens.norm(dim=1)
     assert lengths.mean() == pytest.approx(0.1, rel=0.05)

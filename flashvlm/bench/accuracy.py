@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +110,11 @@ class Settings:
         for text in self.keep:
             Keep.parse(text)
         _ = self.options
+
+    @property
+    def hampered(self) -> bool:
+        """Whether selectors go by other words, noisy tokens or another metric than `flashvlm ask` has by default."""
+        return (self.words, self.noise, self.metric) != (Settings.words, Settings.noise, Settings.metric)
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -301,7 +306,8 @@ def _answers(
 
     asked = data.questions(number)[place]
     text = scoring.prompt(asked)
-    words = qa.backend.words(text if settings.words == "question" else data.unrelated(number, asked))
+    own_words = qa.backend.words(text)
+    words = own_words if settings.words == "question" else qa.backend.words(data.unrelated(number, asked))
     seen = _noisy(encoded.tokens, settings.noise, seed=number)
     pruned: dict[str, dict[str, Record]] = {}
     # Answers from equally many tokens are generated as one batch.
@@ -313,6 +319,10 @@ def _answers(
             selection = _select(settings, encoded, seen, words, selector, Keep.parse(budget))
             record: Record = {"kept": len(selection.indices), "seconds": round(time.perf_counter() - begin, 6)}
             record["delta"] = round(selection.delta, 6)
+            if settings.hampered:
+                usual = replace(settings, metric=Settings.metric)
+                unhampered = _select(usual, encoded, encoded.tokens, own_words, selector, Keep.parse(budget))
+                record["same"] = round(torch.isin(selection.indices, unhampered.indices).float().mean().item(), 6)
             pruned[budget][selector] = record
             kept = batches.setdefault(len(selection.indices), [])
             kept.append((record, selection.indices, selection.vectors))
@@ -337,8 +347,6 @@ def _answers(
 
 
 def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, selector: str, keep: Keep) -> Selection:
-    from dataclasses import replace
-
     from flashvlm.selection import select
     from flashvlm.selection.inputs import Inputs
 
@@ -387,7 +395,8 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
     Every row has `accuracy` with its 95 % interval, `retention` (the share of the unpruned accuracy on the same
     questions) and `difference` in accuracy to the first selector at the same budget, with paired bootstrap intervals;
     `tie` says that the interval of the difference holds 0. `kept` is the mean share of tokens, `seconds` the median
-    time of the selection, `delta` the mean of the coverage radius.
+    time of the selection, `delta` the mean of the coverage radius. Where selectors are `hampered`, `same` is the mean
+    share of the kept tokens that they keep otherwise, too.
     """
     records = sorted(records, key=lambda record: (record["clip"], record["question"]))
     columns = [(budget, selector) for budget in settings.budgets for selector in settings.selectors]
@@ -407,6 +416,8 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
                 row["kept"] = float(np.mean([one["kept"] / tokens for one, tokens in ours]))
                 row["seconds"] = float(np.median([one["seconds"] for one, _ in ours]))
                 row["delta"] = float(np.mean([one["delta"] for one, _ in ours]))
+                if settings.hampered:
+                    row["same"] = float(np.mean([one["same"] for one, _ in ours]))
         some = [one for one, ours in zip(asked, chosen, strict=True) if ours]
         sections.append(
             {"family": family, "count": len(some), "chance": scoring.chance(some, data.guesses), "rows": rows}
