@@ -60,6 +60,9 @@ AUTO_AIM = 0.1
 POOL, LONELY_POOL = 8, 512
 # A token that stands out so many times as far as the reach of noise is kept for the question.
 ASKED_FOR = 2.25
+# Where there are fewer tokens to keep than groups, it is chosen from up to so many at once; their square, times the
+# budget, is no more than that.
+SPARSELY, WORK = 512, 7_000_000
 # `auto` keeps as many tokens as it takes to cover this share of the video's weight.
 COVERED = 0.8
 
@@ -124,7 +127,8 @@ def cover_best(
 
     Without a budget, as many as cover `COVERED` of it.
     """
-    aim = budget or int(AUTO_AIM * len(scores))
+    aim = budget or max(1, int(AUTO_AIM * len(scores)))
+    floors = recipe.floor * (int(blocks.group[-1]) + 1)
     rows = blocks.rows(points)
     similarity, repeated = rows.within(), repeats(rows, blocks)
     alike = repeated[blocks.real & (blocks.group > 0)[:, None]]
@@ -135,12 +139,14 @@ def cover_best(
     left, weights, real, redundancy = thin(similarity, own, blocks.real, fewest)
     redundancy += (alike.mean().item(),) if len(alike) else ()
     tokens, groups = blocks.tokens.gather(1, left), blocks.group[:, None].expand_as(left)
-    # What is left of successive blocks is chosen from together.
-    joins = blocks.joins(max(1, recipe.together // tokens.shape[1]), recipe.ends)
+    # What is left of successive blocks is chosen from together; of more, where a token has to stand for several groups.
+    together = recipe.together
+    if aim < floors:
+        together = max(together, min(SPARSELY, math.isqrt(WORK // aim)))
+    joins = blocks.joins(max(1, together // tokens.shape[1]), recipe.ends)
     tokens, groups, weights, real = (join(part, joins) for part in (tokens, groups, weights, real))
     cover = points.at(tokens).within().sub_(1).div_(recipe.reach).exp_()
     gains = greedy(cover, weights, real, budget or len(scores)).flatten()
-    floors = recipe.floor * (int(blocks.group[-1]) + 1)
     count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
     tokens, groups, wanted = tokens.flatten(), groups.flatten(), asked[tokens].masked_fill(~real, 0).flatten()
     first = asked_most(wanted, groups, int(recipe.named * count)) if recipe.named else tokens[:0]
