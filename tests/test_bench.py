@@ -385,11 +385,36 @@ def test_what_is_made_harder_reaches_the_selectors_only(demo: VideoQA, three: Pa
 
 def test_how_much_of_the_kept_set_noise_leaves(demo: VideoQA, three: Path) -> None:
     data, shares = Lines(three), []
-    for noise in (1e-6, 0.05, 2.0):
-        (record,) = measure(demo, settings(selectors=("flashvlm",), keep=("10%",), noise=noise), data, 0, [0])
+    for change in ({"noise": 1e-6}, {"noise": 0.05}, {"noise": 2.0}, {"metric": "centered"}, {"words": "unrelated"}):
+        (record,) = measure(demo, settings(selectors=("flashvlm",), keep=("10%",), **change), data, 0, [1])
         shares.append(record["pruned"]["10%"]["flashvlm"]["same"])
-    assert shares[0] > 0.95 and shares[0] >= shares[1] > shares[2]
-    assert shares[2] < 0.5
+    least, some, most, *others = shares
+    assert least > 0.9 and least >= some > most and most < 0.5
+    assert all(0 < share < 1 for share in others)
+
+
+def test_the_table_shows_how_much_noise_leaves_only_where_there_is_noise(
+    three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = []
+    for noise in ([], ["--noise", "5%"]):
+        rows = ["--selectors", "flashvlm,uniform", "--keep", "10%", "--limit", "1", "--workers", "1", *noise]
+        assert main(["bench", "accuracy", "--data", str(three), *rows]) == 0
+        tables.append(capsys.readouterr().out.splitlines()[1:5])
+    (heads, *_), (noisy_heads, unpruned, ours, evenly) = tables
+    assert heads.split()[-1] == "δ" and noisy_heads.split()[-2:] == ["δ", "same"]
+    assert 0 < float(ours.split()[-1].rstrip("%")) < 100
+    assert evenly.endswith("100.0%") and len(evenly) == len(noisy_heads) > len(unpruned.rstrip())
+
+
+def test_results_of_a_version_that_did_not_tell_go_on(demo: VideoQA, three: Path, tmp_path: Path) -> None:
+    path, some = tmp_path / "results.jsonl", settings(noise=0.1)
+    whole = Run(some, Lines(three), [0], path)
+    list(whole.answer())
+    assert all("same" in row for row in whole.table()["sections"][0]["rows"][1:])
+    path.write_text(path.read_text().replace('"same"', '"another"'))
+    table = Run(some, Lines(three), [0], path).table()
+    assert not any("same" in row for row in table["sections"][0]["rows"])
 
 
 def test_selectors_see_the_noise_and_the_other_words(

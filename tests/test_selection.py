@@ -461,6 +461,20 @@ def test_a_budget_below_the_number_of_groups_is_spent_in_as_many_groups(budget):
     assert len(kept.unique()) == budget
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_fewer_tokens_than_groups_find_what_one_of_many_alike_groups_shows_beside_the_rest(seed):
+    generator = torch.Generator().manual_seed(seed)
+    ground, thing, needle = torch.nn.functional.normalize(torch.randn(3, 64, generator=generator), dim=1)
+    tokens = ground + 0.02 * torch.randn(32, 16, 64, generator=generator)
+    for group in tokens:
+        # Everywhere the same thing, somewhere else in each group.
+        group[torch.randperm(15, generator=generator)[:4]] += thing - ground
+    tokens[17, 15] += needle - ground
+    kept = select(tokens.flatten(0, 1), torch.ones(512), torch.empty(0, 64), group_sizes=[16] * 32, budget=8).indices
+    assert 17 * 16 + 15 in kept.tolist()
+    assert len((kept // 16).unique()) == 8
+
+
 @pytest.mark.parametrize("sizes", [[64] + [2] * 200, [64] + [2] * 400], ids=len)
 def test_the_budget_is_exact_where_most_groups_are_far_shorter_than_the_longest(sizes):
     count = sum(sizes)

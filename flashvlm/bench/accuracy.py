@@ -320,7 +320,7 @@ def _answers(
             record: Record = {"kept": len(selection.indices), "seconds": round(time.perf_counter() - begin, 6)}
             record["delta"] = round(selection.delta, 6)
             if settings.hampered:
-                usual = replace(settings, metric=Settings.metric)
+                usual = replace(settings, metric=Settings.metric, merge=False)
                 unhampered = _select(usual, encoded, encoded.tokens, own_words, selector, Keep.parse(budget))
                 record["same"] = round(torch.isin(selection.indices, unhampered.indices).float().mean().item(), 6)
             pruned[budget][selector] = record
@@ -416,7 +416,8 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
                 row["kept"] = float(np.mean([one["kept"] / tokens for one, tokens in ours]))
                 row["seconds"] = float(np.median([one["seconds"] for one, _ in ours]))
                 row["delta"] = float(np.mean([one["delta"] for one, _ in ours]))
-                if settings.hampered:
+                # Results of a former version may be without.
+                if settings.hampered and all("same" in one for one, _ in ours):
                     row["same"] = float(np.mean([one["same"] for one, _ in ours]))
         some = [one for one, ours in zip(asked, chosen, strict=True) if ours]
         sections.append(

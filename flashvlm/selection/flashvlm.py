@@ -31,12 +31,13 @@ class Recipe:
     of its weight that a token loses which the temporal group before shows too. `reach`, above 0, is the distance over
     which a kept token's cover of others falls to 1 / e. `candidates` is how many tokens the thinning leaves for each
     that is kept, and `fewest` in each block at least. `together` is how many of these, of successive blocks, are chosen
-    from at once. `floor` is how many tokens each group keeps. `corners` is the share of the budget that goes to the
-    tokens farthest from all others kept, and `lonely` the share up to which it goes to such that none of these stands
-    for. `named` is the share up to which it goes, after the floor, to the tokens that the question asks for most, one
-    of every group before the second of any: one token at least, where there is one. With `ends`, the first and the last
-    group are chosen from apart, and the last loses nothing to the one before: what there is at the beginning and at the
-    end is asked about, and no other moment can tell.
+    from at once; of more, where there are fewer tokens to keep than groups. `floor` is how many tokens each group
+    keeps. `corners` is the share of the budget that goes to the tokens farthest from all others kept, and `lonely` the
+    share up to which it goes to such that none of these stands for. `named` is the share up to which it goes, after the
+    floor, to the tokens that the question asks for most, one of every group before the second of any: one token at
+    least, where there is one. With `ends`, the first and the last group are chosen from apart, and the last loses
+    nothing to the one before: what there is at the beginning and at the end is asked about, and no other moment can
+    tell.
     """
 
     novelty: float = 1.0
@@ -60,8 +61,8 @@ AUTO_AIM = 0.1
 POOL, LONELY_POOL = 8, 512
 # A token that stands out so many times as far as the reach of noise is kept for the question.
 ASKED_FOR = 2.25
-# Where there are fewer tokens to keep than groups, it is chosen from up to so many at once; their square, times the
-# budget, is no more than that.
+# With fewer tokens to keep than groups, so many are chosen from at once, as far as their square times the budget is no
+# more than that; as many as otherwise at least.
 SPARSELY, WORK = 512, 7_000_000
 # `auto` keeps as many tokens as it takes to cover this share of the video's weight.
 COVERED = 0.8
@@ -127,7 +128,7 @@ def cover_best(
 
     Without a budget, as many as cover `COVERED` of it.
     """
-    aim = budget or max(1, int(AUTO_AIM * len(scores)))
+    aim = budget or int(AUTO_AIM * len(scores))
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
     rows = blocks.rows(points)
     similarity, repeated = rows.within(), repeats(rows, blocks)
@@ -141,8 +142,8 @@ def cover_best(
     tokens, groups = blocks.tokens.gather(1, left), blocks.group[:, None].expand_as(left)
     # What is left of successive blocks is chosen from together; of more, where a token has to stand for several groups.
     together = recipe.together
-    if aim < floors:
-        together = max(together, min(SPARSELY, math.isqrt(WORK // aim)))
+    if together and budget and budget < floors:
+        together = max(together, min(SPARSELY, math.isqrt(WORK // budget)))
     joins = blocks.joins(max(1, together // tokens.shape[1]), recipe.ends)
     tokens, groups, weights, real = (join(part, joins) for part in (tokens, groups, weights, real))
     cover = points.at(tokens).within().sub_(1).div_(recipe.reach).exp_()
