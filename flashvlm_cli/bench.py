@@ -291,7 +291,7 @@ def selection(
 @bench.command()
 def speed(
     video: Annotated[
-        Path | None, typer.Argument(metavar="[VIDEO]", help="A video; without one, a clip is made up.")
+        str | None, typer.Argument(metavar="[VIDEO]", help="A video; without one, a clip is made up.")
     ] = None,
     model: ModelName = "demo",
     weights: Annotated[
@@ -367,7 +367,7 @@ def speed(
         sampling=sampling, max_pixels=max_pixels, encode=encode, seek=seek, look=look, max_new_tokens=max_new_tokens
     )
     settings = Settings(keep=split(keep), options=options, repeats=repeat)
-    shown = Footage(clip, *sides(size), seconds) if video is None else video
+    shown = Footage(clip, *sides(size), seconds) if video is None else Path(video)
     if video is not None:
         check_video(video)
     silence_libraries()

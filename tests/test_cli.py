@@ -351,8 +351,9 @@ def test_missing_video_is_told_before_a_model_is_loaded(flash, library):
     assert (code, out, err) == (3, "", "flashvlm: There is no file 'nowhere.mp4'.\n")
 
 
-def test_an_address_is_no_video(flash):
-    code, out, err = flash("ask", "https://example.org/clip.mp4", "What?")
+@pytest.mark.parametrize("command", [["ask", "{}", "What?"], ["inspect", "{}"], ["bench", "speed", "{}"]], ids=str)
+def test_an_address_is_no_video(flash, command):
+    code, out, err = flash(*(part.format("https://example.org/clip.mp4") for part in command))
     assert (code, out) == (3, "")
     assert err == "flashvlm: https://example.org/clip.mp4: this is an address; download the video and give the file.\n"
 
