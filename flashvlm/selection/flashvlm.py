@@ -61,8 +61,8 @@ AUTO_AIM = 0.1
 POOL, LONELY_POOL = 8, 512
 # A token that stands out so many times as far as the reach of noise is kept for the question.
 ASKED_FOR = 2.25
-# With fewer tokens to keep than groups, what is kept has to stand for several, and up to so many are chosen from at once:
-# as far as their square times the budget, which is what the choice costs, stays within `WORK`.
+# With fewer tokens to keep than groups, what is kept has to stand for several, and up to so many are chosen from at
+# once: as far as their square times the budget, which is what the choice costs, stays within `WORK`.
 SPARSELY, WORK = 512, 7_000_000
 # `auto` keeps as many tokens as it takes to cover this share of the video's weight.
 COVERED = 0.8
