@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from flashvlm_cli.app import main
 SAMPLES = samples_dir()
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET += ["--disable-component-update", "--disable-sync"]
+# Seconds for one test in the browser, which takes about 2. A browser that was killed is no finding about the report.
+PATIENCE = 90
+in_browser = pytest.mark.flaky(reruns=2, only_rerun="TargetClosedError|TimeoutError")
 
 
 def looked_at(
@@ -120,9 +125,12 @@ def test_ask_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert len(kept) - kept.count("0") == answer["tokens"]["after"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def browser():
-    """Headless Chromium, as it is installed on this machine."""
+    """Headless Chromium, as it is installed on this machine; where it stops answering it is killed, and the call fails.
+
+    Many of Playwright's calls have no time limit of their own.
+    """
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         assert os.environ.get("FLASHVLM_NEED_BROWSER") != "1", "no Chromium is installed, and it is needed here"
@@ -130,7 +138,12 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play, play.chromium.launch(executable_path=found, headless=True, args=QUIET) as opened:
+        processes = opened.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
+        number = next(process["id"] for process in processes if process["type"] == "browser")
+        watchdog = threading.Timer(PATIENCE, os.kill, (number, signal.SIGKILL))
+        watchdog.start()
         yield opened
+        watchdog.cancel()
 
 
 @pytest.fixture
@@ -166,6 +179,7 @@ def pixels(tab, canvas: int = 0) -> str:
     return tab.evaluate(f"document.querySelectorAll('#stage canvas')[{canvas}].toDataURL()")
 
 
+@in_browser
 def test_the_timeline_scrubs(demo: VideoQA, opened) -> None:
     inspections, answer = looked_at(demo, SAMPLES / "sequence.mp4", "Is there a bicycle?")
     tab = opened(inspections, answer)
@@ -193,6 +207,7 @@ def test_the_timeline_scrubs(demo: VideoQA, opened) -> None:
     assert now(tab) == 2 and "moment 2 of 12" in tab.inner_text("#when")
 
 
+@in_browser
 def test_the_layers_switch_with_keys_and_buttons(demo: VideoQA, opened) -> None:
     tab = opened(*looked_at(demo, SAMPLES / "sequence.mp4", "Is there a bicycle?"))
     seen = {}
@@ -206,6 +221,7 @@ def test_the_layers_switch_with_keys_and_buttons(demo: VideoQA, opened) -> None:
     assert pixels(tab) == seen["kept"]
 
 
+@in_browser
 def test_a_cell_tells_its_numbers(demo: VideoQA, opened) -> None:
     (inspection,), answer = looked_at(demo, SAMPLES / "sequence.mp4", "Is there a bicycle?")
     tab = opened([inspection], answer)
@@ -217,6 +233,7 @@ def test_a_cell_tells_its_numbers(demo: VideoQA, opened) -> None:
     assert told.startswith(f"row {row}, column {column} · kept for") and "saliency" in told and "score" in told
 
 
+@in_browser
 def test_the_canvas_is_clear_where_a_cell_is_kept(demo: VideoQA, opened) -> None:
     (inspection,), answer = looked_at(demo, SAMPLES / "two.mp4", "What moves down?")
     tab = opened([inspection], answer)
@@ -235,6 +252,7 @@ def test_the_canvas_is_clear_where_a_cell_is_kept(demo: VideoQA, opened) -> None
     assert clear == list(moment.kept)
 
 
+@in_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_all_of_it(demo: VideoQA, opened, scheme: str) -> None:
     inspections, _ = looked_at(demo, SAMPLES / "two.mp4", "What moves down?", ("flashvlm", "paper", "uniform"))
@@ -251,6 +269,7 @@ def test_a_phone_shows_all_of_it(demo: VideoQA, opened, scheme: str) -> None:
         assert button.bounding_box()["height"] >= 40
 
 
+@in_browser
 def test_a_still_picture_is_one_moment(demo: VideoQA, opened) -> None:
     tab = opened(*looked_at(demo, SAMPLES / "still.jpg", "What is there?"))
     assert tab.is_disabled("#before") and tab.is_disabled("#after")
@@ -258,6 +277,7 @@ def test_a_still_picture_is_one_moment(demo: VideoQA, opened) -> None:
     assert "1 frame in 1 moment ·" in tab.inner_text(".facts")
 
 
+@in_browser
 def test_a_long_question_wraps(demo: VideoQA, opened) -> None:
     asked = "What happens? " * 40 + 400 * "x"
     tab = opened(looked_at(demo, SAMPLES / "still.jpg", asked)[0], width=360, height=740)
