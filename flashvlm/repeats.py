@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,32 +13,28 @@ SQUARE = 7
 APART = 14.0
 
 
-def sources(frames: Tensor, frames_per_group: int) -> Tensor:
-    """For each group of frames the one whose tokens stand for it: itself, or an earlier one that shows the same.
+class Repeats:
+    """Told group by group: a group is compared with all earlier ones that stand for themselves, frame by frame, so that
+    what changes slowly counts as soon as it has changed enough."""
 
-    A group is compared with all earlier ones that stand for themselves, frame by frame, so that what changes slowly
-    counts as soon as it has changed enough.
+    def __init__(self) -> None:
+        self._count = 0
+        self._own: list[tuple[int, Tensor]] = []
 
-    Args:
-        frames: (F, 3, h, w) uint8; the last one fills up its group.
+    def source(self, group: Tensor) -> int:
+        """The number of the group whose tokens stand for the next one: its own, or that of an earlier one.
 
-    Returns:
-        (groups,) int64, at most its own place.
-    """
-    missing = -len(frames) % frames_per_group
-    frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-    found: list[int] = []
-    own: list[int] = []
-    seen: list[Tensor] = []
-    for number, group in enumerate(frames.split(frames_per_group)):
+        Args:
+            group: (f, 3, h, w) uint8 frames.
+        """
+        number = self._count
+        self._count += 1
         means = F.avg_pool2d(group.float(), SQUARE, ceil_mode=True, count_include_pad=False)
         # The latest first: it is the likeliest.
-        same = next((g for g, m in zip(reversed(own), reversed(seen), strict=True) if _alike(m, means)), None)
+        same = next((earlier for earlier, seen in reversed(self._own) if _alike(seen, means)), None)
         if same is None:
-            own.append(number)
-            seen.append(means)
-        found.append(number if same is None else same)
-    return torch.tensor(found)
+            self._own.append((number, means))
+        return number if same is None else same
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

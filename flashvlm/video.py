@@ -65,7 +65,11 @@ class Clip:
 
 
 def decode(
-    path: str | Path, sampling: Sampling, transform: Callable[[torch.Tensor], torch.Tensor], seek: str = "exact"
+    path: str | Path,
+    sampling: Sampling,
+    transform: Callable[[torch.Tensor], torch.Tensor],
+    seek: str = "exact",
+    on_frame: Callable[[int, torch.Tensor], None] = lambda number, frame: None,
 ) -> Clip:
     """Read the frames that `sampling` asks for (see `choose_frames`) from a video or a still picture.
 
@@ -79,6 +83,8 @@ def decode(
         seek: `exact`, or `fast`: where every frame asked for has a key frame of its own that is no farther than one of
             them is from the next, these are read in their place; else the same frames as ever, in one pass that
             decodes nothing that they do not hang on. Timestamps are those of the frames that were read.
+        on_frame: gets each frame, transformed, as soon as it is there, and its number; where they must be read another
+            way they come anew, from 0 on.
 
     Raises:
         VideoError: the file is missing, cannot be read, is cut short, is damaged, or holds no video.
@@ -90,11 +96,11 @@ def decode(
     if seek == "fast" and picture is None:
         # What cannot be read this way is read, or refused, the other one.
         with contextlib.suppress(VideoError):
-            return _read_clip(path, _Forward(path, rotation), sampling, transform)
+            return _read_clip(path, _Forward(path, rotation), sampling, transform, on_frame)
     try:
-        return _read_clip(path, picture or _Decord(path, rotation), sampling, transform)
+        return _read_clip(path, picture or _Decord(path, rotation), sampling, transform, on_frame)
     except _InexactError as reason:
-        return _read_clip(path, _PyAV(path, rotation, str(reason)), sampling, transform)
+        return _read_clip(path, _PyAV(path, rotation, str(reason)), sampling, transform, on_frame)
 
 
 def frames_at(path: str | Path, timestamps: Sequence[float]) -> Iterator[torch.Tensor]:
@@ -227,7 +233,11 @@ class _InexactError(Exception):
 
 
 def _read_clip(
-    path: Path, reader: _Reader, sampling: Sampling, transform: Callable[[torch.Tensor], torch.Tensor]
+    path: Path,
+    reader: _Reader,
+    sampling: Sampling,
+    transform: Callable[[torch.Tensor], torch.Tensor],
+    on_frame: Callable[[int, torch.Tensor], None],
 ) -> Clip:
     import torch
 
@@ -239,6 +249,7 @@ def _read_clip(
     for picture in reader.read(chosen):
         height, width = picture.shape[:2]
         frames.append(transform(picture.permute(2, 0, 1)))
+        on_frame(len(frames) - 1, frames[-1])
     facts = VideoFacts(
         path=str(path),
         width=width,

@@ -333,6 +333,10 @@ def speed(
     seconds: Annotated[
         float, typer.Option(parser=number, metavar="S", help="Its length.", rich_help_panel=MEASURED)
     ] = 8.0,
+    overlap: Annotated[
+        bool,
+        typer.Option("--overlap", help="The last budget once more, encoded while decoding.", rich_help_panel=MEASURED),
+    ] = False,
     max_new_tokens: Annotated[
         int, typer.Option(parser=whole_number, metavar="N", help="Longest answer.", rich_help_panel=MEASURED)
     ] = 16,
@@ -366,7 +370,7 @@ def speed(
     options = AskOptions(
         sampling=sampling, max_pixels=max_pixels, encode=encode, seek=seek, look=look, max_new_tokens=max_new_tokens
     )
-    settings = Settings(keep=split(keep), options=options, repeats=repeat)
+    settings = Settings(keep=split(keep), options=options, repeats=repeat, overlap=overlap)
     shown = Footage(clip, *sides(size), seconds) if video is None else Path(video)
     if video is not None:
         check_video(video)

@@ -63,6 +63,12 @@ class Generated:
     tokens: int
 
 
+def groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Frames (F, ...) as temporal groups (size, ...); the last frame is repeated to fill its group."""
+    missing = -len(frames) % size
+    return torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])]).split(size)
+
+
 class _AfterPrompt(LogitsProcessor):
     """A processor that looks at earlier tokens, shown the ids of the whole unpruned prompt before them."""
 
@@ -180,39 +186,18 @@ class Backend(ABC):
 
     # What all families share.
 
-    @torch.inference_mode()
-    def encode(
-        self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS, sources: Tensor | None = None
-    ) -> Encoded:
+    def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:
         """(F, 3, h, w) uint8 frames of `frame_size` to visual tokens with their saliency.
 
         The last frame is repeated to fill its group.
 
         Args:
             seconds_per_frame: how long each of them stands for; a family that does not count seconds ignores it.
-            sources: (groups,) int64, for each group the one whose tokens it has: itself, or an earlier one that has its
-                own; None where all have their own.
         """
-        missing = -len(frames) % self.frames_per_group
-        if missing:
-            frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-        height, width = self.cells((frames.shape[2], frames.shape[3]))
-        groups_at_once = max(1, CELLS_AT_ONCE[self.device.type == "cpu"] // (height * width))
-        groups = len(frames) // self.frames_per_group
-        own, places = (torch.arange(groups) if sources is None else sources).unique(return_inverse=True)
-        grouped = frames.unflatten(0, (groups, self.frames_per_group))
-        seen = [self.see(grouped[some].flatten(0, 1)) for some in own.split(groups_at_once)]
-        places = places.to(self.device)
-        return Encoded(
-            torch.cat([tokens for tokens, _ in seen])[places].flatten(0, 1),
-            torch.cat([saliency for _, saliency in seen])[places].flatten(),
-            groups,
-            height,
-            width,
-            self.class_tokens,
-            seconds_per_frame * self.frames_per_group,
-            None if len(own) == groups else sources,
-        )
+        encoding = Encoding(self)
+        for group in groups_of(frames, self.frames_per_group):
+            encoding.add(group)
+        return encoding.end(seconds_per_frame)
 
     def sampling(self, asked: Sampling) -> Sampling:
         """What was asked for, with the family's own number of frames where nothing was."""
@@ -380,3 +365,54 @@ class Backend(ABC):
     def _head_dim(self) -> int:
         config = self.text_config
         return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+class Encoding:
+    """Temporal groups on their way through the vision encoder: they may come one by one."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._sources: list[int] = []
+        self._own: list[int] = []
+        self._waiting: list[Tensor] = []
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._cells = (0, 0)
+
+    def add(self, group: Tensor, source: int | None = None) -> None:
+        """The next group, (frames_per_group, 3, h, w) uint8 frames of `frame_size`.
+
+        Args:
+            source: an earlier group whose tokens it has; that has its own.
+        """
+        number = len(self._sources)
+        self._cells = self._backend.cells((group.shape[2], group.shape[3]))
+        self._sources.append(number if source is None else source)
+        if self._sources[-1] == number:
+            self._own.append(number)
+            self._waiting.append(group)
+            cells = self._cells[0] * self._cells[1]
+            if len(self._waiting) == max(1, CELLS_AT_ONCE[self._backend.device.type == "cpu"] // cells):
+                self._see()
+
+    @torch.inference_mode()
+    def end(self, seconds_per_frame: float) -> Encoded:
+        """All groups that came, each of whose frames stands for so many seconds."""
+        if self._waiting:
+            self._see()
+        groups = len(self._sources)
+        sources, device = torch.tensor(self._sources), self._backend.device
+        places = torch.searchsorted(torch.tensor(self._own), sources).to(device)
+        return Encoded(
+            torch.cat([tokens for tokens, _ in self._seen])[places].flatten(0, 1),
+            torch.cat([saliency for _, saliency in self._seen])[places].flatten(),
+            groups,
+            *self._cells,
+            self._backend.class_tokens,
+            seconds_per_frame * self._backend.frames_per_group,
+            None if len(self._own) == groups else sources,
+        )
+
+    @torch.inference_mode()
+    def _see(self) -> None:
+        self._seen.append(self._backend.see(torch.cat(self._waiting)))
+        self._waiting = []

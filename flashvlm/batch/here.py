@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
+from flashvlm import aside
 from flashvlm.batch.plan import Group, Record
 from flashvlm.errors import described
 
 if TYPE_CHECKING:
     from flashvlm.pipeline import Decoded, VideoQA, Watched
-
-# Seconds that the end of a run waits for a video that is being decoded: a thread that is cut off inside the decoder
-# takes the whole process down with an abort.
-PATIENCE = 5.0
 
 
 class Answering:
@@ -29,7 +25,7 @@ class Answering:
     def close(self) -> None:
         """Let a decoding that is under way come to its end, as far as that does not take long."""
         if self._last is not None:
-            wait([self._last], PATIENCE)
+            wait([self._last], aside.PATIENCE)
 
     def records(self, group: Group, following: Group | None = None) -> Iterator[Record]:
         """A record an item of `group`, as each is there; `following` is decoded in the meantime.
@@ -60,18 +56,8 @@ class Answering:
         if self._ahead and self._ahead[0].view == group.view:
             ahead, self._ahead = self._ahead[1], None
             return ahead
-        future: Future[Decoded | Watched] = Future()
-
-        def decode() -> None:
-            try:
-                future.set_result(self.qa.decode(group.video, group.options))
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._last = future
-        # A daemon, so that an interrupted run need not wait for it for long.
-        threading.Thread(target=decode, name="decode", daemon=True).start()
-        return future
+        self._last = aside.begin(lambda: self.qa.decode(group.video, group.options))
+        return self._last
 
 
 def answered(qa: VideoQA, groups: Sequence[Group]) -> Iterator[Record]:
