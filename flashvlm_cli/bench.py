@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -219,9 +220,14 @@ def accuracy(
     silence_libraries()
     device_here, dtype_here = resolved(device, dtype)
     run = Run(replace(settings, device=device_here, dtype=dtype_here), asked, numbers, results)
-    with Bar("answering", len(numbers), run.done) as bar:
-        for _ in run.answer(workers):
-            bar.advance()
+    try:
+        with Bar("answering", len(numbers), run.done) as bar:
+            for _ in run.answer(workers):
+                bar.advance()
+    except KeyboardInterrupt:
+        if results is not None:
+            output.say(f"{run.done} of {len(numbers)} videos are in {results}; the same command goes on from there.")
+        raise
     table = run.table()
     if plot is not None:
         plots.draw(table, plot)
@@ -478,11 +484,14 @@ def split(text: str) -> tuple[str, ...]:
 
 
 def share(text: str) -> float:
-    """A share as `5%` or `0.05`."""
+    """A share as `5%` or `0.05`; more than all of it must have its percent sign, for `5` is hardly 500 %."""
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise UsageError(f"--noise takes a share such as 5% or 0.05, not {text!r}.") from None
+        value = math.inf
+    if value > 1 and not text.endswith("%"):
+        raise UsageError(f"--noise takes a share such as 5% or 0.05, not {text!r}.")
+    return value
 
 
 def print_accuracy(table: dict[str, Any]) -> None:

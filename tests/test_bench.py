@@ -321,6 +321,21 @@ def test_an_interrupted_run_goes_on_where_it_stopped(three: Path, tmp_path: Path
     assert finished.done == 2 and list(finished.answer()) == []
 
 
+def test_who_interrupts_it_reads_how_much_is_there(
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def until_the_second(qa: VideoQA, settings: Settings, data: Lines, number: int, places: list[int]) -> list[dict]:
+        if number == 1:
+            raise KeyboardInterrupt
+        return measure(qa, settings, data, number, places)
+
+    monkeypatch.setattr("flashvlm.bench.accuracy.measure", until_the_second)
+    rows = ["--selectors", "uniform", "--keep", "10%", "--workers", "1", "-o", str(tmp_path / "results.jsonl")]
+    assert main(["bench", "accuracy", "--data", str(three), *rows]) == 130
+    told, interrupted = capsys.readouterr().err.splitlines()
+    assert "1 of 2 videos are in" in told and "results.jsonl" in told and "Interrupted" in interrupted
+
+
 def test_worker_processes_give_the_same_records(three: Path) -> None:
     data = Lines(three)
     alone, together = (Run(settings(), data, data.numbers()) for _ in range(2))
@@ -464,6 +479,7 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
         (["--data", "nothing"], "--data takes clips, eight-looks, needle, easy-vqa or a .jsonl file"),
         (["--data", "nothing.jsonl"], "There is no file 'nothing.jsonl'"),
         (["--noise", "much"], "--noise takes a share"),
+        (["--noise", "5"], "--noise takes a share"),
         (["--noise", "-5%"], "--noise"),
         (["--metric", "taxi"], "There is no metric 'taxi'"),
         (["--max-pixels", "9"], "--max-pixels must be at least"),

@@ -183,11 +183,12 @@ class Run:
         done = {(record["clip"], record["question"]) for record in self.records}
         left = [(n, tuple(p for p in range(len(data.questions(n))) if (n, p) not in done)) for n in numbers]
         self._jobs = [(number, places) for number, places in left if places]
+        self._left = len(self._jobs)
 
     @property
     def done(self) -> int:
         """How many of the videos are finished."""
-        return len(self.numbers) - len(self._jobs)
+        return len(self.numbers) - self._left
 
     def answer(self, workers: int = 1) -> Iterator[None]:
         """Answer what is left, in `workers` processes; one step a video, which is written as soon as it is finished.
@@ -200,6 +201,7 @@ class Run:
                 if self._results:
                     self._results.write(records)
                 self.records += records
+                self._left -= 1
                 yield
 
     def table(self) -> dict[str, Any]:
