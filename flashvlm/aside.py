@@ -7,22 +7,21 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-# Seconds to wait at the end for a video that is being decoded: a thread that is cut off inside the decoder takes the
-# whole process down with an abort.
-PATIENCE = 5.0
-
 T = TypeVar("T")
 
 
-def begin(work: Callable[[], T]) -> Future[T]:
-    """Begin `work`, and say what came of it. The thread does not keep the process alive."""
+def begin(work: Callable[[], T], name: str) -> Future[T]:
+    """Begin `work` in a thread of this name, which does not keep the process alive; the future says what came of it."""
     future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=getattr(work, "__name__", None), daemon=True).start()
+    threading.Thread(target=_run, args=(work, future), name=name, daemon=True).start()
     return future
+
+
+def _run(work: Callable[[], T], future: Future[T]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+    finally:
+        # An error holds this frame, and the future the error: not in a circle.
+        del future

@@ -33,7 +33,7 @@ DEFAULT_MAX_PIXELS = 768 * 28 * 28
 
 # The options of a question that play no part before the video is encoded.
 AFTER_ENCODING = frozenset(
-    {"keep", "selector", "metric", "merge", "system", "max_new_tokens", "temperature", "seed", "cache"}
+    {"keep", "selector", "metric", "merge", "system", "max_new_tokens", "temperature", "seed", "cache", "overlap"}
 )
 
 
@@ -165,6 +165,7 @@ class AskOptions:
     many (see `video.decode`).
     `look`: `twice` encodes all moments small and those that the question asks about again, at full size.
     `cache`: what the encoder makes of the video is taken from the feature cache where it has it, and kept there.
+    `overlap`: encoding begins while frames are still being decoded, in a thread of their own.
 
     Raises:
         UsageError: a value outside its range.
@@ -184,6 +185,7 @@ class AskOptions:
     temperature: float = 0.0
     seed: int = 0
     cache: bool = False
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.keep.by_content and self.selector != BY_CONTENT:

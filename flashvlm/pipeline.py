@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
 import flashvlm
 from flashvlm import aside, backends, glimpse, models, pixels, video
-from flashvlm.backends.base import Backend, Encoded, Encoding, groups_of
+from flashvlm.backends.base import Backend, Encoded
 from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import FeatureCache, Features, entry_key, fingerprint
 from flashvlm.errors import UsageError
 from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, AskOptions, Keep, Sampling
-from flashvlm.repeats import Repeats
 from flashvlm.report import (
     Answer,
     BeforeAfter,
@@ -35,16 +35,12 @@ from flashvlm.report import (
     StageSeconds,
     VideoFacts,
 )
+from flashvlm.seeing import Seeing
 from flashvlm.selection import METRICS, SELECTORS, select
 from flashvlm.selection.directions import Directions
 from flashvlm.selection.merge import merge
 from flashvlm.selection.result import Selection
 from flashvlm.selection.weights import standing_out
-
-# Parameters of a model that is encoded with while frames are still being decoded, on a processor. On two cores the time
-# until the tokens of 16 frames of a 720p video are there is 1.02 times less with 2.2 G parameters; with the 3 M of the
-# demo model, whose encoding and decoding take turns at milliseconds, it is 1.2 times more.
-WORTH_AN_OVERLAP = 10**8
 
 
 @dataclass(frozen=True)
@@ -161,27 +157,22 @@ class VideoQA:
         return self.answer(watched, question, options, on_text=on_text, on_stage=on_stage)
 
     def watch(
-        self,
-        path: str | Path,
-        options: AskOptions,
-        *,
-        overlap: bool | None = None,
-        on_stage: Callable[[str], None] = lambda stage: None,
+        self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
     ) -> Watched:
         """Decode and encode a video once, for any number of questions on it (`answer`).
 
-        Args:
-            overlap: begin to encode while the video is still being decoded, in a thread of its own; None: where that
-                saves time. Then `decode_seconds` last until the last frame is there, `encode_seconds` from then on.
+        With `options.overlap`, `decode_seconds` last until the last frame is there, longer than decoding alone, and
+        `encode_seconds` from then on.
 
         Raises:
             VideoError: the video cannot be read.
             UsageError: a part of the video that does not exist.
         """
-        if overlap is None:
-            overlap = self.backend.device.type != "cpu" or self.backend.model.num_parameters() >= WORTH_AN_OVERLAP
-        if not overlap:
-            return self.encode(self.decode(path, options, on_stage=on_stage), on_stage=on_stage)
+        if options.overlap:
+            return self._watch_overlapped(path, options, on_stage)
+        return self.encode(self.decode(path, options, on_stage=on_stage), on_stage=on_stage)
+
+    def _watch_overlapped(self, path: str | Path, options: AskOptions, on_stage: Callable[[str], None]) -> Watched:
         begin = time.perf_counter()
         arriving: SimpleQueue[tuple[int, torch.Tensor] | None] = SimpleQueue()
         given_up = threading.Event()
@@ -189,23 +180,29 @@ class VideoQA:
         def hand_on(number: int, frame: torch.Tensor) -> None:
             if given_up.is_set():
                 raise _GivenUpError
+            if number == 0:
+                # What waits here comes anew.
+                with contextlib.suppress(Empty):
+                    while True:
+                        arriving.get_nowait()
             arriving.put((number, frame))
 
         def decode() -> Decoded | Watched:
             try:
-                return self.decode(path, options, on_stage=on_stage, on_frame=hand_on)
+                return self.decode(path, options, on_frame=hand_on)
             finally:
                 arriving.put(None)
 
-        decoding = aside.begin(decode)
+        on_stage(stage := "decode")
+        decoding: Future[Decoded | Watched] = aside.begin(decode, "decode")
         try:
-            seeing, stage = _Seeing(self.backend, options.encode, options.look), "decode"
             for number, frame in iter(arriving.get, None):
                 if stage == "decode" and decoding.done():
+                    # What cannot be read ends here, not only after all that waits is encoded.
                     decoding.result()
                     on_stage(stage := "encode")
                 if number == 0:
-                    seeing = _Seeing(self.backend, options.encode, options.look)
+                    seeing = Seeing(self.backend, options.encode, options.look)
                 seeing.add(frame)
             decoded = decoding.result()
             if isinstance(decoded, Watched):
@@ -215,7 +212,8 @@ class VideoQA:
             encoded = seeing.end(decoded.clip.seconds_per_frame)
         except BaseException:
             given_up.set()
-            wait([decoding], aside.PATIENCE)
+            # As long as the frame at hand takes: a thread that is cut off inside the decoder aborts the process.
+            wait([decoding])
             raise
         _wait_for(self.backend.device)
         return self._seen(decoded, encoded, time.perf_counter() - begin - decoded.seconds)
@@ -262,7 +260,7 @@ class VideoQA:
             return decoded
         clock = _Clock(on_stage, self.backend.device)
         clock.start("encode")
-        seeing = _Seeing(self.backend, decoded.encode, decoded.look)
+        seeing = Seeing(self.backend, decoded.encode, decoded.look)
         for frame in decoded.clip.frames:
             seeing.add(frame)
         encoded = seeing.end(decoded.clip.seconds_per_frame)
@@ -495,47 +493,6 @@ class VideoQA:
 
 class _GivenUpError(Exception):
     """Nobody waits for the frames of this video any more."""
-
-
-class _Seeing:
-    """The frames of a video on their way to tokens, one by one, in order."""
-
-    def __init__(self, backend: Backend, encode: str, look: str) -> None:
-        self._backend, self._twice = backend, look == "twice"
-        self._encoding = Encoding(backend)
-        self._repeats = Repeats() if encode == "changed" else None
-        self._frames: list[torch.Tensor] = []
-
-    def add(self, frame: torch.Tensor) -> None:
-        """The next frame, (3, h, w) uint8 of `frame_size`.
-
-        Raises:
-            UsageError: a second look, and the model has one size of frames.
-        """
-        self._frames.append(frame)
-        if len(self._frames) == self._backend.frames_per_group:
-            self._add_group()
-
-    def end(self, seconds_per_frame: float) -> Encoded:
-        """What all of them show; seen twice: every moment from small frames, on the grid of the full ones."""
-        if self._frames:
-            self._add_group()
-        encoded = self._encoding.end(seconds_per_frame)
-        return glimpse.lay_out(encoded, *self._cells) if self._twice else encoded
-
-    def _add_group(self) -> None:
-        (group,) = groups_of(torch.stack(self._frames), self._backend.frames_per_group)
-        self._frames = []
-        source = None if self._repeats is None else self._repeats.source(group)
-        self._encoding.add(self._small(group) if self._twice else group, source)
-
-    def _small(self, frames: torch.Tensor) -> torch.Tensor:
-        frame = (frames.shape[2], frames.shape[3])
-        self._cells = self._backend.cells(frame)
-        size = glimpse.small_size(frame, self._cells)
-        if self._backend.cells(size) == self._cells != (1, 1):
-            raise UsageError("--look twice is for models that take frames of any size; this one takes one size only.")
-        return glimpse.shrink(frames, size)
 
 
 class _Clock:

@@ -110,7 +110,8 @@ class SelectionFacts:
 class StageSeconds:
     """Wall-clock seconds of each stage.
 
-    Where the feature cache had the video, `decode` is what it took to find it there, and `encode` is 0.
+    Where the feature cache had the video, `decode` is what it took to find it there, and `encode` is 0. Where the two
+    overlapped, `decode` lasts until the last frame was there, `encode` from then on.
 
     `time_to_first_token` counts from the call to the first generated token, model loading apart; `total` to the last
     one. Neither holds the measurement of the coverage radius: `delta` says what that took.

@@ -18,6 +18,7 @@ import contextlib
 import math
 import os
 import struct
+import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,7 @@ NO_TIMESTAMP = 1e9
 NO_REPEATED_FRAMES = "0.000000001"
 # decord stops skipping when its decoding thread is slow; without a frame for this long it is stuck.
 STALL_SECONDS = 20.0
+_SILENCE = threading.RLock()
 
 
 UNREADABLE = "this is not a video or a picture that can be read"
@@ -527,19 +529,21 @@ def _duration(starts: Sequence[float], end: float) -> float:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Keep decord, which writes warnings straight to file descriptor 2, from being heard."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed
-        yield
-        return
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    """Keep decord, which writes warnings straight to file descriptor 2, from being heard: one thread at a time, for the
+    last one out must leave what the first one found."""
+    with _SILENCE:
+        try:
+            kept = os.dup(2)
+        except OSError:  # closed
+            yield
+            return
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _check_file(path: Path) -> int:

@@ -16,7 +16,7 @@ from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions
 from flashvlm_cli import output
 from flashvlm_cli.ask import silence_libraries
-from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whole_number
+from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whole_number, without
 
 if TYPE_CHECKING:
     from flashvlm.batch.plan import Record
@@ -35,7 +35,7 @@ EXIT_CODES = """\
 """
 
 
-@takes(options=partial(ask_options, cache=True), loading=model_options)
+@takes(options=without(partial(ask_options, cache=True), "overlap"), loading=model_options)
 def batch(
     inputs: Annotated[
         list[str],

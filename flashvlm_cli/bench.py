@@ -341,7 +341,7 @@ def speed(
     ] = 8.0,
     overlap: Annotated[
         bool,
-        typer.Option("--overlap", help="The last budget once more, encoded while decoding.", rich_help_panel=MEASURED),
+        typer.Option("--overlap", help="The last row once more, encoded while decoding.", rich_help_panel=MEASURED),
     ] = False,
     max_new_tokens: Annotated[
         int, typer.Option(parser=whole_number, metavar="N", help="Longest answer.", rich_help_panel=MEASURED)
@@ -486,12 +486,12 @@ def split(text: str) -> tuple[str, ...]:
 def share(text: str) -> float:
     """A share as `5%` or `0.05`; more than all of it must have its percent sign, for `5` is hardly 500 %."""
     try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        value = float(text.removesuffix("%"))
     except ValueError:
-        value = math.inf
-    if value > 1 and not text.endswith("%"):
+        value = math.nan
+    if math.isnan(value) or (value > 1 and not text.endswith("%")):
         raise UsageError(f"--noise takes a share such as 5% or 0.05, not {text!r}.")
-    return value
+    return value / 100 if text.endswith("%") else value
 
 
 def print_accuracy(table: dict[str, Any]) -> None:

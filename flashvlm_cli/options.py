@@ -267,6 +267,14 @@ def ask_options(
             rich_help_panel=MODEL,
         ),
     ] = False,
+    overlap: Annotated[
+        bool,
+        typer.Option(
+            "--overlap/--no-overlap",
+            help="Begin to encode while frames are still decoded: for machines with cores to spare.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
 ) -> AskOptions:
     """How a question is to be answered."""
     return AskOptions(
@@ -290,6 +298,7 @@ def ask_options(
         temperature=temperature,
         seed=seed,
         cache=cache,
+        overlap=overlap,
     )
 
 

@@ -25,7 +25,7 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 QUIET += ["--disable-component-update", "--disable-sync"]
 # Seconds for one test in the browser, which takes about 2. A browser that was killed is no finding about the report.
 PATIENCE = 90
-in_browser = pytest.mark.flaky(reruns=2, only_rerun="TargetClosedError|TimeoutError")
+in_browser = pytest.mark.flaky(reruns=2, only_rerun="TargetClosedError")
 
 
 def looked_at(
@@ -137,13 +137,17 @@ def browser():
         pytest.skip("no Chromium is installed: the report is not tested in a browser")
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as play, play.chromium.launch(executable_path=found, headless=True, args=QUIET) as opened:
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=found, headless=True, args=QUIET)
         processes = opened.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
         number = next(process["id"] for process in processes if process["type"] == "browser")
         watchdog = threading.Timer(PATIENCE, os.kill, (number, signal.SIGKILL))
         watchdog.start()
-        yield opened
-        watchdog.cancel()
+        try:
+            yield opened
+            opened.close()
+        finally:
+            watchdog.cancel()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from checkpoints import noise, tiny_qwen2_5_vl, tiny_video_llava
 from clips import steady, write_clip
 from typer.testing import CliRunner, Result
 
-from flashvlm import VideoQA
+from flashvlm import VideoQA, pixels
 from flashvlm.backends import base
 from flashvlm.bench.footage import Footage, film, pictures
 from flashvlm.bench.speed import Settings, SpeedRun, their_encoding
@@ -271,19 +271,19 @@ def test_encoding_while_decoding_changes_nothing(
     numbers: list[int] = []
     demo.decode(clip, options, on_frame=lambda number, frame: numbers.append(number))
     assert numbers.count(0) == (2 if how == "anew" else 1)
-    stages: list[str] = []
-    one, other = (demo.watch(clip, options, overlap=overlap, on_stage=stages.append) for overlap in (False, True))
+    stages: list[tuple[str, str]] = []
+
+    def on_stage(stage: str) -> None:
+        stages.append((stage, threading.current_thread().name))
+
+    one, other = (demo.watch(clip, replace(options, overlap=overlap), on_stage=on_stage) for overlap in (False, True))
     assert other.facts == one.facts and other.timestamps == one.timestamps
     assert torch.equal(other.encoded.tokens, one.encoded.tokens)
     assert torch.equal(other.encoded.saliency, one.encoded.saliency)
     assert other.encoded.seconds_per_group == one.encoded.seconds_per_group
     assert (other.frames is None) == (one.frames is None) == (how != "twice")
     assert other.decode_seconds > 0 and other.encode_seconds > 0
-    assert stages == ["decode", "encode"] * 2
-
-
-def decoding() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "decode"]
+    assert stages == [("decode", "MainThread"), ("encode", "MainThread")] * 2
 
 
 def test_what_cannot_be_read_is_told_while_encoding_too(demo: VideoQA, tmp_path: Path) -> None:
@@ -293,30 +293,39 @@ def test_what_cannot_be_read_is_told_while_encoding_too(demo: VideoQA, tmp_path:
     clip.write_bytes(data[: middle.start] + b"\xff" * (middle.stop - middle.start) + data[middle.stop :])
     for overlap in (False, True):
         with pytest.raises(VideoError, match="damaged"):
-            demo.watch(clip, AskOptions(sampling=Sampling(frames=50)), overlap=overlap)
+            demo.watch(clip, AskOptions(sampling=Sampling(frames=50), overlap=overlap))
     with pytest.raises(UsageError, match="--start"):
-        demo.watch(clip, AskOptions(sampling=Sampling(start=9.0)), overlap=True)
+        demo.watch(clip, AskOptions(sampling=Sampling(start=9.0), overlap=True))
 
 
 def test_who_interrupts_the_encoder_stops_the_decoder(
     demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = film(Footage("moving", 448, 448, 20.0, 30), tmp_path / "clip.mp4")
+    resize, frames = pixels.resize, []
+
+    def counted(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        frames.append(threading.current_thread().name)
+        return resize(frame, size)
 
     def interrupted(frames: torch.Tensor) -> None:
-        assert decoding()
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(pixels, "resize", counted)
     monkeypatch.setattr(demo.backend, "see", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        demo.watch(clip, AskOptions(sampling=Sampling(frames=500, max_frames=500)), overlap=True)
-    assert not decoding()
+        demo.watch(clip, AskOptions(sampling=Sampling(frames=500, max_frames=500), overlap=True))
+    for thread in threading.enumerate():
+        if thread.name == "decode":
+            thread.join(10)
+            assert not thread.is_alive()
+    assert 0 < len(frames) < 400 and set(frames) == {"decode"}
 
 
 def test_the_cache_serves_an_overlapped_run(demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    clip, options = write_clip(tmp_path / "clip.mp4", steady(50)), AskOptions(cache=True)
-    first, second = (demo.watch(clip, options, overlap=True) for _ in range(2))
+    clip, options = write_clip(tmp_path / "clip.mp4", steady(50)), AskOptions(cache=True, overlap=True)
+    first, second = (demo.watch(clip, options) for _ in range(2))
     assert (first.cached, second.cached) == (False, True)
     assert torch.equal(first.encoded.tokens, second.encoded.tokens)
 

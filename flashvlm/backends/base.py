@@ -66,7 +66,9 @@ class Generated:
 def groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
     """Frames (F, ...) as temporal groups (size, ...); the last frame is repeated to fill its group."""
     missing = -len(frames) % size
-    return torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])]).split(size)
+    if missing:
+        frames = torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])])
+    return frames.split(size)
 
 
 class _AfterPrompt(LogitsProcessor):
@@ -382,7 +384,8 @@ class Encoding:
         """The next group, (frames_per_group, 3, h, w) uint8 frames of `frame_size`.
 
         Args:
-            source: an earlier group whose tokens it has; that has its own.
+            source: the number of the group whose tokens it has: an earlier one that has its own, or this one; None is
+                this one.
         """
         number = len(self._sources)
         self._cells = self._backend.cells((group.shape[2], group.shape[3]))

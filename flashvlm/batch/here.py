@@ -13,6 +13,10 @@ from flashvlm.errors import described
 if TYPE_CHECKING:
     from flashvlm.pipeline import Decoded, VideoQA, Watched
 
+# Seconds that the end of a run waits for a video that is being decoded: a thread that is cut off inside the decoder
+# takes the whole process down with an abort.
+PATIENCE = 5.0
+
 
 class Answering:
     """Answers groups with one model. At most two videos are held: the one at hand, and one that is decoded ahead."""
@@ -25,7 +29,7 @@ class Answering:
     def close(self) -> None:
         """Let a decoding that is under way come to its end, as far as that does not take long."""
         if self._last is not None:
-            wait([self._last], aside.PATIENCE)
+            wait([self._last], PATIENCE)
 
     def records(self, group: Group, following: Group | None = None) -> Iterator[Record]:
         """A record an item of `group`, as each is there; `following` is decoded in the meantime.
@@ -56,7 +60,7 @@ class Answering:
         if self._ahead and self._ahead[0].view == group.view:
             ahead, self._ahead = self._ahead[1], None
             return ahead
-        self._last = aside.begin(lambda: self.qa.decode(group.video, group.options))
+        self._last = aside.begin(lambda: self.qa.decode(group.video, group.options), "decode")
         return self._last
 
 

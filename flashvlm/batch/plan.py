@@ -90,8 +90,8 @@ def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], f
         folder: what paths in the rows are relative to; None is the current folder.
     """
     settings = {**model, **asdict(options), "keep": str(options.keep)}
-    # Where features come from changes no answer.
-    del settings["cache"]
+    # Where features come from, and when they are made, changes no answer.
+    del settings["cache"], settings["overlap"]
     plan = Plan(settings, (), ())
     run = plan.run
     alike: dict[str, int] = {}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # All tokens, by transformers' own encoder: what others are measured against.
 TRANSFORMERS = "transformers"
-# The last budget, encoded while frames are still being decoded; the other rows do one after the other, so that each
+# The last row's budget, encoded while frames are still being decoded; the others do one after the other, so that each
 # can be told.
 OVERLAPPED = "flashvlm, overlapped"
 UNPRUNED = "100%"
@@ -46,7 +46,7 @@ Row = dict[str, Any]
 class Settings:
     """What is measured: the budgets `keep`, `repeats` times, with the same `options` otherwise.
 
-    `overlap`: the last of them once more, encoded while frames are still being decoded.
+    `overlap`: the last row once more, encoded while frames are still being decoded.
 
     Raises:
         UsageError: a value that makes no sense.
@@ -123,11 +123,8 @@ class SpeedRun:
 
     def _answer(self, path: Path, row: tuple[str, str], options: AskOptions) -> Answer:
         encoder, keep = row
-        options = replace(options, keep=Keep.parse(keep))
-        if encoder == TRANSFORMERS:
-            watched = as_transformers(self.qa, path, options)
-        else:
-            watched = self.qa.watch(path, options, overlap=encoder == OVERLAPPED)
+        options = replace(options, keep=Keep.parse(keep), overlap=encoder == OVERLAPPED)
+        watched = as_transformers(self.qa, path, options) if encoder == TRANSFORMERS else self.qa.watch(path, options)
         return self.qa.answer(watched, self.settings.question, options)
 
     def table(self) -> dict[str, Any]:
