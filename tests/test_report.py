@@ -126,7 +126,7 @@ def test_ask_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
-def browser():
+def browser(tmp_path: Path):
     """Headless Chromium, as it is installed on this machine; where it stops answering it is killed, and the call fails.
 
     Many of Playwright's calls have no time limit of their own.
@@ -137,13 +137,15 @@ def browser():
         pytest.skip("no Chromium is installed: the report is not tested in a browser")
     from playwright.sync_api import sync_playwright
 
+    number = tmp_path / "browser.pid"
+    tells_its_number = tmp_path / "browser"
+    tells_its_number.write_text(f'#!/bin/sh\necho $$ > "{number}"\nexec "{found}" "$@"\n')
+    tells_its_number.chmod(0o755)
     with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=found, headless=True, args=QUIET)
-        processes = opened.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
-        number = next(process["id"] for process in processes if process["type"] == "browser")
-        watchdog = threading.Timer(PATIENCE, os.kill, (number, signal.SIGKILL))
+        watchdog = threading.Timer(PATIENCE, lambda: os.kill(int(number.read_text()), signal.SIGKILL))
         watchdog.start()
         try:
+            opened = play.chromium.launch(executable_path=tells_its_number, headless=True, args=QUIET)
             yield opened
             opened.close()
         finally:
