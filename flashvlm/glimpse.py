@@ -1,4 +1,4 @@
-"""Looking twice at a long video: every moment small, then those that the question asks about at full size.
+"""Looking twice at a long video: every moment small, then the two ends and what the question asks about at full size.
 
 A token of a small frame stands for several cells of the full one. It is laid on all of them, so that every moment has
 one grid, and a token the position of its cell, whichever size it comes from; the selector sees that cells are alike.
@@ -51,15 +51,20 @@ def lay_out(small: Encoded, height: int, width: int) -> Encoded:
 
 
 def worth_another_look(scores: Tensor, sources: Tensor) -> Tensor:
-    """The moments, rising, with a token of the highest scores: two fifths of all, of those with tokens of their own.
+    """The moments, rising, that are looked at again: the first, the last, and those with a token of the highest scores.
+
+    They are two fifths of all, of those with tokens of their own. What there is at the beginning and at the end is
+    asked about, and no other moment can tell.
 
     Args:
         scores: (groups, n), what each token weighs.
         sources: (groups,) int64, as `Encoded` has them.
     """
+    own = sources == torch.arange(len(sources))
     best = scores.amax(1).cpu()
-    best[sources != torch.arange(len(sources))] = -torch.inf
-    count = min(int(best.isfinite().sum()), max(1, round(AGAIN * len(best))))
+    best[sources[[0, -1]]] = torch.inf
+    best[~own] = -torch.inf
+    count = min(int(own.sum()), max(1, round(AGAIN * len(best))))
     return best.topk(count).indices.sort().values
 
 

@@ -163,7 +163,8 @@ class AskOptions:
     take over the tokens of the one that they look like.
     `seek`: `exact` looks at the very frames that `sampling` asks for, `fast` at key frames near them where there are as
     many (see `video.decode`).
-    `look`: `twice` encodes all moments small and those that the question asks about again, at full size.
+    `look`: `twice` encodes all moments small, and the first, the last and those that the question asks about again, at
+    full size.
     `cache`: what the encoder makes of the video is taken from the feature cache where it has it, and kept there.
     `overlap`: encoding begins while frames are still being decoded, in a thread of their own.
 

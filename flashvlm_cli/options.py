@@ -220,7 +220,7 @@ def ask_options(
         str,
         typer.Option(
             metavar="HOW",
-            help="twice: all moments in small frames, then those that the question asks about in full ones; once.",
+            help="twice: all moments in small frames, then both ends and what is asked about in full ones; once.",
             rich_help_panel=FRAMES,
         ),
     ] = DEFAULT_LOOK,
