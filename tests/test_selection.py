@@ -602,6 +602,14 @@ def test_tokens_all_unlike_one_another_leave_little_to_drop():
         assert selection.redundancy and all(-1 <= value <= 1 for value in selection.redundancy)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("width", [384, 385, 1000, 1536])
+def test_every_look_of_wide_tokens_is_covered(width, metric):
+    sizes = [64] * 6
+    tokens, saliency, words = made_up(sizes, width=width, spread=0.2, looks=24)
+    assert select(tokens, saliency, words, group_sizes=sizes, budget=30, metric=metric).delta < 0.1
+
+
 @pytest.mark.parametrize("budget", [19, 64, 300])
 def test_rounding_tokens_and_words_to_bfloat16_keeps_the_same_set(budget):
     sizes = [64] * 10

