@@ -289,9 +289,9 @@ def _counts(brush: ImageDraw.ImageDraw, at: tuple[int, int], moment: Moment, apa
 
 
 def when(moment: Moment) -> str:
-    """When the frames of a moment appear."""
+    """When the frames of a moment appear, and whether they were seen small."""
     first, last = units.timestamp(moment.timestamps[0]), units.timestamp(moment.timestamps[-1])
-    return first if first == last else f"{first} - {last}"
+    return (first if first == last else f"{first} - {last}") + (" · small" if moment.small else "")
 
 
 def _write_animation(path: Path, seen: Sequence[Seen]) -> None:

@@ -214,8 +214,8 @@ Seen = Answer | Inspection
 
 
 def told_apart(seen: Seen) -> bool:
-    """Whether the selector says which tokens are for the question."""
-    return seen.selection.important + seen.selection.diverse == seen.tokens.after
+    """Whether the selector says which tokens are for the question, and there is one."""
+    return seen.question is not None and seen.selection.important + seen.selection.diverse == seen.tokens.after
 
 
 def overlap(one: Seen, other: Seen) -> int:

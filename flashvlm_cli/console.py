@@ -263,7 +263,7 @@ class RowProgress:
             parts.append(f"{units.count(run.answered_before)} before")
         if run.videos_done:
             took = f"{units.plural(run.videos_done, 'video')} in {units.duration(run.seconds)}"
-            parts.append(f"{took}, {_rate(run.videos_a_minute)} a minute")
+            parts.append(f"{took}, {_rate(run.videos_a_minute)} a minute" if run.answered else took)
         output.say(", ".join(parts) + ".")
         if run.records is not None and run.records.others:
             others = units.plural(run.records.others, "record")
@@ -334,12 +334,13 @@ def print_inspections(seen: Sequence[Inspection]) -> None:
         lines += [Text(), *_moments(one, content)]
     _print([*lines, Text()], sys.stdout, is_plain(sys.stdout), width)
     if len(seen) > 1:
-        rows = [["selector", "kept", "for the question", "radius", f"also kept by {first.selection.selector}"]]
+        named = [] if first.question is None else ["for the question"]
+        rows = [["selector", "kept", *named, "radius", f"also kept by {first.selection.selector}"]]
         for one in seen:
             shared = "" if one is first else units.percent(overlap(first, one), one.tokens.after)
-            asked = units.count(one.selection.important) if told_apart(one) else ""
-            chosen = (units.count(one.tokens.after), asked, f"{one.selection.delta:.3f}")
-            rows.append([one.selection.selector, *chosen, shared])
+            asked = [units.count(one.selection.important) if told_apart(one) else ""][: len(named)]
+            kept, radius = units.count(one.tokens.after), f"{one.selection.delta:.3f}"
+            rows.append([one.selection.selector, kept, *asked, radius, shared])
         print_table("Selectors side by side", rows)
 
 
@@ -462,6 +463,7 @@ def _savings(figures: Sequence[tuple[str, BeforeAfter, Callable[[int], str]]], w
     factors = [f"{factor} less" if factor else "" for factor in factors]
     widths = [max(map(len, column)) for column in (befores, afters, shares, factors)]
     room = width - sum(widths) - len(" → ") - 3 * GAP
+    factors_fit = room + GAP >= 0
     lines = []
     for row, (label, pair, _) in enumerate(figures):
         text = Text.assemble(
@@ -473,7 +475,8 @@ def _savings(figures: Sequence[tuple[str, BeforeAfter, Callable[[int], str]]], w
         )
         if room >= FEWEST_BAR_CELLS:
             text.append_text(Text.assemble("  ", *charts.share_bar(pair.after, pair.before, room)))
-        text.append_text(Text.assemble("  ", (factors[row].rjust(widths[3]), "saved")))
+        if factors_fit:
+            text.append_text(Text.assemble("  ", (factors[row].rjust(widths[3]), "saved")))
         lines += _labelled(label, [text])
     return lines
 

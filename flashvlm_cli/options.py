@@ -194,7 +194,8 @@ def ask_options(
         ),
     ] = None,
     max_frames: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="At most so many frames.", rich_help_panel=FRAMES)
+        int,
+        typer.Option(parser=whole_number, metavar="N", help="At most so many, with --fps.", rich_help_panel=FRAMES),
     ] = DEFAULT_MAX_FRAMES,
     max_pixels: Annotated[
         int,

@@ -523,6 +523,12 @@ def test_summary_holds_every_figure(summary):
         assert re.search(rf"^ {stage} +{took} +[█▏▎▍▌▋▊▉]", text, re.M)
 
 
+@pytest.mark.parametrize("columns", [46, 50, 56, 60, 80])
+def test_a_saving_is_told_in_full_or_not_at_all(summary, columns):
+    lines = [line for line in summary(columns=columns).splitlines() if "→" in line]
+    assert len(lines) == 3 and all(line.rstrip().endswith(("%", "× less")) for line in lines)
+
+
 def test_summary_shows_where_in_time_the_kept_tokens_lie(summary):
     lines = summary().splitlines()
     axis = next(index for index, line in enumerate(lines) if re.search(r"0:00 ─+ 0:0", line))

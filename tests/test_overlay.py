@@ -1,6 +1,7 @@
 """Overlays: a cell in the picture is the pixels of that token, and the files are what they are said to be."""
 
 import json
+import re
 from pathlib import Path
 
 import av
@@ -267,6 +268,12 @@ def test_inspect_compares_selectors(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(sum(len(moment["kept"]) for moment in one["moments"]) == 48 for one in seen)
     assert set(seen[0]["signals"]) == {"saliency", "relevance", "score"} and "score" not in seen[2]["signals"]
     assert seen[0]["area"] == {"top": 0.0, "left": 0.0, "bottom": 1.0, "right": 1.0}
+
+
+def test_without_a_question_nothing_is_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(SAMPLES / "two.mp4"), "--compare", "flashvlm,paper", *DEMO]) == 0
+    said = capsys.readouterr().out
+    assert "for the question" not in said and re.search(r"^paper +48 +0\.\d{3} ", said, re.M)
 
 
 @pytest.mark.parametrize(

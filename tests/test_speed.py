@@ -234,8 +234,10 @@ def test_what_looks_like_a_moment_seen_again_is_seen_again_too() -> None:
 
 def test_an_answer_after_two_looks_says_so(tmp_path: Path) -> None:
     clip = film(Footage("moving", 224, 224, 5.0, 8), tmp_path / "clip.mp4")
-    said = CliRunner().invoke(app, ["ask", str(clip), "What happens?", "--model", "demo", "--look", "twice"])
+    asked = ["ask", str(clip), "What happens?", "--model", "demo", "--look", "twice"]
+    said = CliRunner().invoke(app, [*asked, "--report", str(tmp_path / "report.html")])
     assert said.exit_code == 0 and "2 at full size, 3 small" in said.stderr
+    assert (tmp_path / "report.html").read_text().count(r"\u00b7 small") == 3
     said = CliRunner().invoke(app, ["ask", str(clip), "What happens?", "--model", "demo", "--look", "twice", "--json"])
     assert [moment["small"] for moment in json.loads(said.stdout)["moments"]].count(False) == 2
 
