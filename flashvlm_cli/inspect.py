@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flashvlm.errors import UsageError
 from flashvlm.files import check_video
-from flashvlm.options import AskOptions
+from flashvlm.options import DEFAULT_SELECTOR, AskOptions
 from flashvlm_cli import output
 from flashvlm_cli.ask import draw, read_question, show_loading, silence_libraries
 from flashvlm_cli.options import (
@@ -63,6 +64,8 @@ def inspect(
 
     --overlay and --report show it in pictures.
     """
+    if compare is not None and options.selector != DEFAULT_SELECTOR:
+        raise UsageError("Give --selector or --compare, not both.")
     names = [known_selector(name.strip()) for name in compare.split(",")] if compare is not None else [options.selector]
     choices = [replace(options, selector=name) for name in dict.fromkeys(names)]
     check_video(video)

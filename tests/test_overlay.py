@@ -270,6 +270,12 @@ def test_inspect_compares_selectors(capsys: pytest.CaptureFixture[str]) -> None:
     assert seen[0]["area"] == {"top": 0.0, "left": 0.0, "bottom": 1.0, "right": 1.0}
 
 
+def test_one_selector_and_several_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    compare = ["inspect", str(SAMPLES / "two.mp4"), "--compare", "flashvlm,paper", "--selector", "uniform", *DEMO]
+    assert main(compare) == 2
+    assert capsys.readouterr().err == "flashvlm: Give --selector or --compare, not both.\n"
+
+
 def test_without_a_question_nothing_is_for_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(SAMPLES / "two.mp4"), "--compare", "flashvlm,paper", *DEMO]) == 0
     said = capsys.readouterr().out
