@@ -404,7 +404,8 @@ def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[
         for (left, down), one in zip(places, seen, strict=True):
             shot.paste(mark(picture, one.moments[moment], one.area, told_apart(one)), (left, down + top))
             _time_bar(brush, (left, down + bar, left + width, down + bar + BAR), one, moment, most)
-        about = units.timestamp(at) if several else f"{units.timestamp(at)} · {caption(first)}"
+        told = [units.timestamp(at), *(["small"] if first.moments[moment].small else [])]
+        about = " · ".join(told if several else [*told, caption(first)])
         _text(brush, (GAP, notes), about, 16, QUIET)
         yield shot
 

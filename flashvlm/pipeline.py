@@ -286,7 +286,7 @@ class VideoQA:
         *,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Watched:
-        """Encode at full size the moments that the question asks about, of a video that was seen in small frames.
+        """Encode at full size the ends of a video seen in small frames, and the moments that the question asks about.
 
         Any other video is given back as it is. `answer` does this first, before `choose` and `respond`.
         """

@@ -602,9 +602,12 @@ def test_tokens_all_unlike_one_another_leave_little_to_drop():
         assert selection.redundancy and all(-1 <= value <= 1 for value in selection.redundancy)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("width", [384, 385, 1000, 1536])
-def test_every_look_of_wide_tokens_is_covered(width, metric):
+@pytest.mark.parametrize("width", [48, 384, 385, 1000, 1536])
+def test_every_look_is_covered_whatever_the_processor_is_quick_in(width, metric, dtype, monkeypatch):
+    for module in ("points", "weights"):
+        monkeypatch.setattr(f"flashvlm.selection.{module}.quick_dtype", lambda device: dtype)
     sizes = [64] * 6
     tokens, saliency, words = made_up(sizes, width=width, spread=0.2, looks=24)
     assert select(tokens, saliency, words, group_sizes=sizes, budget=30, metric=metric).delta < 0.1

@@ -49,7 +49,7 @@ class Points:
         offset = centre.new_empty(count)
         for part, of, half in zip(parts, vectors.split(PART), offset.split(PART), strict=True):
             of.copy_(part - centre)
-            half.copy_((1 - of.float().square_().sum(-1)) / 2)
+            half.copy_((1 - of.float().square().sum(-1)) / 2)
         return cls(vectors, offset)
 
     def to(self, others: Points) -> Tensor:
@@ -74,9 +74,9 @@ class Points:
     def folded(self) -> Points:
         """The same tokens in vectors of at most `WIDEST` numbers: sums of their parts, each number with a random sign.
 
-        What is compared costs so many times less. The squared distance of two tokens is right on average, its standard
-        deviation sqrt(2 / `WIDEST`) of it, a few per cent (feature hashing, Weinberger et al. 2009); equal ones stay
-        equal.
+        What is compared costs so many times less. The squared distance of two tokens is right on average; where they
+        differ in many numbers its standard deviation is sqrt(2 / E) of it with vectors of E numbers, 7 % with 384
+        (feature hashing, Weinberger et al. 2009). Equal ones stay equal.
         """
         width = self.vectors.shape[-1]
         parts = -(-width // WIDEST)
@@ -90,7 +90,7 @@ class Points:
             for some in self.vectors.split(PART)
         ]
         vectors = torch.cat(summed)
-        return Points(vectors, (1 - vectors.float().square_().sum(-1)) / 2)
+        return Points(vectors, (1 - vectors.float().square().sum(-1)) / 2)
 
     def reshaped(self, change: Callable[[Tensor], Tensor]) -> Points:
         """The same tokens in another arrangement, which `change` makes of (B, n, ...)."""
