@@ -334,13 +334,14 @@ def print_inspections(seen: Sequence[Inspection]) -> None:
         lines += [Text(), *_moments(one, content)]
     _print([*lines, Text()], sys.stdout, is_plain(sys.stdout), width)
     if len(seen) > 1:
-        named = [] if first.question is None else ["for the question"]
-        rows = [["selector", "kept", *named, "radius", f"also kept by {first.selection.selector}"]]
+        rows = [["selector", "kept", "for the question", "radius", f"also kept by {first.selection.selector}"]]
         for one in seen:
             shared = "" if one is first else units.percent(overlap(first, one), one.tokens.after)
-            asked = [units.count(one.selection.important) if told_apart(one) else ""][: len(named)]
-            kept, radius = units.count(one.tokens.after), f"{one.selection.delta:.3f}"
-            rows.append([one.selection.selector, kept, *asked, radius, shared])
+            asked = units.count(one.selection.important) if told_apart(one) else ""
+            chosen = (units.count(one.tokens.after), asked, f"{one.selection.delta:.3f}")
+            rows.append([one.selection.selector, *chosen, shared])
+        if first.question is None:
+            rows = [[*row[:2], *row[3:]] for row in rows]
         print_table("Selectors side by side", rows)
 
 

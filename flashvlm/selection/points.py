@@ -72,7 +72,7 @@ class Points:
         return Points(vectors, self.offset[tokens])
 
     def folded(self) -> Points:
-        """The same tokens in vectors of at most `WIDEST` numbers: sums of their parts, each number with a random sign.
+        """N tokens in vectors of at most `WIDEST` numbers: sums of their parts, each number with a random sign.
 
         What is compared costs so many times less. The squared distance of two tokens is right on average; where they
         differ in many numbers its standard deviation is sqrt(2 / E) of it with vectors of E numbers, 7 % with 384
