@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -305,13 +306,18 @@ def test_who_interrupts_the_encoder_stops_the_decoder(
     demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = film(Footage("moving", 448, 448, 20.0, 30), tmp_path / "clip.mp4")
-    resize, frames = pixels.resize, []
+    resize, frames, pressed = pixels.resize, [], threading.Event()
 
     def counted(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         frames.append(threading.current_thread().name)
+        # However quick the decoder is, the encoder is interrupted long before the last frame.
+        if len(frames) > 20:
+            pressed.wait(10)
+            time.sleep(0.02)
         return resize(frame, size)
 
     def interrupted(frames: torch.Tensor) -> None:
+        pressed.set()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pixels, "resize", counted)
