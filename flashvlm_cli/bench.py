@@ -72,7 +72,7 @@ def accuracy(
         str,
         typer.Option(
             metavar="NAME|FILE",
-            help="clips, eight-looks, needle, easy-vqa, or a .jsonl file of questions.",
+            help="clips, eight-looks, needle, crowd, easy-vqa, or a .jsonl file of questions.",
             rich_help_panel=MEASURED,
         ),
     ] = "clips",

@@ -12,7 +12,7 @@ from flashvlm import VideoQA
 from flashvlm.bench import scoring
 from flashvlm.bench import selection as selection_bench
 from flashvlm.bench.accuracy import Run, Settings, measure
-from flashvlm.bench.clips import Clips, Needle
+from flashvlm.bench.clips import Clips, Crowd, Needle
 from flashvlm.bench.data import Asked, Lines, content_words
 from flashvlm.bench.easy_vqa import EasyVQA
 from flashvlm.demo.questions import FAMILIES
@@ -123,13 +123,24 @@ def test_a_needle_is_there_for_two_or_three_moments_of_thirty_two() -> None:
         assert lengths[0] in (2, 3) and lengths[1] > 3
 
 
-def test_needle_questions_are_about_the_needle() -> None:
+def test_in_a_crowd_two_longer_things_are_there_beside_the_needle() -> None:
+    for seed in range(4):
+        scene = Crowd().scene(np.random.default_rng(seed))
+        lengths = sorted(round((thing.vanishes - thing.appears) * 32) for thing in scene.things)
+        assert lengths[0] in (2, 3) and lengths[1] > 3
+        others = [thing for thing in scene.things if round((thing.vanishes - thing.appears) * 32) > 3]
+        counts = [sum(thing.visible((group + 0.5) / 32) for thing in others) for group in range(32)]
+        assert max(counts) == 2 and np.mean(counts) > 1.5
+
+
+@pytest.mark.parametrize("data", [Needle(), Crowd()], ids=lambda data: data.name)
+def test_needle_questions_are_about_the_needle(data: Needle) -> None:
     rng = np.random.default_rng(0)
-    for family in Needle.families:
+    for family in data.families:
         question = None
         while question is None:
-            scene = Needle().scene(rng)
-            question = Needle().ask(scene, family, rng)
+            scene = data.scene(rng)
+            question = data.ask(scene, family, rng)
         needle = min(scene.things, key=lambda thing: thing.vanishes - thing.appears)
         others = {thing.name for thing in scene.things} - {needle.name}
         assert not others & {*question.text.strip("?.").split(), question.answer}
@@ -476,7 +487,7 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
         (["--selectors", "nothing"], "There is no selector 'nothing'"),
         (["--selectors", "uniform,uniform"], "each once"),
         (["--keep", "0%"], "--keep"),
-        (["--data", "nothing"], "--data takes clips, eight-looks, needle, easy-vqa or a .jsonl file"),
+        (["--data", "nothing"], "--data takes clips, eight-looks, needle, crowd, easy-vqa or a .jsonl file"),
         (["--data", "nothing.jsonl"], "There is no file 'nothing.jsonl'"),
         (["--noise", "much"], "--noise takes a share"),
         (["--noise", "5"], "--noise takes a share"),

@@ -496,7 +496,7 @@ def test_what_the_question_names_is_kept_and_marked_important(budget):
 
 
 @pytest.mark.parametrize("budget", [42, 60, 100])
-def test_a_tenth_of_the_budget_is_for_what_the_question_names_if_one_moment_shows_it(budget):
+def test_a_part_of_the_budget_is_for_what_the_question_names_if_one_moment_shows_it(budget):
     sizes = [16] * 40
     tokens, saliency, _ = made_up(sizes, width=64, spread=0.3, looks=4)
     word = torch.randn(1, 64, generator=torch.Generator().manual_seed(9))
@@ -504,7 +504,7 @@ def test_a_tenth_of_the_budget_is_for_what_the_question_names_if_one_moment_show
     kept = select(tokens, saliency, word, group_sizes=sizes, budget=budget)
     named = kept.indices[kept.important]
     # As far as there is room beside a token of every moment.
-    assert len(named) >= min(budget // 10, budget - 40 + 1) and set(named.tolist()) <= set(range(48, 60))
+    assert len(named) >= min(12, int(0.2 * budget), budget - 40 + 1) and set(named.tolist()) <= set(range(48, 60))
     assert len(groups_of(kept, sizes).unique()) == 40
 
 
@@ -602,15 +602,13 @@ def test_tokens_all_unlike_one_another_leave_little_to_drop():
         assert selection.redundancy and all(-1 <= value <= 1 for value in selection.redundancy)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("width", [48, 384, 385, 1000, 1536])
-def test_every_look_is_covered_whatever_the_processor_is_quick_in(width, metric, dtype, monkeypatch):
-    for module in ("points", "weights"):
-        monkeypatch.setattr(f"flashvlm.selection.{module}.quick_dtype", lambda device: dtype)
+def test_every_look_is_covered_however_wide_the_tokens(width, metric):
     sizes = [64] * 6
     tokens, saliency, words = made_up(sizes, width=width, spread=0.2, looks=24)
-    assert select(tokens, saliency, words, group_sizes=sizes, budget=30, metric=metric).delta < 0.1
+    # From one look to another it is above 0.6.
+    assert select(tokens, saliency, words, group_sizes=sizes, budget=30, metric=metric).delta < 0.2
 
 
 @pytest.mark.parametrize("budget", [19, 64, 300])
@@ -623,6 +621,21 @@ def test_rounding_tokens_and_words_to_bfloat16_keeps_the_same_set(budget):
         for dtype in (torch.bfloat16, torch.float32)
     )
     assert len(kept & expected) >= 0.99 * budget
+
+
+@pytest.mark.parametrize("made", [dict(looks=40, spread=0.3), dict(looks=40, spread=0.1), dict(looks=640)], ids=str)
+def test_rounding_tokens_and_words_to_float16_keeps_nearly_the_same_set(made):
+    sizes, shared = [64] * 10, 0
+    for seed in range(12):
+        tokens, saliency, _ = made_up(sizes, width=256, seed=seed, **made)
+        words = tokens[100:103] + 0.1
+        kept, expected = (
+            select(tokens.to(dtype), saliency, words.to(dtype), group_sizes=sizes, budget=64).indices
+            for dtype in (torch.float16, torch.float32)
+        )
+        shared += int(torch.isin(kept, expected).sum())
+    # Tokens are read in bfloat16, and one that float16 rounded first may be another there.
+    assert shared >= 0.97 * 12 * 64
 
 
 def test_cosine_and_euclidean_agree_on_tokens_of_one_length():

@@ -49,8 +49,7 @@ def _sharpened(inputs: Inputs) -> Selection:
     from flashvlm.selection.blocks import Blocks
     from flashvlm.selection.directions import Directions
     from flashvlm.selection.fusion import fuse
-    from flashvlm.selection.metric import places, unit_vectors
-    from flashvlm.selection.points import Points
+    from flashvlm.selection.metric import unit_vectors
     from flashvlm.selection.relevance import relevance, sharpen
     from flashvlm.selection.result import Selection
     from flashvlm.selection.weights import asked_for, novelty
@@ -63,9 +62,9 @@ def _sharpened(inputs: Inputs) -> Selection:
         shown = sharpen(relevance(directions.cosines(unit_vectors(inputs.words))))
     scores = fuse(novelty(directions), shown)
     blocks = Blocks.of(inputs.group_sizes, shown.device)
-    points = Points.of(places(inputs.tokens, inputs.metric))
+    where = directions.under(inputs.metric)
     asked = asked_for(directions, inputs.words)
-    kept, _ = whole.cover_best(points, blocks, scores, asked, inputs.budget, whole.Recipe())
+    kept, _ = whole.cover_best(where, blocks, scores, asked, inputs.budget, whole.Recipe())
     return Selection.of(inputs, kept, scores=scores)
 
 

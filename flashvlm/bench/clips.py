@@ -1,4 +1,4 @@
-"""The data sets `clips`, `eight-looks` and `needle`: made up by number from seeds that training never uses, and written
+"""The data sets `clips`, `eight-looks`, `needle` and `crowd`: made up by number from seeds that training never uses, and written
 as H.264 files.
 
 Imports neither torch nor transformers.
@@ -20,6 +20,7 @@ from flashvlm.demo.questions import FAMILIES, NUMBERS, PLACES, Question, ask
 from flashvlm.demo.world import DIRECTIONS, KINDS, NAMES, Scene, make_scene, make_told_scene, sample_times
 
 NEEDLE_SEED = (2026, 1, 2)
+CROWD_SEED = (2026, 1, 3)
 # Clips below this number may serve to tune selectors; what is reported is measured from here on.
 REPORTED = 2000
 # A guess among the answers that a question of the demo world admits; for captions there are too many to matter.
@@ -35,6 +36,9 @@ NEEDLE_GROUPS = 32
 NEEDLE_LENGTHS = (2, 3)
 OTHER_LENGTH = 5
 NEEDLE_FAMILIES = ("kind", "motion", "where", "exist")
+# In a crowd so many other things are there at nearly any time, each for so many groups, which is longer than a needle.
+CROWD_AT_ONCE = 2
+CROWD_LENGTHS = (4, 5, 6)
 
 
 def film(scene: Scene, rng: np.random.Generator, path: Path) -> Path:
@@ -146,6 +150,26 @@ class Needle(Generated):
             return question if rng.random() < 1 / len(scene.things) else None
         named = needle in question.text.rstrip("?.").split()
         return question if named or question.answer == needle else None
+
+
+class Crowd(Needle):
+    """Needles in a crowd: two other things are there at nearly any time, a dozen in all, each soon followed by the next."""
+
+    name = "crowd"
+    seed = CROWD_SEED
+
+    def scene(self, rng: np.random.Generator) -> Scene:
+        length, shortest = int(rng.choice(NEEDLE_LENGTHS)), min(CROWD_LENGTHS)
+        begin = int(rng.integers(shortest, NEEDLE_GROUPS - length - shortest + 1))
+        spans = [(begin, begin + length)]
+        for _ in range(CROWD_AT_ONCE):
+            start = int(rng.integers(3))
+            while start <= NEEDLE_GROUPS - shortest:
+                end = min(start + int(rng.choice(CROWD_LENGTHS)), NEEDLE_GROUPS)
+                spans.append((start, end))
+                start = end + int(rng.integers(2))
+        shares = [(start / NEEDLE_GROUPS, end / NEEDLE_GROUPS) for start, end in spans]
+        return make_scene(rng, frames=2 * NEEDLE_GROUPS, sequence=True, spans=shares)
 
 
 def _in_turn(rng: np.random.Generator, begin: int, end: int, count: int) -> list[tuple[int, int]]:

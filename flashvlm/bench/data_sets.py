@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashvlm.bench.clips import Clips, EightLooks, Generated, Needle
+from flashvlm.bench.clips import Clips, Crowd, EightLooks, Generated, Needle
 from flashvlm.bench.data import DataSet, Lines
 from flashvlm.bench.easy_vqa import EasyVQA
 from flashvlm.errors import UsageError
 
-GENERATED: dict[str, type[Generated]] = {kind.name: kind for kind in (Clips, EightLooks, Needle)}
+GENERATED: dict[str, type[Generated]] = {kind.name: kind for kind in (Clips, EightLooks, Needle, Crowd)}
 NAMES = (*GENERATED, EasyVQA.name)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashvlm.selection.metric import SHORTEST, in_range
+from flashvlm.selection.metric import SHORTEST, in_range, places, with_zeros_apart
 
 # Tokens read at once: few enough to stay in the processor's cache.
 PART = 512
@@ -19,7 +19,8 @@ class Directions:
     """Tokens scaled to length 1, made where they are read.
 
     All of them in float32 would be written to memory only to be read again, which takes longer than making them anew.
-    `tokens` (N, D) is in bfloat16; `lengths` (N, 1) and `mean` (D,), of the unit vectors, are in float32.
+    `tokens` (N, D) are in bfloat16, or in float32 where a metric has placed them; `lengths` (N, 1) and `mean` (D,), of
+    the unit vectors, are in float32.
     """
 
     tokens: Tensor
@@ -32,25 +33,45 @@ class Directions:
         tokens = in_range(tokens).bfloat16()
         lengths = tokens.new_empty(len(tokens), 1, dtype=torch.float32)
         total = tokens.new_zeros(tokens.shape[1], dtype=torch.float32)
-        for part, length in zip(tokens.split(PART), lengths.split(PART), strict=True):
-            values = part.float()
-            length.copy_(torch.linalg.vector_norm(values, dim=1, keepdim=True).clamp_(min=SHORTEST))
-            total += values.div_(length).sum(0)
+        for part, length in zip(_in_turn(tokens), lengths.split(PART), strict=True):
+            length.copy_(torch.linalg.vector_norm(part, dim=1, keepdim=True).clamp_(min=SHORTEST))
+            # The sum of the unit vectors, without making them.
+            total += length[:, 0].reciprocal() @ part
         return cls(tokens, lengths, total / len(tokens))
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def parts(self) -> Iterator[Tensor]:
-        """Up to PART of the unit vectors at a time, in float32; zero vectors stay zero."""
-        for part, length in zip(self.tokens.split(PART), self.lengths.split(PART), strict=True):
-            yield part.float().div_(length)
+    def units(self) -> Tensor:
+        """(N, D) float32 unit vectors; zero vectors stay zero."""
+        return self.tokens.float() / self.lengths
+
+    def scaled(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Up to PART tokens at a time, in float32, with their lengths (PART, 1); each part where the one before was."""
+        return zip(_in_turn(self.tokens), self.lengths.split(PART), strict=True)
 
     def cosines(self, units: Tensor) -> Tensor:
-        """(N, L) float32 cosines with unit vectors (L, D), multiplied in the dtype of these; 0 for zero vectors."""
-        products = [(part.to(units.dtype) @ units.T).float() for part in self.tokens.split(PART)]
-        return torch.cat(products).div_(self.lengths)
+        """(N, L) cosines with float32 unit vectors (L, D); 0 for zero vectors."""
+        return torch.cat([(part @ units.T).div_(length) for part, length in self.scaled()])
 
-    def has_zeros(self) -> bool:
-        """Whether there are vectors without a direction."""
-        return bool((self.lengths <= SHORTEST).any())
+    def at(self, tokens: Tensor) -> Directions:
+        """Some of the tokens, (M,) int64 places, around the mean of all."""
+        return Directions(self.tokens[tokens], self.lengths[tokens], self.mean)
+
+    def under(self, metric: str) -> Directions:
+        """The places that a metric gives to the tokens (`metric.places`), in the stead of directions."""
+        if metric != "cosine":
+            return self._at_places(places(self.tokens, metric))
+        if bool((self.lengths <= SHORTEST).any()):
+            return self._at_places(with_zeros_apart(self.units()))
+        return self
+
+    def _at_places(self, where: Tensor) -> Directions:
+        return Directions(where, torch.ones_like(self.lengths), where.mean(0))
+
+
+def _in_turn(tokens: Tensor) -> Iterator[Tensor]:
+    """Up to PART of (N, D) tokens at a time, in float32: all in one piece of memory, for getting it costs more."""
+    memory = tokens.new_empty(min(PART, len(tokens)), tokens.shape[1], dtype=torch.float32)
+    for part in tokens.split(PART):
+        yield memory[: len(part)].copy_(part)

@@ -13,9 +13,9 @@ from flashvlm.selection.blocks import LARGEST, Blocks, join
 from flashvlm.selection.directions import Directions
 from flashvlm.selection.facility import greedy
 from flashvlm.selection.inputs import Inputs
-from flashvlm.selection.metric import Space, places
+from flashvlm.selection.metric import Space
 from flashvlm.selection.points import Points
-from flashvlm.selection.radius import LARGEST_POOL, farthest, least_covered, net
+from flashvlm.selection.radius import LARGEST_POOL, apart, least_covered, net
 from flashvlm.selection.repetition import repeats
 from flashvlm.selection.result import ALIKE, Selection
 from flashvlm.selection.spread import enough, spread
@@ -32,8 +32,8 @@ class Recipe:
     which a kept token's cover of others falls to 1 / e. `candidates` is how many tokens the thinning leaves for each
     that is kept, and `fewest` in each block at least. `together` is how many of these, of successive blocks, are chosen
     from at once; of more, where there are fewer tokens to keep than groups. `floor` is how many tokens each group
-    keeps. `corners` is the share of the budget that goes to the tokens farthest from all others kept, and `lonely` the
-    share up to which it goes to such that none of these stands for. `named` is the share up to which it goes, after the
+    keeps. `corners` is the share of the budget that goes to tokens far from all others kept, and `lonely` the share up
+    to which it goes to such that none of these stands for. `named` is the share up to which it goes, after the
     floor, to the tokens that the question asks for most, one of every group before the second of any: one token at
     least, where there is one. With `ends`, the first and the last group are chosen from apart, and the last loses
     nothing to the one before: what there is at the beginning and at the end is asked about, and no other moment can
@@ -41,7 +41,7 @@ class Recipe:
     """
 
     novelty: float = 1.0
-    relevance: float = 0.5
+    relevance: float = 1.0
     saliency: float = 0.0
     repetition: float = 0.5
     reach: float = 0.2
@@ -49,9 +49,9 @@ class Recipe:
     fewest: int = 40
     together: int = 128
     floor: int = 1
-    corners: float = 0.1
+    corners: float = 0.15
     lonely: float = 0.5
-    named: float = 0.1
+    named: float = 0.2
     ends: bool = True
 
 
@@ -74,9 +74,9 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     A token loses up to half of its weight to the group before, as far as that shows it too. Per block of a group,
     near-duplicates are thinned out in bipartite rounds; from what is left, joined over some blocks (those of the first
     and the last group by themselves), greedy facility location chooses; the budget goes to the highest gains of all,
-    one token of every group before all others, and then a tenth of it at most to what the question names. Half of it
-    at most may go, instead, to tokens that nothing kept stands for, and a tenth goes to the corners: of the least
-    covered tokens of their blocks those farthest from all kept ones.
+    one token of every group before all others, and then a fifth of it at most to what the question names. Half of it
+    at most may go, instead, to tokens that nothing kept stands for, and 15 % go to the corners: of the least covered
+    tokens of their blocks those farthest from all kept ones.
 
     What is compared lies within a block, those joined to it and its like in the group before, at a cost linear in the
     tokens; what corners and lonely tokens are compared with is bounded for the latter and a small part of the square of
@@ -97,15 +97,14 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     elif inputs.budget == len(tokens) and not inputs.auto:
         kept = torch.arange(len(tokens), device=tokens.device)
     else:
-        cosine = inputs.metric == "cosine"
-        points = Points.of_directions(directions) if cosine else Points.of(places(tokens, inputs.metric))
-        budget = fitting(points, scores, asked, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
-        kept, redundancy = cover_best(points, blocks, scores, asked, budget, recipe)
+        where = directions.under(inputs.metric)
+        budget = fitting(where, scores, asked, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
+        kept, redundancy = cover_best(where, blocks, scores, asked, budget, recipe)
     important = asked[kept] >= ASKED_FOR
     return Selection.of(inputs, kept[~important], kept[important], scores, redundancy)
 
 
-def fitting(points: Points, scores: Tensor, asked: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
+def fitting(where: Directions, scores: Tensor, asked: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
     """The budget that covers `COVERED` of the video's weight, at least `floor` of every group.
 
     It is told from at most `LARGEST` tokens of each group, evenly spread: what a video shows does not grow with its
@@ -117,12 +116,12 @@ def fitting(points: Points, scores: Tensor, asked: Tensor, group_sizes: tuple[in
         [begin + torch.arange(few) * size // few for begin, size, few in zip(begins, group_sizes, sizes, strict=True)]
     ).to(scores.device)
     blocks = Blocks.of(sizes, scores.device)
-    kept, _ = cover_best(points.at(shown), blocks, scores[shown], asked[shown], None, recipe)
+    kept, _ = cover_best(where.at(shown), blocks, scores[shown], asked[shown], None, recipe)
     return len(kept)
 
 
 def cover_best(
-    points: Points, blocks: Blocks, scores: Tensor, asked: Tensor, budget: int | None, recipe: Recipe
+    where: Directions, blocks: Blocks, scores: Tensor, asked: Tensor, budget: int | None, recipe: Recipe
 ) -> tuple[Tensor, tuple[float, ...]]:
     """The (K,) tokens, ascending, by which most of the weight is covered, and how redundant the others were.
 
@@ -130,7 +129,7 @@ def cover_best(
     """
     aim = budget or int(AUTO_AIM * len(scores))
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
-    near = points.folded()
+    near = Points.folded(where)
     rows = blocks.rows(near)
     similarity, repeated = rows.within(), repeats(rows, blocks)
     alike = repeated[blocks.real & (blocks.group > 0)[:, None]]
@@ -161,12 +160,12 @@ def cover_best(
         # What the group before shows too is looked for there.
         shown = torch.maximum(similarity, repeated[:, :, None])
         pool = least_covered(shown, blocks, kept[: count - lonely], ALIKE, 0)
-        far = farthest(points, kept[: count - lonely], pool, LONELY_POOL, lonely - corners, 1 - ALIKE)
+        far = apart(near, where, kept[: count - lonely], pool, LONELY_POOL, lonely - corners, 1 - ALIKE)
         kept = torch.cat([far, kept[~torch.isin(kept, far)]])
     kept = kept[: count - corners]
     if corners:
         pool = least_covered(similarity, blocks, kept, ALIKE, LARGEST_POOL)
-        kept = torch.cat([kept, farthest(points, kept, pool, POOL * corners, corners, -math.inf)])
+        kept = torch.cat([kept, apart(near, where, kept, pool, POOL * corners, corners, -math.inf)])
     return kept.sort().values, redundancy
 
 

@@ -8,11 +8,14 @@ from torch import Tensor
 
 from flashvlm.selection.blocks import Blocks
 from flashvlm.selection.coverage import cover
+from flashvlm.selection.directions import Directions
 from flashvlm.selection.metric import Space
 from flashvlm.selection.points import Points
 
 # Of how many tokens at most it is looked up how far they are from all kept ones.
 LARGEST_POOL = 1024
+# Distances down to which tokens far apart are chosen, one after the other: up to 2, as cosines have them.
+LEVELS = tuple(2 * 0.9**step for step in range(64))
 
 
 def net(space: Space, blocks: Blocks, radius: float) -> Tensor:
@@ -74,11 +77,17 @@ def least_covered(similarity: Tensor, blocks: Blocks, kept: Tensor, level: float
     return tokens[below]
 
 
-def farthest(points: Points, kept: Tensor, pool: Tensor, among: int, count: int, radius: float) -> Tensor:
-    """Choose from a pool the tokens farthest from all kept ones, one after the other (Gonzalez 1985).
+def apart(near: Points, where: Directions, kept: Tensor, pool: Tensor, among: int, count: int, radius: float) -> Tensor:
+    """Choose from a pool tokens that are far from all kept ones and from one another.
+
+    First those farther than the highest of `LEVELS`, then what is left of those farther than the next, and so on: at
+    each step nearly the farthest token (Gonzalez 1985). Which of two that are about as far comes first hangs on their
+    places, not on the last digits of a distance.
 
     Args:
-        kept: (K,) int64 tokens of the points.
+        near: the N tokens, folded, by which the farthest of the pool are told.
+        where: the same as they are.
+        kept: (K,) int64 tokens.
         pool: (P,) int64, others of them.
         among: how many of the pool, those farthest from the kept ones, are compared with one another.
         count: how many to choose at most; fewer once none is farther than `radius` from all kept and chosen ones.
@@ -86,19 +95,16 @@ def farthest(points: Points, kept: Tensor, pool: Tensor, among: int, count: int,
     Returns:
         (count,) int64 or fewer, a part of `pool`.
     """
-    left = points.at(pool)
-    nearest = left.to(points.at(kept)).amax(1) if len(kept) else left.offset.new_full((len(pool),), -1.0)
-    if among < len(pool):
-        nearest, farther = nearest.topk(among, largest=False)
-        pool, left = pool[farther], left.at(farther)
+    if among < len(pool) and len(kept):
+        pool = pool[near.at(pool).to(near.at(kept)).amax(1).topk(among, largest=False).indices.sort().values]
+    left = Points.of(where.at(pool))
+    nearest = left.to(Points.of(where.at(kept))).amax(1) if len(kept) else left.offset.new_full((len(pool),), -1.0)
     # Steps this small take numpy a tenth of the time that they take torch, and none has to wait for another device.
-    similarity, closest = left.within().cpu().numpy(), nearest.cpu().numpy()
+    similarity, distance = left.within().cpu().numpy(), 1 - nearest.cpu().numpy()
     chosen: list[int] = []
-    while len(chosen) < min(count, len(pool)):
-        place = int(closest.argmin())
-        if 1 - closest[place] <= radius:
-            break
-        chosen.append(place)
-        np.maximum(closest, similarity[place], out=closest)
-        closest[place] = np.inf
+    for level in [*(level for level in LEVELS if level > radius), radius]:
+        while len(chosen) < count and (far := distance > level).any():
+            chosen.append(int(far.argmax()))
+            np.minimum(distance, 1 - similarity[chosen[-1]], out=distance)
+            distance[chosen[-1]] = -np.inf
     return pool[chosen]

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flashvlm.precision import quick_dtype
 from flashvlm.selection.directions import Directions
 from flashvlm.selection.metric import in_range, unit_vectors
 from flashvlm.selection.relevance import relevance
@@ -61,8 +60,7 @@ def standing_out(directions: Directions, words: Tensor) -> Tensor:
     """
     if not len(words):
         return torch.zeros_like(directions.lengths[:, 0])
-    dtype = quick_dtype(directions.lengths.device)
-    shown = relevance(directions.cosines(unit_vectors(in_range(words).bfloat16()).to(dtype)))
+    shown = relevance(directions.cosines(unit_vectors(in_range(words).bfloat16())))
     above = shown - shown.median()
     spread = DEVIATIONS * above.abs().median() + LEAST_SPREAD
     return above / (STANDS_OUT * spread)
