@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Name -> the fields of the recipe that are not as in the whole; of those without any there is a function below.
 _RECIPES: dict[str, dict[str, Any]] = {
     "no-relevance": {"relevance": 0.0, "named": 0.0},
-    "relevance-1": {"relevance": 1.0},
+    "relevance-0.5": {"relevance": 0.5},
     "sharpened": {},
     "no-novelty": {"novelty": 0.0},
     "with-saliency": {"saliency": 0.5},

@@ -1,5 +1,5 @@
-"""The data sets `clips`, `eight-looks`, `needle` and `crowd`: made up by number from seeds that training never uses, and written
-as H.264 files.
+"""The data sets `clips`, `eight-looks`, `needle` and `crowd`: made up by number from seeds that training never uses, and
+written as H.264 files.
 
 Imports neither torch nor transformers.
 """
@@ -153,7 +153,7 @@ class Needle(Generated):
 
 
 class Crowd(Needle):
-    """Needles in a crowd: two other things are there at nearly any time, a dozen in all, each soon followed by the next."""
+    """Needles in a crowd: two other things are there at nearly any time, each soon followed by the next."""
 
     name = "crowd"
     seed = CROWD_SEED
