@@ -1,5 +1,5 @@
-"""The data sets `clips`, `eight-looks`, `needle` and `crowd`: made up by number from seeds that training never uses, and
-written as H.264 files.
+"""The data sets `clips`, `eight-looks`, `needle` and `crowd`: made up by number from seeds that training never uses,
+and written as H.264 files.
 
 Imports neither torch nor transformers.
 """
