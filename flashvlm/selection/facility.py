@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # Steps between looks at whether more of them can matter.
-LOOK_EVERY = 16
+LOOK_EVERY = 8
 # Of two gains as good as equal the earlier token's wins: the last one of a block counts for this much less.
 LATENESS = 0.03
 
@@ -43,9 +43,9 @@ def greedy(cover: Tensor, weights: Tensor, real: Tensor, count: int) -> Tensor:
             least = gains.flatten().topk(count).values[-1]
             if left.max() <= least:
                 break
-        place = left.argmax(1)
+        most, place = left.max(1, keepdim=True)
         # A block that has no more tokens chooses one again, which gains nothing.
-        gains[blocks, place] = gains[blocks, place].maximum(left[blocks, place])
-        barred[blocks, place] = -torch.inf
-        covered = torch.maximum(covered, cover[blocks, :, place])
+        gains.scatter_reduce_(1, place, most, "amax")
+        barred.scatter_(1, place, -torch.inf)
+        covered = torch.maximum(covered, cover[blocks, :, place[:, 0]])
     return torch.maximum(gains, left)

@@ -15,7 +15,7 @@ from flashvlm.selection.facility import greedy
 from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.metric import Space
 from flashvlm.selection.points import Points
-from flashvlm.selection.radius import LARGEST_POOL, apart, least_covered, net
+from flashvlm.selection.radius import LARGEST_POOL, LEVELS, apart, farthest, least_covered, net
 from flashvlm.selection.repetition import repeats
 from flashvlm.selection.result import ALIKE, Selection
 from flashvlm.selection.spread import enough, spread
@@ -57,8 +57,8 @@ class Recipe:
 
 # How many tokens the thinning aims at where the budget is not known, as a share.
 AUTO_AIM = 0.1
-# Corners are looked for among so many times as many tokens, lonely ones among so many in all.
-POOL, LONELY_POOL = 8, 512
+# Corners are looked for among so many times as many tokens, or among so many if that is more.
+POOL, LEAST_POOL = 4, 256
 # A token that stands out so many times as far as the reach of noise is kept for the question.
 ASKED_FOR = 2.25
 # With fewer tokens to keep than groups, what is kept has to stand for several, and up to so many are chosen from at
@@ -160,12 +160,14 @@ def cover_best(
         # What the group before shows too is looked for there.
         shown = torch.maximum(similarity, repeated[:, :, None])
         pool = least_covered(shown, blocks, kept[: count - lonely], ALIKE, 0)
-        far = apart(near, where, kept[: count - lonely], pool, LONELY_POOL, lonely - corners, 1 - ALIKE)
+        far = pool[apart(near.at(pool), near.at(kept[: count - lonely]), lonely - corners, [1 - ALIKE])]
         kept = torch.cat([far, kept[~torch.isin(kept, far)]])
     kept = kept[: count - corners]
     if corners:
         pool = least_covered(similarity, blocks, kept, ALIKE, LARGEST_POOL)
-        kept = torch.cat([kept, apart(near, where, kept, pool, POOL * corners, corners, -math.inf)])
+        pool = farthest(near, kept, pool, max(LEAST_POOL, POOL * corners))
+        far = pool[apart(Points.of(where.at(pool)), Points.of(where.at(kept)), corners, LEVELS)]
+        kept = torch.cat([kept, far])
     return kept.sort().values, redundancy
 
 

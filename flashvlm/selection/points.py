@@ -13,7 +13,7 @@ from flashvlm.selection.directions import Directions
 # Similarities are told apart to one part in so many.
 EQUAL = 2**16
 # Wider tokens are folded to so many numbers at most.
-WIDEST = 384
+WIDEST = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Points:
         """N tokens in vectors of at most `WIDEST` numbers: sums of their parts, each number with a random sign.
 
         What is compared costs so many times less. The squared distance of two tokens is right on average; where they
-        differ in many numbers its standard deviation is sqrt(2 / E) of it with vectors of E numbers, 7 % with 384
+        differ in many numbers its standard deviation is sqrt(2 / E) of it with vectors of E numbers, 9 % with 256
         (feature hashing, Weinberger et al. 2009). Equal ones stay equal.
         """
         width = len(directions.mean)
@@ -62,7 +62,7 @@ class Points:
 
     @classmethod
     def _around(cls, vectors: Tensor) -> Points:
-        return cls(vectors, (1 - vectors.square().sum(-1)) / 2)
+        return cls(vectors, (1 - torch.linalg.vector_norm(vectors, dim=-1).square()) / 2)
 
     def to(self, others: Points) -> Tensor:
         """(..., n, m) float32 similarities of n tokens (or B rows of n) with m others.

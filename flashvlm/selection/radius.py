@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from flashvlm.selection.blocks import Blocks
 from flashvlm.selection.coverage import cover
-from flashvlm.selection.directions import Directions
 from flashvlm.selection.metric import Space
 from flashvlm.selection.points import Points
 
 # Of how many tokens at most it is looked up how far they are from all kept ones.
 LARGEST_POOL = 1024
-# Distances down to which tokens far apart are chosen, one after the other: up to 2, as cosines have them.
-LEVELS = tuple(2 * 0.9**step for step in range(64))
+# The multiples of this, less their whole parts, fill 0..1 evenly from the first on.
+GOLDEN = (math.sqrt(5) - 1) / 2
+# Distances beyond which tokens far apart are chosen, one after the other: from 2 down, as cosines have them.
+LEVELS = (*(2 * 0.9**step for step in range(64)), -math.inf)
 
 
 def net(space: Space, blocks: Blocks, radius: float) -> Tensor:
@@ -63,7 +67,7 @@ def least_covered(similarity: Tensor, blocks: Blocks, kept: Tensor, level: float
         fewest: how many at least, as far as there are so many.
 
     Returns:
-        (P,) int64 tokens, none of them kept, ascending.
+        (P,) int64 tokens, none of them kept, in an order of which each beginning is spread over the whole video.
     """
     count = int(blocks.tokens.max()) + 1
     chosen = torch.zeros(count, dtype=torch.bool, device=kept.device).index_fill_(0, kept, True)[blocks.tokens]
@@ -74,37 +78,40 @@ def least_covered(similarity: Tensor, blocks: Blocks, kept: Tensor, level: float
         below = covered.topk(min(fewest, int(covered.isfinite().sum())), largest=False).indices.sort().values
     elif len(below) > LARGEST_POOL:
         below = below[torch.arange(LARGEST_POOL, device=below.device) * len(below) // LARGEST_POOL]
-    return tokens[below]
+    chosen = tokens[below]
+    return chosen[(chosen.double() * GOLDEN).frac().argsort(stable=True)]
 
 
-def apart(near: Points, where: Directions, kept: Tensor, pool: Tensor, among: int, count: int, radius: float) -> Tensor:
-    """Choose from a pool tokens that are far from all kept ones and from one another.
+def farthest(near: Points, kept: Tensor, pool: Tensor, count: int) -> Tensor:
+    """The `count` of (P,) int64 tokens that are farthest from the (K,) kept ones, in the order that they have."""
+    if count >= len(pool) or not len(kept):
+        return pool
+    return pool[near.at(pool).to(near.at(kept)).amax(1).topk(count, largest=False).indices.sort().values]
 
-    First those farther than the highest of `LEVELS`, then what is left of those farther than the next, and so on: at
-    each step nearly the farthest token (Gonzalez 1985). Which of two that are about as far comes first hangs on their
-    places, not on the last digits of a distance.
+
+def apart(left: Points, kept: Points, count: int, levels: Iterable[float]) -> list[int]:
+    """Choose tokens that are far from all kept ones and from one another.
+
+    First those farther than the first of the levels, then what is left of those farther than the next, and so on: at
+    each step nearly the farthest token (Gonzalez 1985). Which of two that are about as far comes first hangs on the
+    order they are in, not on the last digits of a distance.
 
     Args:
-        near: the N tokens, folded, by which the farthest of the pool are told.
-        where: the same as they are.
-        kept: (K,) int64 tokens.
-        pool: (P,) int64, others of them.
-        among: how many of the pool, those farthest from the kept ones, are compared with one another.
-        count: how many to choose at most; fewer once none is farther than `radius` from all kept and chosen ones.
+        left: (P,) the tokens that are not kept, those that come first in front.
+        kept: (K,) the kept ones.
+        count: how many to choose at most; fewer once none is farther than the last level from all kept and chosen ones.
+        levels: distances, falling.
 
     Returns:
-        (count,) int64 or fewer, a part of `pool`.
+        The places of the chosen ones in `left`.
     """
-    if among < len(pool) and len(kept):
-        pool = pool[near.at(pool).to(near.at(kept)).amax(1).topk(among, largest=False).indices.sort().values]
-    left = Points.of(where.at(pool))
-    nearest = left.to(Points.of(where.at(kept))).amax(1) if len(kept) else left.offset.new_full((len(pool),), -1.0)
+    nearest = left.to(kept).amax(1) if len(kept.offset) else left.offset.new_full((len(left.offset),), -1.0)
     # Steps this small take numpy a tenth of the time that they take torch, and none has to wait for another device.
     similarity, distance = left.within().cpu().numpy(), 1 - nearest.cpu().numpy()
     chosen: list[int] = []
-    for level in [*(level for level in LEVELS if level > radius), radius]:
+    for level in levels:
         while len(chosen) < count and (far := distance > level).any():
             chosen.append(int(far.argmax()))
             np.minimum(distance, 1 - similarity[chosen[-1]], out=distance)
             distance[chosen[-1]] = -np.inf
-    return pool[chosen]
+    return chosen

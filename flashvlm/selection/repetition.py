@@ -22,10 +22,10 @@ def repeats(points: Points, blocks: Blocks) -> Tensor:
         (B, n) float32 in 0..1; 0 in the first group.
     """
 
-    def rows(some: Tensor) -> Points:
-        return points.reshaped(lambda tokens: tokens.index_select(0, some))
+    def likest(begin: int, before: Tensor) -> Tensor:
+        some = points.reshaped(lambda tokens: tokens[begin : begin + AT_ONCE])
+        return some.to(points.reshaped(lambda tokens: tokens.index_select(0, before))).amax(2)
 
-    places = torch.arange(len(blocks.before), device=blocks.before.device)
-    parts = zip(places.split(AT_ONCE), blocks.before.split(AT_ONCE), strict=True)
-    highest = torch.cat([rows(some).to(rows(before)).amax(2) for some, before in parts])
+    parts = enumerate(blocks.before.split(AT_ONCE))
+    highest = torch.cat([likest(place * AT_ONCE, before) for place, before in parts])
     return highest.clamp_(0, 1).masked_fill_((blocks.group == 0)[:, None], 0)
