@@ -605,6 +605,25 @@ def test_tokens_all_unlike_one_another_leave_little_to_drop():
     assert held.min() >= 3 and held.max() <= 12
 
 
+def test_rare_looks_are_found_in_a_long_video_that_repeats_itself():
+    groups, size, rare = 120, 256, 36
+    picture, saliency, words = made_up([size], width=64, spread=0)
+    generator = torch.Generator().manual_seed(1)
+    tokens = picture.repeat(groups, 1) + 0.1 * torch.randn(groups * size, 64, generator=generator)
+    places = torch.randperm(len(tokens), generator=generator)[:rare]
+    tokens[places] = torch.randn(rare, 64, generator=generator)
+    # More tokens are not kept in their own block than are looked up, but they all look like the moment before.
+    selection = select(tokens, saliency.repeat(groups), words, group_sizes=[size] * groups, budget=200)
+    assert torch.isin(places, selection.indices).sum() >= 0.9 * rare
+
+
+def test_a_budget_of_more_corners_than_are_looked_for_is_kept_to():
+    # 15 % of it are 1,200.
+    tokens, saliency, words = made_up([256] * 64, width=16)
+    selection = select(tokens, saliency, words, group_sizes=[256] * 64, budget=8000)
+    assert_valid(selection, 256 * 64, 8000)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("width", [48, 256, 257, 1000, 1536])
 def test_every_look_is_covered_however_wide_the_tokens(width, metric):

@@ -36,7 +36,7 @@ NEEDLE_GROUPS = 32
 NEEDLE_LENGTHS = (2, 3)
 OTHER_LENGTH = 5
 NEEDLE_FAMILIES = ("kind", "motion", "where", "exist")
-# In a crowd so many other things are there at nearly any time, each for so many groups, which is longer than a needle.
+# In a crowd so many other things are there most of the time, each for so many groups, which is longer than a needle.
 CROWD_AT_ONCE = 2
 CROWD_LENGTHS = (4, 5, 6)
 
@@ -153,7 +153,7 @@ class Needle(Generated):
 
 
 class Crowd(Needle):
-    """Needles in a crowd: two other things are there at nearly any time, each soon followed by the next."""
+    """Needles in a crowd: two other things are there most of the time, each soon followed by the next."""
 
     name = "crowd"
     seed = CROWD_SEED

@@ -16,11 +16,11 @@ PART = 512
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """Tokens scaled to length 1, made where they are read.
+    """Tokens scaled to length 1, or where a metric has placed them, made where they are read.
 
     All of them in float32 would be written to memory only to be read again, which takes longer than making them anew.
-    `tokens` (N, D) are in bfloat16, or in float32 where a metric has placed them; `lengths` (N, 1) and `mean` (D,), of
-    the unit vectors, are in float32.
+    `tokens` (N, D) are in bfloat16, or in float32 where a metric has placed them; `lengths` (N, 1), by which they
+    are divided, and `mean` (D,), of what comes of it, are in float32.
     """
 
     tokens: Tensor
@@ -39,11 +39,8 @@ class Directions:
             total += length[:, 0].reciprocal() @ part
         return cls(tokens, lengths, total / len(tokens))
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
     def units(self) -> Tensor:
-        """(N, D) float32 unit vectors; zero vectors stay zero."""
+        """(N, D) float32 unit vectors, or places; zero vectors stay zero."""
         return self.tokens.float() / self.lengths
 
     def scaled(self) -> Iterator[tuple[Tensor, Tensor]]:

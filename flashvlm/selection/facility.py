@@ -11,19 +11,21 @@ LOOK_EVERY = 8
 LATENESS = 0.03
 
 
-def greedy(cover: Tensor, weights: Tensor, real: Tensor, count: int) -> Tensor:
+def greedy(cover: Tensor, weights: Tensor, real: Tensor, groups: Tensor, count: int, floor: int) -> Tensor:
     """Choose in every block, one after the other, the tokens that add most to the weighted sum of best covers.
 
     The sum over all tokens i of weight_i * max over the chosen j of cover_ij is monotone and submodular: the first k
     of a block are within 1 - 1/e of its best k (Nemhauser et al. 1978), and gains do not rise from one to the next. So
     the `count` highest gains of all blocks are the greedy choice for their sum, and once no block can add one to these,
-    nothing more is chosen.
+    only temporal groups that have fewer than `floor` chosen tokens are chosen from.
 
     Args:
         cover: (B, m, m) float32 in 0..1, how well each token (row) is covered by each other one (column).
         weights: (B, m) float32 >= 0.
         real: (B, m) bool, False for what only fills up a block.
+        groups: (B, m) int64, the temporal groups.
         count: how many tokens of all blocks are wanted.
+        floor: how many of every group at least, as far as it has so many.
 
     Returns:
         (B, m) float32: of a chosen token its gain when it was, of any other what it would still add, less than the
@@ -36,16 +38,29 @@ def greedy(cover: Tensor, weights: Tensor, real: Tensor, count: int) -> Tensor:
     barred = torch.zeros_like(weights).masked_fill(~real, -torch.inf)
     gap = torch.empty_like(cover)
     count = min(count, int(real.sum()))
-    for step in range(size):
+
+    def left() -> Tensor:
         torch.sub(cover, covered[:, :, None], out=gap)
-        left = torch.bmm(weights[:, None, :], gap.clamp_(min=0))[:, 0] * earliness + barred
-        if step % LOOK_EVERY == 0 and step * len(cover) >= count:
-            least = gains.flatten().topk(count).values[-1]
-            if left.max() <= least:
-                break
-        most, place = left.max(1, keepdim=True)
+        return torch.bmm(weights[:, None, :], gap.clamp_(min=0))[:, 0] * earliness + barred
+
+    def choose(some: Tensor, could: Tensor) -> None:
+        most, place = could[some].max(1)
         # A block that has no more tokens chooses one again, which gains nothing.
-        gains.scatter_reduce_(1, place, most, "amax")
-        barred.scatter_(1, place, -torch.inf)
-        covered = torch.maximum(covered, cover[blocks, :, place[:, 0]])
-    return torch.maximum(gains, left)
+        gains[some, place] = gains[some, place].maximum(most)
+        barred[some, place] = -torch.inf
+        covered[some] = torch.maximum(covered[some], cover[some, :, place])
+
+    for step in range(size):
+        could = left()
+        looks = step % LOOK_EVERY == 0 and step * len(cover) >= count
+        if looks and could.max() <= gains.flatten().topk(count).values[-1]:
+            break
+        choose(blocks, could)
+    enough = torch.bincount(groups[real]).clamp(max=floor)
+    while True:
+        held = torch.bincount(groups[gains.isfinite()], minlength=len(enough))
+        few = (held < enough)[groups] & (barred == 0)
+        could = left()
+        if not few.any():
+            return torch.maximum(gains, could)
+        choose(few.any(1).nonzero().flatten(), could.masked_fill(~few, -torch.inf))

@@ -33,9 +33,9 @@ class Recipe:
     that is kept, and `fewest` in each block at least. `together` is how many of these, of successive blocks, are chosen
     from at once; of more, where there are fewer tokens to keep than groups. `floor` is how many tokens each group
     keeps. `corners` is the share of the budget that goes to tokens far from all others kept, and `lonely` the share up
-    to which it goes to such that none of these stands for. `named` is the share up to which it goes, after the
-    floor, to the tokens that the question asks for most, one of every group before the second of any: one token at
-    least, where there is one. With `ends`, the first and the last group are chosen from apart, and the last loses
+    to which it goes to these and to such that nothing kept stands for. `named` is the share up to which it goes, after
+    the floor, to the tokens that the question asks for most, one of every group before the second of any: one token
+    at least, where there is one. With `ends`, the first and the last group are chosen from apart, and the last loses
     nothing to the one before: what there is at the beginning and at the end is asked about, and no other moment can
     tell.
     """
@@ -74,14 +74,14 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     A token loses up to half of its weight to the group before, as far as that shows it too. Per block of a group,
     near-duplicates are thinned out in bipartite rounds; from what is left, joined over some blocks (those of the first
     and the last group by themselves), greedy facility location chooses; the budget goes to the highest gains of all,
-    one token of every group before all others, and then a fifth of it at most to what the question names. Half of it
-    at most may go, instead, to tokens that nothing kept stands for, and 15 % go to the corners: of the least covered
-    tokens of their blocks those farthest from all kept ones.
+    one token of every group before all others, and then a fifth of it at most to what the question names. Up to half of
+    it goes to tokens far from all others kept, instead: 15 % to the corners, of the least covered tokens those farthest
+    from all kept ones, and before them as much as there is, up to 35 %, to tokens that nothing kept stands for.
 
-    What is compared lies within a block, those joined to it and its like in the group before, at a cost linear in the
-    tokens; what corners and lonely tokens are compared with is bounded for the latter and a small part of the square of
-    the budget for the former. It is the same whatever the tokens are. Tokens and words are read in bfloat16, in which
-    most models hold them, so that their values in float32 and in bfloat16 give the same set.
+    What is compared lies within a block, those joined to it and its like in the group before; of lonely tokens and
+    corners, bounded numbers of them with all kept ones. So the cost is linear in the tokens and in the budget. It is
+    the same whatever the tokens are. Tokens and words are read in bfloat16, in which most models hold them, so that
+    their values in float32 and in bfloat16 give the same set.
     """
     directions = Directions.of(inputs.tokens)
     tokens = directions.tokens
@@ -147,7 +147,7 @@ def cover_best(
     joins = blocks.joins(max(1, together // tokens.shape[1]), recipe.ends)
     tokens, groups, weights, real = (join(part, joins) for part in (tokens, groups, weights, real))
     cover = near.at(tokens).within().sub_(1).div_(recipe.reach).exp_()
-    gains = greedy(cover, weights, real, budget or len(scores)).flatten()
+    gains = greedy(cover, weights, real, groups, budget or len(scores), recipe.floor).flatten()
     count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
     tokens, groups, wanted = tokens.flatten(), groups.flatten(), asked[tokens].masked_fill(~real, 0).flatten()
     first = asked_most(wanted, groups, int(recipe.named * count)) if recipe.named else tokens[:0]
@@ -156,15 +156,15 @@ def cover_best(
     # Every group, and what is named, comes before the corners.
     free = max(0, count - floors - len(first))
     corners, lonely = (min(int(count * share), free) for share in (recipe.corners, recipe.lonely))
+    corners = min(corners, LARGEST_POOL)
     if lonely > corners:
         # What the group before shows too is looked for there.
-        shown = torch.maximum(similarity, repeated[:, :, None])
-        pool = least_covered(shown, blocks, kept[: count - lonely], ALIKE, 0)
+        pool = least_covered(similarity, repeated, blocks, kept[: count - lonely], ALIKE, 0)
         far = pool[apart(near.at(pool), near.at(kept[: count - lonely]), lonely - corners, [1 - ALIKE])]
         kept = torch.cat([far, kept[~torch.isin(kept, far)]])
     kept = kept[: count - corners]
     if corners:
-        pool = least_covered(similarity, blocks, kept, ALIKE, LARGEST_POOL)
+        pool = least_covered(similarity, repeated, blocks, kept, ALIKE, LARGEST_POOL)
         pool = farthest(near, kept, pool, max(LEAST_POOL, POOL * corners))
         far = pool[apart(Points.of(where.at(pool)), Points.of(where.at(kept)), corners, LEVELS)]
         kept = torch.cat([kept, far])

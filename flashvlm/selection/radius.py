@@ -14,11 +14,10 @@ from flashvlm.selection.coverage import cover
 from flashvlm.selection.metric import Space
 from flashvlm.selection.points import Points
 
-# Of how many tokens at most it is looked up how far they are from all kept ones.
+# Of how many tokens at most it is looked up how far they are from all kept ones: so many may be chosen for that.
 LARGEST_POOL = 1024
-# The multiples of this, less their whole parts, fill 0..1 evenly from the first on.
-GOLDEN = (math.sqrt(5) - 1) / 2
-# Distances beyond which tokens far apart are chosen, one after the other: from 2 down, as cosines have them.
+# Distances beyond which tokens far apart are chosen, one after the other. Cosines have none above 2; of larger ones, as
+# euclidean distances may be, whichever comes first is chosen first.
 LEVELS = (*(2 * 0.9**step for step in range(64)), -math.inf)
 
 
@@ -57,34 +56,37 @@ def net(space: Space, blocks: Blocks, radius: float) -> Tensor:
     return chosen.sort().values
 
 
-def least_covered(similarity: Tensor, blocks: Blocks, kept: Tensor, level: float, fewest: int) -> Tensor:
+def least_covered(
+    similarity: Tensor, elsewhere: Tensor, blocks: Blocks, kept: Tensor, level: float, fewest: int
+) -> Tensor:
     """The tokens that are least like the kept ones of their own block: the likeliest to be far from all others, too.
 
     Args:
         similarity: (B, n, n) float32 between the tokens of each block.
+        elsewhere: (B, n) float32, how like each is to one of another block that counts as if it were kept.
         kept: (K,) int64 tokens.
-        level: all that are less similar than this, or `LARGEST_POOL` of them, evenly spread.
+        level: all that are less similar than this, or `LARGEST_POOL` of them.
         fewest: how many at least, as far as there are so many.
 
     Returns:
-        (P,) int64 tokens, none of them kept, in an order of which each beginning is spread over the whole video.
+        (P,) int64 tokens, none of them kept, in an order drawn once and for all: whichever come first, they are from
+        all over the video.
     """
     count = int(blocks.tokens.max()) + 1
     chosen = torch.zeros(count, dtype=torch.bool, device=kept.device).index_fill_(0, kept, True)[blocks.tokens]
-    covered = similarity.masked_fill(~chosen[:, None, :], -1).amax(2).masked_fill_(chosen | ~blocks.real, torch.inf)
-    covered, tokens = covered.flatten(), blocks.tokens.flatten()
+    covered = similarity.masked_fill(~chosen[:, None, :], -1).amax(2).maximum(elsewhere)
+    covered, tokens = covered.masked_fill_(chosen | ~blocks.real, torch.inf).flatten(), blocks.tokens.flatten()
     below = (covered < level).nonzero().flatten()
     if len(below) < fewest:
-        below = covered.topk(min(fewest, int(covered.isfinite().sum())), largest=False).indices.sort().values
-    elif len(below) > LARGEST_POOL:
-        below = below[torch.arange(LARGEST_POOL, device=below.device) * len(below) // LARGEST_POOL]
-    chosen = tokens[below]
-    return chosen[(chosen.double() * GOLDEN).frac().argsort(stable=True)]
+        below = covered.topk(min(fewest, int(covered.isfinite().sum())), largest=False).indices
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(kept.device)
+    pool = tokens[below]
+    return pool[drawn[pool].argsort()][:LARGEST_POOL]
 
 
 def farthest(near: Points, kept: Tensor, pool: Tensor, count: int) -> Tensor:
     """The `count` of (P,) int64 tokens that are farthest from the (K,) kept ones, in the order that they have."""
-    if count >= len(pool) or not len(kept):
+    if count >= len(pool):
         return pool
     return pool[near.at(pool).to(near.at(kept)).amax(1).topk(count, largest=False).indices.sort().values]
 
@@ -105,7 +107,7 @@ def apart(left: Points, kept: Points, count: int, levels: Iterable[float]) -> li
     Returns:
         The places of the chosen ones in `left`.
     """
-    nearest = left.to(kept).amax(1) if len(kept.offset) else left.offset.new_full((len(left.offset),), -1.0)
+    nearest = left.to(kept).amax(1)
     # Steps this small take numpy a tenth of the time that they take torch, and none has to wait for another device.
     similarity, distance = left.within().cpu().numpy(), 1 - nearest.cpu().numpy()
     chosen: list[int] = []
