@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["VideoQA", "__version__"]
+__all__ = ["AskOptions", "VideoQA", "__version__"]
 
 if TYPE_CHECKING:
+    from flashvlm.options import AskOptions
     from flashvlm.pipeline import VideoQA
 
 
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from flashvlm.pipeline import VideoQA
 
         return VideoQA
+    if name == "AskOptions":
+        from flashvlm.options import AskOptions
+
+        return AskOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

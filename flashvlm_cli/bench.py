@@ -413,8 +413,8 @@ def print_speed(table: dict[str, Any], model: str) -> None:
     facts, video, machine = table["model"], table["video"], table["machine"]
     name = f"a {video['kind']} clip" if video["kind"] else Path(video["path"]).name
     title = (
-        f"{model} ({facts['dtype']} on {facts['device']}, {machine['threads']} threads) on {name}: {table['frames']} "
-        f"frames of {video['width']} × {video['height']}, {units.timestamp(video['duration'])}; "
+        f"{model} ({facts['dtype']} on {facts['device']}, {units.plural(machine['threads'], 'thread')}) on {name}: "
+        f"{table['frames']} frames of {video['width']} × {video['height']}, {units.timestamp(video['duration'])}; "
         f"medians of {table['settings']['repeats']}"
     )
     heads = ("encoder", "keep", "encoded", "tokens", "KV cache", *STAGES, "first token", "tokens/s", "peak memory")
@@ -436,7 +436,7 @@ def print_speed(table: dict[str, Any], model: str) -> None:
 def print_selection(table: dict[str, Any]) -> None:
     from flashvlm_cli.console import print_table
 
-    settings, threads = table["settings"], table["versions"]["threads"]
+    settings, threads = table["settings"], units.plural(table["versions"]["threads"], "thread")
     heads = ("selector", "median", "fastest", "slowest", "faster than paper", "growth", "peak", "kept", "δ", "δ took")
     before = None
     for size in settings["tokens"]:
@@ -444,7 +444,7 @@ def print_selection(table: dict[str, Any]) -> None:
         grown = f", growth from {units.count(before)}" if before else ""
         title = (
             f"{units.count(size)} tokens of {settings['width']}, {settings['keep']} kept, "
-            f"{settings['repeats']} repeats, {threads} {'thread' if threads == 1 else 'threads'}{grown}"
+            f"{units.plural(settings['repeats'], 'repeat')}, {threads}{grown}"
         )
         print_table(title, rows)
         before = size

@@ -495,7 +495,7 @@ def _moments(answer: Seen, width: int) -> list[Text]:
         meaning += [[("▲ for the question", "important")], [("▼ for coverage", "diverse")]]
     most = max(answer.moments, key=lambda moment: moment.kept_count)
     peak = [[(f"{units.count(most.kept_count)} of {units.plural(most.tokens, 'token')}", "")]]
-    if all(moment.kept_count == most.kept_count for moment in answer.moments):
+    if len(answer.moments) > 1 and all(moment.kept_count == most.kept_count for moment in answer.moments):
         peak[0].append((" at every moment", ""))
     else:
         peak[0].append((f" at {units.timestamp(most.timestamps[0])}", ""))

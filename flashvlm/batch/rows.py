@@ -54,6 +54,8 @@ def of_stream(content: bytes) -> list[Row]:
         UsageError: it cannot be read, or holds no row.
     """
     begin = content.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not begin:
+        raise UsageError("Standard input is empty.")
     return _rows(content, "Standard input", table=not begin.startswith(b"{"))
 
 
