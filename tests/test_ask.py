@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flashvlm import VideoQA
+from flashvlm import AskOptions, VideoQA
 from flashvlm.errors import UsageError, VideoError
-from flashvlm.options import AskOptions, Keep, Sampling
+from flashvlm.options import Keep, Sampling
 from flashvlm.samples import samples_dir
 from flashvlm_cli.app import main
 

@@ -150,6 +150,14 @@ def test_standard_input_is_json_or_a_table(
     assert record["row"] == row()
 
 
+def test_standard_input_without_anything_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b" \n")))
+    assert main(["batch", "-", *MODEL]) == 2
+    assert "Standard input is empty." in capsys.readouterr().err
+
+
 def test_every_question_goes_to_every_video(loaded: list, capsys: pytest.CaptureFixture[str]) -> None:
     videos = [str(SAMPLES / "o*.mp4"), str(SAMPLES / "still.jpg")]
     questions = ["--question", "What is there?", "--question", "What happens?"]
