@@ -64,7 +64,7 @@ ASKED_FOR = 2.25
 # With fewer tokens to keep than groups, what is kept has to stand for several, and up to so many are chosen from at
 # once: as far as their square times the budget, which is what the choice costs, stays within `WORK`.
 SPARSELY, WORK = 512, 7_000_000
-# `auto` keeps as many tokens as it takes to cover this share of the video's weight.
+# `auto` keeps as many tokens as it takes to cover this share of the video's weight, the question unseen.
 COVERED = 0.8
 
 
@@ -86,9 +86,10 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     directions = Directions.of(inputs.tokens)
     tokens = directions.tokens
     asked = asked_for(directions, inputs.words)
-    scores = novelty(directions) ** recipe.novelty * asked**recipe.relevance
+    shown = novelty(directions) ** recipe.novelty
     if recipe.saliency:
-        scores = scores * salient(inputs.saliency) ** recipe.saliency
+        shown = shown * salient(inputs.saliency) ** recipe.saliency
+    scores = shown * asked**recipe.relevance
     blocks = Blocks.of(inputs.group_sizes, tokens.device)
     redundancy: tuple[float, ...] = ()
     if inputs.delta is not None:
@@ -98,25 +99,26 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
         kept = torch.arange(len(tokens), device=tokens.device)
     else:
         where = directions.under(inputs.metric)
-        budget = fitting(where, scores, asked, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
+        budget = fitting(where, shown, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
         kept, redundancy = cover_best(where, blocks, scores, asked, budget, recipe)
     important = asked[kept] >= ASKED_FOR
     return Selection.of(inputs, kept[~important], kept[important], scores, redundancy)
 
 
-def fitting(where: Directions, scores: Tensor, asked: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
+def fitting(where: Directions, weights: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
     """The budget that covers `COVERED` of the video's weight, at least `floor` of every group.
 
     It is told from at most `LARGEST` tokens of each group, evenly spread: what a video shows does not grow with its
-    resolution.
+    resolution. Nor does it hang on the question, which says what is kept: weights that have relevance in them gave
+    budgets that did no better than the same for every video.
     """
     sizes = [min(size, LARGEST) for size in group_sizes]
     begins = [end - size for end, size in zip(accumulate(group_sizes), group_sizes, strict=True)]
     shown = torch.cat(
         [begin + torch.arange(few) * size // few for begin, size, few in zip(begins, group_sizes, sizes, strict=True)]
-    ).to(scores.device)
-    blocks = Blocks.of(sizes, scores.device)
-    kept, _ = cover_best(where.at(shown), blocks, scores[shown], asked[shown], None, recipe)
+    ).to(weights.device)
+    blocks = Blocks.of(sizes, weights.device)
+    kept, _ = cover_best(where.at(shown), blocks, weights[shown], torch.ones_like(weights[shown]), None, recipe)
     return len(kept)
 
 
