@@ -58,7 +58,7 @@ class Recipe:
 # How many tokens the thinning aims at where the budget is not known, as a share.
 AUTO_AIM = 0.1
 # Corners are looked for among so many times as many tokens, or among so many if that is more.
-POOL, LEAST_POOL = 4, 256
+POOL, LEAST_POOL = 2, 256
 # A token that stands out so many times as far as the reach of noise is kept for the question.
 ASKED_FOR = 2.25
 # With fewer tokens to keep than groups, what is kept has to stand for several, and up to so many are chosen from at
