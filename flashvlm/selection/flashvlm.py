@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -118,7 +118,9 @@ def fitting(where: Directions, weights: Tensor, group_sizes: tuple[int, ...], re
         [begin + torch.arange(few) * size // few for begin, size, few in zip(begins, group_sizes, sizes, strict=True)]
     ).to(weights.device)
     blocks = Blocks.of(sizes, weights.device)
-    kept, _ = cover_best(where.at(shown), blocks, weights[shown], torch.ones_like(weights[shown]), None, recipe)
+    # How many they are does not hang on which of them are exchanged for named, lonely ones or corners.
+    plain = replace(recipe, named=0.0, lonely=0.0, corners=0.0)
+    kept, _ = cover_best(where.at(shown), blocks, weights[shown], torch.ones_like(weights[shown]), None, plain)
     return len(kept)
 
 
@@ -159,8 +161,8 @@ def cover_best(
     free = max(0, count - floors - len(first))
     corners, lonely = (min(int(count * share), free) for share in (recipe.corners, recipe.lonely))
     corners = min(corners, LARGEST_POOL)
+    # What the group before shows too is looked for there, not here.
     if lonely > corners:
-        # What the group before shows too is looked for there.
         pool = least_covered(similarity, repeated, blocks, kept[: count - lonely], ALIKE, 0)
         far = pool[apart(near.at(pool), near.at(kept[: count - lonely]), lonely - corners, [1 - ALIKE])]
         kept = torch.cat([far, kept[~torch.isin(kept, far)]])
