@@ -1,9 +1,11 @@
 """The forward of the vision encoders from the checkpoint's own modules and weights: transformers' result, faster.
 
-Two things make it so. A few frames go through all layers before the next ones, so that what a layer leaves is still
-in the processor's cache when the next one reads it, and memory does not grow with the video. And frames, or windows, of
-one size attend in one call, where transformers makes one for each. The patch embedding is the matrix product that its
-Conv3d stands for.
+Three things make it so. A few frames go through all layers before the next ones, so that what a layer leaves is still
+in the processor's cache when the next one reads it, and memory does not grow with the video. Frames, or windows, of one
+size attend in one call, where transformers makes one for each. And what is large only in passing (the inner layer of a
+perceptron, rotated positions in float32, attention scores) is made and used up piece by piece on a processor: in the
+cache, and in memory that the allocator has at hand, where larger pieces are fetched from the system page by page, and
+given back, every time. The patch embedding is the matrix product that its Conv3d stands for.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from torch.nn import functional as F
 
 from flashvlm.precision import quick_dtype
 
-# Numbers of attention scores held at once where they are written out, or of one head at least; and so few that the
-# processor's cache holds them.
-SCORES_AT_ONCE = 2**24
-SCORES_IN_CACHE = 2**20
+# How many attention scores are written out at once, or those of one head at least: on a processor as many as its cache
+# holds, elsewhere as many as keep the device busy.
+SCORES_AT_ONCE = {True: 2**20, False: 2**24}
+# How many patches pass a perceptron, or have their positions rotated, at once; elsewhere all do.
+PATCHES_IN_CACHE = 256
 
 
 @dataclass(frozen=True)
@@ -80,17 +83,21 @@ def see(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> tuple[T
     groups, count, _ = patches.shape
     hidden = F.linear(patches[:, order], visual.patch_embed.proj.weight.flatten(1))
     cos, sin = (turn[:, None, None] for turn in visual.rotary_pos_emb(hidden, places.to(patches.device)[order]))
+    at_once = PATCHES_IN_CACHE if hidden.device.type == "cpu" else groups * count
     last = len(visual.blocks) - 1
     for number, block in enumerate(visual.blocks):
         attention, runs = block.attn, layout.seen(number)
         # (G, P, 3, heads, width of a head)
         states = attention.qkv(block.norm1(hidden)).view(groups, count, 3, attention.num_heads, -1)
-        query, key = rotate(states[:, :, :2], cos, sin).unbind(2)
+        step = max(1, at_once // groups)
+        for part, *angles in zip(states.split(step, 1), cos.split(step), sin.split(step), strict=True):
+            rotate_(part[:, :, :2], *angles)
+        query, key, value = states.unbind(2)
         if number == last:
             received = attention_received(query, key, attention.scaling, runs)
-        mixed = attend(query, key, states[:, :, 2], attention.scaling, runs)
-        hidden = hidden + attention.proj(mixed)
-        hidden = hidden + block.mlp(block.norm2(hidden))
+        hidden += attention.proj(attend(query, key, value, attention.scaling, runs))
+        for part in hidden.flatten(0, 1).split(at_once):
+            part += block.mlp(block.norm2(part))
     back = order.argsort()
     merge = visual.spatial_merge_size**2
     # Patches of a token stay together, so that what moves tokens back can be told from every merge-th patch.
@@ -98,16 +105,14 @@ def see(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> tuple[T
     return tokens, received[:, back].view(groups, -1, merge).mean(dim=2)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions, in float32 as transformers has them; `cos` and `sin` broadcast to `x`."""
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotary positions in place, in float32 as transformers has them; `cos` and `sin` broadcast to `x`."""
     left, right = x.float().chunk(2, dim=-1)
     # The two halves have the same angles.
     half = left.shape[-1]
     cos, sin = cos[..., :half], sin[..., :half]
-    turned = torch.empty_like(x)
-    turned[..., :half] = (left * cos).addcmul_(right, sin, value=-1)
-    turned[..., half:] = (right * cos).addcmul_(left, sin)
-    return turned
+    turned = (left * cos).addcmul_(right, sin, value=-1), (right * cos).addcmul_(left, sin)
+    x[..., :half], x[..., half:] = turned
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
@@ -124,10 +129,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, runs: Sequ
 def _mix(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """`scaled_dot_product_attention` of (B, heads, P, d), the scores in bfloat16 much as transformers' eager attention
     has them: two thirds of the time of torch's own on a processor with AVX512-bf16."""
-    queries, keys, values = ((query * scaling).flatten(0, 1), key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1))
-    at_once = max(1, SCORES_IN_CACHE // query.shape[2] ** 2)
-    parts = zip(*(x.split(at_once) for x in (queries, keys, values)), strict=True)
-    return torch.cat([torch.bmm(torch.bmm(q, k).softmax(dim=-1), v) for q, k, v in parts]).view(query.shape)
+    heads = (x.flatten(0, 1).contiguous() for x in (query * scaling, key, value))
+    parts = zip(*(x.split(heads_at_once(query)) for x in heads), strict=True)
+    mixed = [torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(dim=-1), v) for q, k, v in parts]
+    return torch.cat(mixed).view(query.shape)
+
+
+def heads_at_once(query: Tensor) -> int:
+    """The attention scores of how many heads of (B, heads, P, d) are written out together."""
+    return max(1, SCORES_AT_ONCE[query.device.type == "cpu"] // query.shape[2] ** 2)
 
 
 def attention_received(query: Tensor, key: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
@@ -141,13 +151,12 @@ def attention_received(query: Tensor, key: Tensor, scaling: float, runs: Sequenc
     """
     parts = []
     for queries, keys in _windows((query, key), runs):
-        size = queries.shape[2]
-        at_once = max(1, SCORES_AT_ONCE // (queries.shape[1] * size**2))
-        received = []
-        for q, k in zip(queries.split(at_once), keys.split(at_once), strict=True):
-            weights = (q @ k.transpose(2, 3)).float().mul_(scaling).softmax(dim=-1).mean(dim=1)
-            received.append((weights.sum(dim=1) - weights.diagonal(dim1=1, dim2=2)) / max(size - 1, 1))
-        parts.append(torch.cat(received).view(len(query), -1))
+        at_once, received = heads_at_once(queries), []
+        for q, k in zip(*(x.flatten(0, 1).split(at_once) for x in (queries, keys)), strict=True):
+            weights = torch.bmm(q, k.transpose(1, 2)).float().mul_(scaling).softmax(dim=-1)
+            received.append(weights.sum(dim=1) - weights.diagonal(dim1=1, dim2=2))
+        mean = torch.cat(received).view(queries.shape[:3]).mean(dim=1) / max(queries.shape[2] - 1, 1)
+        parts.append(mean.view(len(query), -1))
     return torch.cat(parts, dim=1).clamp(min=0)
 
 
