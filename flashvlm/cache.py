@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from flashvlm.backends.base import Backend, Encoded
 
 # One more whenever decoding, preparing or encoding gives something else for the same video.
-FORMAT = 2
+FORMAT = 3
 SIZE_VARIABLE = "FLASHVLM_CACHE_SIZE"
 DEFAULT_SIZE = 10 * 10**9
 UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -93,6 +93,7 @@ class FeatureCache:
         Raises:
             OSError: the folder cannot be written to.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         about, tensors = _parted(features)
@@ -103,7 +104,11 @@ class FeatureCache:
         handle, unfinished = tempfile.mkstemp(UNFINISHED, dir=self.folder)
         os.close(handle)
         try:
-            save_file(tensors, unfinished, {"flashvlm": json.dumps(about)})
+            try:
+                save_file(tensors, unfinished, {"flashvlm": json.dumps(about)})
+            except SafetensorError as error:
+                # A full disk, say.
+                raise OSError(str(error)) from error
             os.replace(unfinished, self._entry(key))
         except BaseException:
             with contextlib.suppress(OSError):

@@ -110,7 +110,8 @@ def present(model: str, revision: str | None = None) -> bool:
 
 def revision_of(folder: Path) -> str | None:
     """The commit that a folder of the Hugging Face cache holds; None for any other folder."""
-    return folder.name if folder.parent.name == "snapshots" else None
+    commit = re.fullmatch("[0-9a-f]{40}", folder.name)
+    return folder.name if commit and folder.parent.name == "snapshots" else None
 
 
 def fetch(

@@ -304,7 +304,7 @@ class VideoQA:
         full = glimpse.put_in(encoded, self.backend.encode(watched.frames[places]), moments)
         clock.stop()
         seconds = watched.encode_seconds + clock.seconds["encode"]
-        return replace(watched, encoded=full, encode_seconds=seconds, frames=None)
+        return replace(watched, encoded=full, encode_seconds=seconds, cached=False, frames=None)
 
     def answer(
         self,

@@ -246,7 +246,9 @@ def _read_clip(
     count, duration = len(reader.starts), reader.duration
     chosen = choose_frames(reader.starts, duration, sampling)
     if isinstance(reader, _Forward):
-        chosen = near_keys(reader.starts, reader.keys, chosen) or chosen
+        # What lies outside the part that is asked about is not looked at.
+        keys = [key for key in reader.keys if chosen[0] <= key <= chosen[-1]]
+        chosen = near_keys(reader.starts, keys, chosen) or chosen
     frames = []
     for picture in reader.read(chosen):
         height, width = picture.shape[:2]

@@ -206,3 +206,18 @@ def test_sampling_refuses_what_contradicts_itself() -> None:
         Sampling(fps=1, frames=4)
     with pytest.raises(UsageError, match="after"):
         replace(Sampling(), start=5.0, end=5.0)
+
+
+@pytest.mark.parametrize("end, frames", [(21.0, 2), (61.0, 3)])
+def test_only_the_part_asked_for_is_looked_at(demo: VideoQA, end: float, frames: int) -> None:
+    # Key frames are 30 s apart: those nearest to these frames lie outside of the part.
+    answer = demo.ask(SAMPLES / "long.mp4", "What do you see?", start=1.0, end=end, frames=frames)
+    assert all(1.0 <= at <= end for moment in answer.moments for at in moment.timestamps)
+
+
+def test_a_second_look_is_encoding(demo: VideoQA) -> None:
+    options = AskOptions(look="twice")
+    watched = demo.watch(SAMPLES / "sequence.mp4", options).again()
+    answer = demo.answer(watched, "Is there a bicycle?", options)
+    assert answer.seconds.encode > 0
+    assert not answer.cached

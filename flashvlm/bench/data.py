@@ -115,7 +115,8 @@ class Lines(DataSet):
         self._asked: dict[Path, list[Asked]] = {}
         try:
             content = path.read_bytes()
-            lines = content.decode().splitlines()
+            # Lines end at line feeds alone: JSON may hold other separators as they are.
+            lines = content.decode("utf-8-sig").split("\n")
         except FileNotFoundError:
             raise UsageError(f"There is no file {self.name!r}.") from None
         except (OSError, UnicodeDecodeError) as error:
