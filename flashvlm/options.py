@@ -189,6 +189,8 @@ class AskOptions:
     overlap: bool = False
 
     def __post_init__(self) -> None:
+        # From Python, a budget may be given as on the command line.
+        object.__setattr__(self, "keep", Keep.parse(self.keep))
         if self.keep.by_content and self.selector != BY_CONTENT:
             raise UsageError(
                 f"--keep {self.keep} is for --selector {BY_CONTENT}; {self.selector} takes a share or a count."

@@ -221,3 +221,7 @@ def test_a_second_look_is_encoding(demo: VideoQA) -> None:
     answer = demo.answer(watched, "Is there a bicycle?", options)
     assert answer.seconds.encode > 0
     assert not answer.cached
+
+
+def test_options_take_a_budget_as_it_is_written() -> None:
+    assert AskOptions(keep="5%") == AskOptions(keep=Keep.parse("5%"))  # type: ignore[arg-type]

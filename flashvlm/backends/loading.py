@@ -48,7 +48,7 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
         return DTYPES[dtype]
     if device == "cpu":
         return quick_dtype(torch.device(device))
-    if device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16 if device.startswith("cuda") else torch.float16
 
