@@ -205,6 +205,8 @@ class AskOptions:
             raise UsageError(f"--max-new-tokens must be at least 1, not {self.max_new_tokens}.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"--temperature must be 0 or more, not {self.temperature:g}.")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UsageError(f"--seed takes 64 bits, which {self.seed} does not fit into.")
 
 
 def watching(options: AskOptions) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -142,13 +142,24 @@ def read_question(text: str) -> str:
     """The question itself, or standard input where it is `-`."""
     if text == "-":
         try:
-            text = sys.stdin.read()
+            text = standard_input().read()
         except UnicodeDecodeError:
             raise UsageError("The question on standard input is no text.") from None
     question = text.strip()
     if not question:
         raise UsageError("The question is empty.")
     return question
+
+
+def standard_input() -> TextIO:
+    """Standard input, where there is one: a shell can close it.
+
+    Raises:
+        UsageError: it is closed.
+    """
+    if sys.stdin is None:
+        raise UsageError("Standard input is closed.")
+    return sys.stdin
 
 
 def silence_libraries() -> None:

@@ -534,7 +534,7 @@ def _times(answer: Answer, width: int) -> list[Text]:
         lines.append(_line(label, [(figure.rjust(widest), ""), (" " * GAP, ""), *row]))
     notes = [
         [("first token ", "aside"), (units.seconds(took.time_to_first_token), "value")],
-        [(f"all {units.count(answer.generated_tokens)} tokens ", "aside"), (units.seconds(took.total), "value")],
+        [(f"all {units.plural(answer.generated_tokens, 'token')} ", "aside"), (units.seconds(took.total), "value")],
         [("model load ", "aside"), (units.seconds(took.load), "")],
     ]
     return [*lines, *_labelled("time", _flow(notes, width))]
