@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
 import zlib
@@ -101,19 +102,15 @@ class FeatureCache:
         if size > self.limit * FILLED:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(UNFINISHED, dir=self.folder)
-        os.close(handle)
-        try:
+        # A folder of its own, for safetensors writes beside the file, too.
+        with tempfile.TemporaryDirectory(UNFINISHED, dir=self.folder) as unfinished:
+            written = Path(unfinished) / "entry"
             try:
-                save_file(tensors, unfinished, {"flashvlm": json.dumps(about)})
+                save_file(tensors, written, {"flashvlm": json.dumps(about)})
             except SafetensorError as error:
                 # A full disk, say.
                 raise OSError(str(error)) from error
-            os.replace(unfinished, self._entry(key))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)
-            raise
+            written.replace(self._entry(key))
         if self._unlisted is not None:
             self._unlisted += size
         if self._unlisted is None or self._unlisted > self.limit * STEP:
@@ -134,7 +131,7 @@ class FeatureCache:
         with self._locked():
             removed = [size for _, size, path in self.entries() if _remove(path)]
             for _, _, path in self._files(UNFINISHED):
-                _remove(path)
+                shutil.rmtree(path, ignore_errors=True)
         return removed
 
     def _make_room(self) -> None:
@@ -149,7 +146,7 @@ class FeatureCache:
                 total -= size
             for written, _, path in self._files(UNFINISHED):
                 if time.time() - written > ABANDONED:
-                    _remove(path)
+                    shutil.rmtree(path, ignore_errors=True)
         self._unlisted = 0
 
     def _entry(self, key: str) -> Path:
@@ -175,7 +172,7 @@ def entry_key(path: str | Path, backend: Backend, model: str, options: AskOption
     """The digest of all that decides what the encoder makes of a video; None where the file cannot be read.
 
     Args:
-        model: the checkpoint's `fingerprint`.
+        model: the checkpoint's `models.fingerprint`.
     """
     import transformers
 
@@ -197,26 +194,6 @@ def entry_key(path: str | Path, backend: Backend, model: str, options: AskOption
         "transformers": transformers.__version__,
     }
     return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
-
-
-def fingerprint(folder: Path) -> str:
-    """What tells the checkpoint in `folder` from others: the commit of a snapshot from the hub, else a digest of its
-    settings and of its weights' sizes and times."""
-    from flashvlm import models
-
-    revision = models.revision_of(folder)
-    if revision is not None:
-        return revision
-    digest = hashlib.sha256()
-    # The tokenizer's files play no part in what a video becomes.
-    for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode())
-        if path.suffix == ".json":
-            digest.update(path.read_bytes())
-        else:
-            status = path.stat()
-            digest.update(f" {status.st_size} {status.st_mtime_ns} ".encode())
-    return digest.hexdigest()
 
 
 def parse_size(text: str | None) -> int:

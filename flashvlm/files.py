@@ -70,6 +70,35 @@ def _check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
 
 
 @contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep other runs from writing to `path`; its folder is made where it is not there.
+
+    Raises:
+        UsageError: another run holds it, it is no ordinary file, or its folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    # The lock lies beside the file itself, by whatever link it was named.
+    real = Path(os.path.realpath(path))
+    lock = real.with_name(f".{real.name}.lock")
+    if real.exists() and not real.is_file():
+        raise UsageError(f"{path} is not an ordinary file; without -o there is standard output.")
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        holding = FileLock(lock, blocking=False).acquire()
+    except Timeout:
+        raise UsageError(f"Another run is writing to {path}; wait for it, or give another file.") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+    with holding:
+        try:
+            yield
+        finally:
+            # Before it is let go, so that nothing is left beside the file.
+            lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file of another name and the same suffix beside `path`, which takes its place once all is written.
 

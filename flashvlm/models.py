@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -112,6 +113,30 @@ def revision_of(folder: Path) -> str | None:
     """The commit that a folder of the Hugging Face cache holds; None for any other folder."""
     commit = re.fullmatch("[0-9a-f]{40}", folder.name)
     return folder.name if commit and folder.parent.name == "snapshots" else None
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells the checkpoint in `folder` from others: the commit of a snapshot from the hub, else a digest of its
+    settings and of its weights' sizes and times."""
+    revision = revision_of(folder)
+    if revision is not None:
+        return revision
+    digest = hashlib.sha256()
+    # The tokenizer's files play no part in what a video becomes.
+    for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
+        digest.update(path.name.encode())
+        if path.suffix == ".json":
+            digest.update(path.read_bytes())
+        else:
+            status = path.stat()
+            digest.update(f" {status.st_size} {status.st_mtime_ns} ".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_here(model: str) -> str | None:
+    """The `fingerprint` of a model that is a folder of the user's; None of an alias, and of one on the hub."""
+    folder = Path(model).expanduser()
+    return fingerprint(folder) if model not in ALIASES and folder.is_dir() else None
 
 
 def fetch(

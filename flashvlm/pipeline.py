@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
-import flashvlm
 from flashvlm import aside, backends, glimpse, models, pixels, video
 from flashvlm.backends.base import Backend, Encoded
 from flashvlm.backends.loading import DTYPES
-from flashvlm.cache import FeatureCache, Features, entry_key, fingerprint
+from flashvlm.cache import FeatureCache, Features, entry_key
 from flashvlm.errors import UsageError
 from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, AskOptions, Keep, Sampling
 from flashvlm.report import (
@@ -34,6 +31,7 @@ from flashvlm.report import (
     Signal,
     StageSeconds,
     VideoFacts,
+    versions,
 )
 from flashvlm.seeing import Seeing
 from flashvlm.selection import METRICS, SELECTORS, select
@@ -215,7 +213,7 @@ class VideoQA:
             # As long as the frame at hand takes: a thread that is cut off inside the decoder aborts the process.
             wait([decoding])
             raise
-        _wait_for(self.backend.device)
+        self.backend.wait()
         return self._seen(decoded, encoded, time.perf_counter() - begin - decoded.seconds)
 
     def decode(
@@ -258,7 +256,7 @@ class VideoQA:
         """The second half of `watch`: the tokens of what `decode` gave, kept in the feature cache where asked for."""
         if isinstance(decoded, Watched):
             return decoded
-        clock = _Clock(on_stage, self.backend.device)
+        clock = _Clock(on_stage, self.backend)
         clock.start("encode")
         seeing = Seeing(self.backend, decoded.encode, decoded.look)
         for frame in decoded.clip.frames:
@@ -293,7 +291,7 @@ class VideoQA:
         encoded = watched.encoded
         if watched.frames is None:
             return watched
-        clock = _Clock(on_stage, self.backend.device)
+        clock = _Clock(on_stage, self.backend)
         clock.start("encode")
         going_by = replace(options, keep=Keep.parse(DEFAULT_KEEP), selector=DEFAULT_SELECTOR, merge=False)
         scores = self.choose(watched, question, going_by).selection.scores.view(encoded.groups, -1)
@@ -338,7 +336,7 @@ class VideoQA:
             UsageError: a question or selector that makes no sense.
         """
         self._check(question, options)
-        encoded, clock = watched.encoded, _Clock(on_stage, self.backend.device)
+        encoded, clock = watched.encoded, _Clock(on_stage, self.backend)
         count = len(encoded.tokens)
         clock.start("select")
         selection = select(
@@ -372,7 +370,7 @@ class VideoQA:
         if choice.question is None:
             raise UsageError("The question is empty.")
         question, options, selection = choice.question, choice.options, choice.selection
-        backend, encoded, clock = self.backend, watched.encoded, _Clock(on_stage, self.backend.device)
+        backend, encoded, clock = self.backend, watched.encoded, _Clock(on_stage, self.backend)
         prompt = backend.prompt(question, options.system)
         clock.start("prefill")
         generated = backend.generate(
@@ -416,7 +414,7 @@ class VideoQA:
             moments=_moments(watched.timestamps, encoded, selection, backend.frames_per_group),
             area=backend.area(watched.facts.height, watched.facts.width),
             settings=_settings(options),
-            versions=_versions(),
+            versions=versions(),
             warnings=self._warnings(watched, choice),
             cached=watched.cached,
         )
@@ -425,7 +423,7 @@ class VideoQA:
     def inspect(self, watched: Watched, choice: Choice) -> Inspection:
         """Say which tokens were chosen, where they lie, and what the selector went by."""
         backend, encoded, selection = self.backend, watched.encoded, choice.selection
-        clock = _Clock(lambda stage: None, backend.device)
+        clock = _Clock(lambda stage: None, backend)
         clock.start("delta")
         chosen = _selection_facts(choice)
         clock.stop()
@@ -452,7 +450,7 @@ class VideoQA:
             area=backend.area(watched.facts.height, watched.facts.width),
             signals={name: _signal(values, encoded) for name, values in signals.items()},
             settings=_settings(choice.options),
-            versions=_versions(),
+            versions=versions(),
             warnings=self._warnings(watched, choice),
             cached=watched.cached,
         )
@@ -482,7 +480,7 @@ class VideoQA:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint(self.backend.folder)
+        return models.fingerprint(self.backend.folder)
 
     def _facts(self) -> ModelFacts:
         backend = self.backend
@@ -498,9 +496,9 @@ class _GivenUpError(Exception):
 class _Clock:
     """Wall-clock seconds of stages that follow one another; waits for the device before it reads the time."""
 
-    def __init__(self, on_stage: Callable[[str], None], device: torch.device) -> None:
+    def __init__(self, on_stage: Callable[[str], None], backend: Backend) -> None:
         self.seconds: dict[str, float] = {}
-        self._on_stage, self._device = on_stage, device
+        self._on_stage, self._backend = on_stage, backend
         self._stage: str | None = None
         self._since = 0.0
 
@@ -513,14 +511,9 @@ class _Clock:
     def stop(self) -> None:
         if self._stage is None:
             return
-        _wait_for(self._device)
+        self._backend.wait()
         self.seconds[self._stage] = time.perf_counter() - self._since
         self._stage = None
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
@@ -590,8 +583,3 @@ def _moments(
         )
         for group in range(encoded.groups)
     )
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("torch", "transformers", "decord2")}
-    return {"flashvlm": flashvlm.__version__, "python": platform.python_version(), **packages}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
+
+import flashvlm
 
 
 @dataclass(frozen=True)
@@ -225,3 +229,9 @@ def overlap(one: Seen, other: Seen) -> int:
         shared += len(set(mine.kept) & set(theirs.kept))
         shared += mine.class_token is not None and theirs.class_token is not None
     return shared
+
+
+def versions() -> dict[str, str]:
+    """What figures hang on beside the settings: flashvlm's version, Python's, and those of the libraries underneath."""
+    packages = {name: version(name) for name in ("torch", "transformers", "decord2")}
+    return {"flashvlm": flashvlm.__version__, "python": platform.python_version(), **packages}

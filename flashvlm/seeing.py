@@ -24,7 +24,7 @@ class Seeing:
         """The next frame, (3, h, w) uint8 of `frame_size`.
 
         Raises:
-            UsageError: a second look, and the model has one size of frames.
+            UsageError: a second look, and the model has one size of frames, or class tokens.
         """
         self._frames.append(frame)
         if len(self._frames) == self._backend.frames_per_group:
@@ -47,6 +47,6 @@ class Seeing:
         frame = (frames.shape[2], frames.shape[3])
         self._cells = self._backend.cells(frame)
         size = glimpse.small_size(frame, self._cells)
-        if self._backend.cells(size) == self._cells != (1, 1):
-            raise UsageError("--look twice is for models that take frames of any size; this one takes one size only.")
+        if self._backend.class_tokens or self._backend.cells(size) == self._cells != (1, 1):
+            raise UsageError("--look twice takes a model with frames of any size and no class tokens; this is none.")
         return glimpse.shrink(frames, size)

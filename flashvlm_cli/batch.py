@@ -15,7 +15,7 @@ from flashvlm.batch import rows as reading
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions
 from flashvlm_cli import output
-from flashvlm_cli.ask import silence_libraries
+from flashvlm_cli.ask import silence_libraries, standard_input
 from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whole_number, without
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def batch(
     from flashvlm.cache import FeatureCache
 
     asked, folder = read_rows(inputs, questions or [])
-    plan = make_plan(asked, options, {name: loading[name] for name in ("model", "revision")}, folder)
+    plan = make_plan(asked, options, {name: loading[name] for name in ("model", "revision", "dtype")}, folder)
     answers = chosen_engine(engine, loading, ray_address, workers)
     if retry_failed and out is None:
         raise UsageError("--retry-failed is for records in a file: give it with -o.")
@@ -141,7 +141,7 @@ def read_rows(inputs: Sequence[str], questions: Sequence[str]) -> tuple[list[rea
     if questions:
         raise UsageError("--question is for videos; rows have their own.")
     if first == "-":
-        return reading.of_stream(sys.stdin.buffer.read()), None
+        return reading.of_stream(standard_input().buffer.read()), None
     return reading.of_file(Path(first)), Path(first).parent
 
 

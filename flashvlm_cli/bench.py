@@ -219,15 +219,17 @@ def accuracy(
         plots.check(plot)
     silence_libraries()
     device_here, dtype_here = resolved(device, dtype)
-    run = Run(replace(settings, device=device_here, dtype=dtype_here), asked, numbers, results)
-    try:
-        with Bar("answering", len(numbers), run.done) as bar:
-            for _ in run.answer(workers):
-                bar.advance()
-    except KeyboardInterrupt:
-        if results is not None:
-            output.say(f"{run.done} of {len(numbers)} videos are in {results}; the same command goes on from there.")
-        raise
+    with Run(replace(settings, device=device_here, dtype=dtype_here), asked, numbers, results) as run:
+        try:
+            with Bar("answering", len(numbers), run.done) as bar:
+                for _ in run.answer(workers):
+                    bar.advance()
+        except KeyboardInterrupt:
+            if results is not None:
+                output.say(
+                    f"{run.done} of {len(numbers)} videos are in {results}; the same command goes on from there."
+                )
+            raise
     table = run.table()
     if plot is not None:
         plots.draw(table, plot)

@@ -158,6 +158,15 @@ def test_standard_input_without_anything_is_refused(
     assert "Standard input is empty." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["batch", "-"], ["ask", str(SAMPLES / "still.jpg"), "-"]])
+def test_standard_input_that_is_closed_is_wrong_usage(
+    arguments: list[str], loaded: list, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main([*arguments, *MODEL]) == 2 and not loaded
+    assert capsys.readouterr() == ("", "flashvlm: Standard input is closed.\n")
+
+
 def test_every_question_goes_to_every_video(loaded: list, capsys: pytest.CaptureFixture[str]) -> None:
     videos = [str(SAMPLES / "o*.mp4"), str(SAMPLES / "still.jpg")]
     questions = ["--question", "What is there?", "--question", "What happens?"]
@@ -389,6 +398,21 @@ def test_a_link_to_the_file_of_records_is_that_file(tmp_path: Path) -> None:
     assert link.is_symlink() and link.read_bytes() == path.read_bytes()
 
 
+def test_a_folder_trained_further_is_another_model(tmp_path: Path) -> None:
+    folder, rows, path = tmp_path / "model", [Row(1, row())], tmp_path / "out.jsonl"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"before")
+    model = {"model": str(folder), "revision": None, "dtype": "auto"}
+    before = make_plan(rows, AskOptions(), model, None)
+    done(path, before)
+    assert done(path, make_plan(rows, AskOptions(), model, None)) == done(path, before)
+    (folder / "model.safetensors").write_bytes(b"afterwards")
+    for other in (model, {**model, "dtype": "bfloat16"}):
+        with pytest.raises(UsageError, match="made with other settings"):
+            Records(path, make_plan(rows, AskOptions(), other, None))
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -421,7 +445,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) ->
 
 
 def wait_for(path: Path, count: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)

@@ -302,6 +302,16 @@ def test_a_run_scores_a_file_of_questions(three: Path, capsys: pytest.CaptureFix
     assert table["settings"]["dtype"] == "float32"
 
 
+def test_lines_end_at_line_feeds_alone_and_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    rows = [
+        {"video": str(SAMPLES / "one.mp4"), "question": f"What\u2028is\x85number {number}?", "answer": "?"}
+        for number in range(2)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    assert [Lines(path).questions(0)[n].text for n in range(2)] == [row["question"] for row in rows]
+
+
 def test_the_table_goes_to_standard_output_and_nothing_else(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "accuracy", "--data", str(three), *QUICK]) == 0
     out, err = capsys.readouterr()
@@ -314,22 +324,24 @@ def test_an_interrupted_run_goes_on_where_it_stopped(three: Path, tmp_path: Path
     whole = Run(settings(), data, data.numbers())
     assert len(list(whole.answer())) == 2
 
-    stopped = Run(settings(), data, data.numbers(), results)
-    answering = stopped.answer()
-    next(answering)
-    answering.close()
+    with Run(settings(), data, data.numbers(), results) as stopped:
+        answering = stopped.answer()
+        next(answering)
+        answering.close()
+        with pytest.raises(UsageError, match="Another run is writing"):
+            Run(settings(), data, data.numbers(), results)
     with results.open("ab") as file:
         file.write(b'{"clip": 1, "ques')
 
-    resumed = Run(settings(), data, data.numbers(), results)
-    assert resumed.done == 1
-    assert len(list(resumed.answer())) == 1
+    with Run(settings(), data, data.numbers(), results) as resumed:
+        assert resumed.done == 1
+        assert len(list(resumed.answer())) == 1
     assert without_times(resumed.records) == without_times(whole.records)
     assert without_times(resumed.table()["sections"]) == without_times(whole.table()["sections"])
     assert len(results.read_text().splitlines()) == 4
 
-    finished = Run(settings(), data, data.numbers(), results)
-    assert finished.done == 2 and list(finished.answer()) == []
+    with Run(settings(), data, data.numbers(), results) as finished:
+        assert finished.done == 2 and list(finished.answer()) == []
 
 
 def test_who_interrupts_it_reads_how_much_is_there(
@@ -365,9 +377,29 @@ def test_worker_processes_give_the_same_records(three: Path) -> None:
 )
 def test_results_with_other_settings_are_refused_by_name(three: Path, tmp_path: Path, change: dict, named: str) -> None:
     data = Lines(three)
-    Run(settings(), data, data.numbers(), tmp_path / "results.jsonl")
+    with Run(settings(), data, data.numbers(), tmp_path / "results.jsonl"):
+        pass
     with pytest.raises(UsageError, match=named):
         Run(settings(**change), data, data.numbers(), tmp_path / "results.jsonl")
+
+
+def test_results_of_other_code_or_libraries_are_refused(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, results, package = Lines(three), tmp_path / "results.jsonl", tmp_path / "flashvlm"
+    package.mkdir()
+    for name in ("__init__.py", "selector.py"):
+        (package / name).write_text("VALUE = 1")
+    monkeypatch.setattr("flashvlm.__file__", str(package / "__init__.py"))
+    for _ in range(2):
+        with Run(settings(), data, data.numbers(), results):
+            pass
+    (package / "selector.py").write_text("VALUE = 2")
+    with pytest.raises(UsageError, match="code is"):
+        Run(settings(), data, data.numbers(), results)
+    monkeypatch.setattr("flashvlm.bench.accuracy.versions", lambda: {"flashvlm": "0.1.0", "torch": "1.0"})
+    with pytest.raises(UsageError, match=r'torch is .* and "1\.0" here'):
+        Run(settings(), data, data.numbers(), results)
 
 
 def test_a_file_that_holds_something_else_is_refused_and_left_alone(three: Path) -> None:
@@ -435,8 +467,8 @@ def test_the_table_shows_how_much_noise_leaves_only_where_there_is_noise(
 
 def test_results_of_a_version_that_did_not_tell_go_on(demo: VideoQA, three: Path, tmp_path: Path) -> None:
     path, some = tmp_path / "results.jsonl", settings(noise=0.1)
-    whole = Run(some, Lines(three), [0], path)
-    list(whole.answer())
+    with Run(some, Lines(three), [0], path) as whole:
+        list(whole.answer())
     assert all("same" in row for row in whole.table()["sections"][0]["rows"][1:])
     path.write_text(path.read_text().replace('"same"', '"another"'))
     table = Run(some, Lines(three), [0], path).table()

@@ -127,6 +127,22 @@ def test_a_folder_that_cannot_be_written_is_a_warning(demo: VideoQA, folder: Pat
     assert len(answer.warnings) == 1 and str(folder) in answer.warnings[0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="bounds the size of files")
+def test_a_full_disk_under_the_cache_is_a_warning(folder: Path) -> None:
+    # A file that may grow no further fails to be written as one on a full disk does.
+    script = """
+import resource, signal, sys
+from flashvlm_cli.app import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+sys.exit(main(["ask", *sys.argv[1:], "What is there?", "--model", "demo", "--cache"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(CLIP)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip()
+    assert f"The feature cache {folder} cannot be written" in " ".join(done.stderr.split())
+    assert entries(folder) == []
+
+
 def features(bytes_each: int) -> Features:
     from flashvlm.backends.base import Encoded
 
@@ -151,10 +167,11 @@ def test_what_is_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
     assert cache.entries() == []
 
 
-def test_half_written_files_go_once_they_are_old(tmp_path: Path) -> None:
+def test_what_was_left_half_written_goes_once_it_is_old(tmp_path: Path) -> None:
     old, new = tmp_path / "old.tmp", tmp_path / "new.tmp"
     for path in (old, new):
-        path.write_bytes(b"half")
+        path.mkdir()
+        (path / "entry").write_bytes(b"half")
     hours_ago = time.time() - 7200
     os.utime(old, (hours_ago, hours_ago))
     FeatureCache(tmp_path, limit=10_000).put("a", features(2400))

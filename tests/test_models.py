@@ -17,7 +17,7 @@ import torch
 from flashvlm import VideoQA
 from flashvlm.backends.loading import choose_attention, free_memory, weight_bytes
 from flashvlm.errors import ModelError, UsageError
-from flashvlm.models import DEFAULT_MODEL, fetch, present
+from flashvlm.models import DEFAULT_MODEL, fetch, fingerprint, present, revision_of
 
 
 @pytest.fixture
@@ -150,6 +150,18 @@ def test_a_processor_s_chat_template_comes_before_the_tokenizer_s(copy: Path) ->
     (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     backend = VideoQA.from_pretrained(copy).backend
     assert backend.prompt("", None).after.tolist() == backend.tokenizer("dog").input_ids
+
+
+def test_only_a_commit_of_the_hub_s_cache_is_known_by_its_name(copy: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "snapshots" / name for name in ("run-1", "a" * 40, "b" * 40)]
+    for folder in folders:
+        shutil.copytree(copy, folder)
+    assert [revision_of(folder) for folder in [copy, *folders]] == [None, None, "a" * 40, "b" * 40]
+    assert fingerprint(folders[1]) == "a" * 40
+    weights = folders[0] / "model.safetensors"
+    before = fingerprint(folders[0])
+    weights.write_bytes(weights.read_bytes() + b"more")
+    assert fingerprint(folders[0]) not in (before, fingerprint(copy))
 
 
 def test_a_folder_has_no_revisions() -> None:

@@ -111,8 +111,8 @@ class Backend(ABC):
     default_frames: ClassVar[int | None] = None
     # Tokens of a group that stand for no place in the picture; they come first.
     class_tokens: ClassVar[int] = 0
-    # Whether the attention layers themselves get positions that pruning leaves gaps in (M-RoPE does not hand them on).
-    positions_have_gaps: ClassVar[bool] = False
+    # Whether the attention layers themselves get positions that pruning leaves gaps in; M-RoPE does not hand them on.
+    positions_have_gaps: ClassVar[bool] = True
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
@@ -140,6 +140,11 @@ class Backend(ABC):
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
+    def wait(self) -> None:
+        """Wait until the device has done all that it was given."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
     # What a family has to say.
 
     @property
@@ -165,7 +170,10 @@ class Backend(ABC):
 
     @abstractmethod
     def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole groups of (F, 3, h, w) uint8 frames of `frame_size` as visual tokens.
+        """Whole groups of (F, 3, h, w) uint8 frames of `frame_size` as visual tokens, each group by itself.
+
+        How many come in one call is chosen for speed, and must change nothing. It is called in inference mode, so that
+        it may write in place.
 
         Returns:
             The tokens (G, n, D) in the language model's input space, `class_tokens` and then the cells, row by row; and

@@ -21,6 +21,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 class Qwen2VL(Backend):
     family = "qwen2_vl"
     model_class = "Qwen2VLForConditionalGeneration"
+    positions_have_gaps = False
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         super().__init__(model, tokenizer, folder)

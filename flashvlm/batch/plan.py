@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flashvlm import models
 from flashvlm.batch.rows import Row
 from flashvlm.errors import UsageError, described
 from flashvlm.options import AskOptions, Keep, parse_time, watching
@@ -86,10 +87,11 @@ def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], f
 
     Args:
         options: what a row does not say itself.
-        model: the name and the revision asked for.
+        model: the name, the revision and the dtype asked for.
         folder: what paths in the rows are relative to; None is the current folder.
     """
-    settings = {**model, **asdict(options), "keep": str(options.keep)}
+    weights = models.fingerprint_here(model["model"])
+    settings = {**model, "weights": weights, **asdict(options), "keep": str(options.keep)}
     # Where features come from, and when they are made, changes no answer.
     del settings["cache"], settings["overlap"]
     plan = Plan(settings, (), ())

@@ -14,6 +14,7 @@ from typing import Any
 
 from flashvlm.batch.plan import DIGITS, Plan, Record
 from flashvlm.errors import FlashVLMError, UsageError
+from flashvlm.files import held
 
 # A kill loses nothing that was written; a power cut loses at most so many seconds of it.
 SYNC_SECONDS = 1.0
@@ -44,7 +45,7 @@ class Records:
                 message names the first that differs.
         """
         self.path = path
-        # The lock and what takes the file's place lie beside the file itself, by whatever link it was named.
+        # What takes the file's place lies beside the file itself, by whatever link it was named.
         self._real = Path(os.path.realpath(path))
         self.answered: set[str] = set()
         self.failed: set[str] = set()
@@ -91,20 +92,10 @@ class Records:
         self._stack.close()
 
     def _open(self, stack: contextlib.ExitStack) -> None:
-        from filelock import FileLock, Timeout
-
-        if self._real.exists() and not self._real.is_file():
-            raise UsageError(f"{self.path} is not an ordinary file; without -o records go to standard output.")
-        lock = self._real.with_name(f".{self._real.name}.lock")
+        stack.enter_context(held(self.path))
         try:
-            self._real.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(lock, blocking=False))
-            # Before it is let go, so that nothing is left beside the records.
-            stack.callback(lock.unlink, missing_ok=True)
             self._file = os.open(self._real, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             stack.callback(lambda: os.close(self._file))
-        except Timeout:
-            raise UsageError(f"Another run is writing to {self.path}; wait for it, or give another file.") from None
         except OSError as error:
             raise UsageError(f"{self.path} cannot be written: {error.strerror}.") from error
 

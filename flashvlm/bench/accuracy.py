@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from flashvlm.options import (
     Keep,
     Sampling,
 )
+from flashvlm.report import versions
 from flashvlm.selection import METRICS, SELECTORS
 
 if TYPE_CHECKING:
@@ -128,21 +130,17 @@ class Settings:
             **asdict(self),
             "selectors": list(self.selectors),
             "keep": [UNPRUNED, *self.budgets],
-            "weights": _fingerprint(models.fetch(self.model)),
-            "flashvlm": flashvlm.__version__,
+            "weights": models.fingerprint(models.fetch(self.model)),
+            **versions(),
+            "code": _code(),
         }
 
 
-def _fingerprint(folder: Path) -> str:
-    """Tells checkpoints apart by the size and the ends of their weight files, without reading gigabytes."""
+def _code() -> str:
+    """A digest of the package's own sources: a version number stays the same while they are worked on."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(f"{path.name} {size}".encode())
-            for start in (0, max(0, size - 2**20)):
-                file.seek(start)
-                digest.update(file.read(2**20))
+    for path in sorted(Path(flashvlm.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -164,14 +162,15 @@ def resolved(device: str, dtype: str) -> tuple[str, str]:
 class Run:
     """An accuracy run over the videos `numbers` of a data set.
 
-    `records` holds a record a question: those that the file of results has already, and those that `answer` adds.
+    `records` holds a record a question: those that the file of results has already, and those that `answer` adds. The
+    file is held until the end of the context.
     """
 
     def __init__(self, settings: Settings, data: DataSet, numbers: Sequence[int], results: Path | None = None) -> None:
         """Begin, or go on with what the file `results` holds.
 
         Raises:
-            UsageError: `results` holds something else, or was made with other settings.
+            UsageError: `results` holds something else, was made with other settings, or another run writes to it.
             ModelError: the model is not available.
         """
         self.settings, self.data, self.numbers = settings, data, numbers
@@ -184,6 +183,15 @@ class Run:
         left = [(n, tuple(p for p in range(len(data.questions(n))) if (n, p) not in done)) for n in numbers]
         self._jobs = [(number, places) for number, places in left if places]
         self._left = len(self._jobs)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._results:
+            self._results.close()
 
     @property
     def done(self) -> int:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from flashvlm.errors import UsageError
+from flashvlm.files import held
 
 
 class Results:
-    """Records on disk, whole lines only; what an interrupted run left half-written is dropped.
+    """Records on disk, locked against other runs: whole lines; what an interrupted run left half-written is dropped.
 
     `records` are those that the file held when it was opened.
     """
@@ -21,15 +22,29 @@ class Results:
         """Open `path` to go on with, or begin it.
 
         Raises:
-            UsageError: it holds something else, or results with other settings; the message names the first that
-                differs.
+            UsageError: another run writes to it, it holds something else, or results with other settings; the message
+                names the first that differs.
         """
         self.records: list[dict[str, Any]] = []
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b", buffering=0)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(held(path))
+            try:
+                self._file = stack.enter_context(path.open("a+b", buffering=0))
+            except OSError as error:
+                raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+            self._read(path, settings)
+            self._stack = stack.pop_all()
+
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        """Add records, each line at once."""
+        for record in records:
+            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+    def close(self) -> None:
+        """Let others have the file."""
+        self._stack.close()
+
+    def _read(self, path: Path, settings: dict[str, Any]) -> None:
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
@@ -42,19 +57,6 @@ class Results:
         self._file.truncate(len(whole))
         if not lines:
             self.write([{"settings": settings}])
-
-    def write(self, records: Sequence[dict[str, Any]]) -> None:
-        """Add records, each line at once."""
-        for record in records:
-            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-
-    def __enter__(self) -> Results:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
 
 
 def _parsed(path: Path, content: bytes) -> list[dict[str, Any]]:

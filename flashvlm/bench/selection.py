@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
-import flashvlm
 from flashvlm.bench import memory
 from flashvlm.errors import UsageError
 from flashvlm.options import Keep
+from flashvlm.report import versions
 from flashvlm.selection import SELECTORS
 
 if TYPE_CHECKING:
@@ -158,8 +158,8 @@ class SelectionRun:
                 "growth": took / before if took and before else None,
             }
             rows.append({**row, **ratios})
-        versions = {"flashvlm": flashvlm.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-        return {"settings": asdict(self.settings), "versions": versions, "rows": rows}
+        made_with = {**versions(), "threads": torch.get_num_threads()}
+        return {"settings": asdict(self.settings), "versions": made_with, "rows": rows}
 
     def _expected(self, name: str, count: int) -> float:
         """Seconds that one call is going to take, as far as smaller sizes tell."""

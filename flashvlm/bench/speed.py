@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import flashvlm
 from flashvlm.bench import memory
 from flashvlm.bench.footage import Footage, film
 from flashvlm.cache import cache_home
@@ -149,7 +148,7 @@ class SpeedRun:
             "moments": len(answer.moments),
             "cells": [answer.moments[0].grid_height, answer.moments[0].grid_width],
             "settings": {"repeats": self.settings.repeats, **answer.settings, "keep": list(self.settings.keep)},
-            "versions": {**answer.versions, "flashvlm": flashvlm.__version__},
+            "versions": answer.versions,
             "machine": {
                 "processor": platform.processor() or platform.machine(),
                 "cores": os.cpu_count(),
@@ -224,8 +223,7 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
         inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(backend.dtype)
         output = backend.model.model.get_video_features(**inputs).pooler_output
         tokens = torch.cat(list(output)) if isinstance(output, list | tuple) else output.flatten(0, -2)
-    if backend.device.type == "cuda":
-        torch.cuda.synchronize(backend.device)
+    backend.wait()
     height, width = backend.cells((clip.frames.shape[2], clip.frames.shape[3]))
     groups = len(tokens) // (height * width + backend.class_tokens)
     saliency = torch.ones(len(tokens), device=tokens.device)
