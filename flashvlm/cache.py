@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flashvlm.backends.base import Backend, Encoded
 
 # One more whenever decoding, preparing or encoding gives something else for the same video.
-FORMAT = 3
+FORMAT = 4
 SIZE_VARIABLE = "FLASHVLM_CACHE_SIZE"
 DEFAULT_SIZE = 10 * 10**9
 UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}

@@ -73,6 +73,19 @@ def test_how_many_groups_are_encoded_at_once_changes_nothing(
     torch.testing.assert_close(found[0].saliency, found[1].saliency, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_how_weights_are_laid_out_changes_nothing(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, found = FAMILIES[family](tmp_path), []
+    for free in (None, 0):
+        # Where memory is short, weights stay as they are.
+        monkeypatch.setattr("flashvlm.backends.packing.free_memory", lambda device, free=free: free)
+        backend = VideoQA.from_pretrained(folder, device="cpu", dtype="bfloat16").backend
+        frames = noise(6, *((28, 28) if family == "video_llava" else (140, 196)))
+        found.append(backend.encode(frames))
+    torch.testing.assert_close(found[0].tokens, found[1].tokens)
+    torch.testing.assert_close(found[0].saliency, found[1].saliency)
+
+
 def speed(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["bench", "speed", "--repeat", "1", "--max-new-tokens", "3", *arguments])
 

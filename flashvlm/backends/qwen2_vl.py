@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from flashvlm.backends.base import Backend, Encoded, Prompt
 from flashvlm.backends.loading import video_settings
+from flashvlm.backends.packing import packed
 from flashvlm.backends.vision import Layout, layout, see
 from flashvlm.pixels import qwen2_vl_patches, smart_resize
 
@@ -32,6 +34,11 @@ class Qwen2VL(Backend):
         self.mean = tuple(settings.get("image_mean") or MEAN)
         self.std = tuple(settings.get("image_std") or STD)
         self.vision = model.config.vision_config
+
+    @cached_property
+    def encoder(self) -> Any:
+        """The vision encoder, laid out for this machine."""
+        return packed(self.model.model.visual)
 
     @property
     def frames_per_group(self) -> int:
@@ -73,7 +80,7 @@ class Qwen2VL(Backend):
         # Patches come block by block, so each merged token's patches stand together.
         axes = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         places = [axis.view(height // merge, merge, width // merge, merge).transpose(1, 2).flatten() for axis in axes]
-        return see(self.model.model.visual, patches, torch.stack(places, dim=1), self.layout(height, width))
+        return see(self.encoder, patches, torch.stack(places, dim=1), self.layout(height, width))
 
     def layout(self, height: int, width: int) -> Layout:
         """Which of height x width patches of a group see each other: all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from flashvlm.backends.base import Backend, Encoded, Prompt
 from flashvlm.backends.loading import video_settings
+from flashvlm.backends.packing import packed
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.pixels import clip_pixels, shortest_edge_size
 from flashvlm.report import Area
@@ -54,6 +56,11 @@ class VideoLlava(Backend):
         self.mean = tuple(settings.get("image_mean") or MEAN)
         self.std = tuple(settings.get("image_std") or STD)
 
+    @cached_property
+    def encoder(self) -> tuple[Any, Any]:
+        """The video tower and the projector, laid out for this machine."""
+        return packed(self.model.model.video_tower), packed(self.model.model.multi_modal_projector)
+
     @property
     def visual_token(self) -> int:
         return self.model.config.video_token_id
@@ -81,7 +88,7 @@ class VideoLlava(Backend):
         return {"pixel_values_videos": pixels.unsqueeze(0)}
 
     def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        tower = self.model.model.video_tower
+        tower, projector = self.encoder
         pixels = self.pixels(frames)["pixel_values_videos"][0].to(self.device, self.dtype)
         chosen = self.model.config.vision_feature_layer
         layers = tower.encoder.layers
@@ -95,7 +102,7 @@ class VideoLlava(Backend):
         features = torch.cat([hidden[number] for number in numbers], dim=-1)
         last = layers[deepest - 1]
         saliency = class_attention(last.self_attn, last.layer_norm1(hidden[deepest - 1]))
-        return self.model.model.multi_modal_projector(features), saliency
+        return projector(features), saliency
 
     def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
         return torch.arange(len(prompt.before) + len(encoded.tokens) + len(prompt.after)).unsqueeze(0)

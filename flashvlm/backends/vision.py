@@ -5,7 +5,8 @@ in the processor's cache when the next one reads it, and memory does not grow wi
 size attend in one call, where transformers makes one for each. And what is large only in passing (the inner layer of a
 perceptron, rotated positions in float32, attention scores) is made and used up piece by piece on a processor: in the
 cache, and in memory that the allocator has at hand, where larger pieces are fetched from the system page by page, and
-given back, every time. The patch embedding is the matrix product that its Conv3d stands for.
+given back, every time. The patch embedding is the matrix product that its Conv3d stands for. (What linear layers gain
+from weights that are laid out once is in `packing`.)
 """
 
 from __future__ import annotations

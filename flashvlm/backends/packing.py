@@ -1,0 +1,53 @@
+"""Linear layers whose weights are laid out for the processor once, and not at every product."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flashvlm.backends.loading import free_memory
+from flashvlm.precision import quick_dtype
+
+
+def packed(module: Any) -> Any:
+    """A twin of `module` with the weights of its linear layers as oneDNN multiplies them; it shares everything else.
+
+    The results are those of `module`. The twin has the weights as they are now, and takes as much memory again as
+    these. Where that is short, or nothing is gained (devices or dtypes that oneDNN does not multiply), there is no twin
+    but `module` itself.
+    """
+    weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
+    if not all(map(_gains, weights)):
+        return module
+    free = free_memory("cpu")
+    if free is not None and free < 2 * sum(weight.nbytes for weight in weights):
+        return module
+    with torch.inference_mode():
+        return _twin(module)
+
+
+def _gains(weight: Tensor) -> bool:
+    # The operators that torch's own compiler sets in when it freezes a model; they are no public interface.
+    here = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return here and on_cpu and quick_dtype(weight.device) == torch.bfloat16
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Linear):
+        return _PackedLinear(module)
+    twin = copy.copy(module)
+    twin._modules = {name: child and _twin(child) for name, child in module._modules.items()}
+    return twin
+
+
+class _PackedLinear(nn.Module):
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(layer.weight), layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
