@@ -53,6 +53,9 @@ def sentence_of(error: BaseException) -> str:
         return message
     if _is_out_of_memory(error):
         return "Out of memory: try a smaller --max-pixels, --max-frames or --keep, or a smaller model."
+    if isinstance(error, OSError) and error.strerror:
+        # A file or a stream: that is for the user to mend, whoever met it.
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return f"unexpected error: {sentence(text)} Set FLASHVLM_DEBUG=1 for the traceback."
 

@@ -13,6 +13,7 @@ from flashvlm.errors import OutputError, UsageError, VideoError
 
 OVERLAYS = (".png", ".gif", ".webp", ".mp4")
 REPORTS = (".html", ".htm")
+PLOTS = (".png", ".svg", ".pdf")
 
 
 def check_video(path: str | Path) -> None:
@@ -43,6 +44,11 @@ def check_overlay(path: str | Path, video: str | Path | None = None) -> Path:
 def check_report(path: str | Path) -> Path:
     """The path of a report that is going to be written, where it can be (see `_check`)."""
     return _check(path, REPORTS, "--report")
+
+
+def check_plot(path: str | Path) -> Path:
+    """The path of a plot that is going to be written, where it can be (see `_check`)."""
+    return _check(path, PLOTS, "--plot")
 
 
 def _check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
@@ -81,9 +87,9 @@ def held(path: Path) -> Iterator[None]:
     # The lock lies beside the file itself, by whatever link it was named.
     real = Path(os.path.realpath(path))
     lock = real.with_name(f".{real.name}.lock")
-    if real.exists() and not real.is_file():
-        raise UsageError(f"{path} is not an ordinary file; without -o there is standard output.")
     try:
+        if real.exists() and not real.is_file():
+            raise UsageError(f"{path} is not an ordinary file; without -o there is standard output.")
         real.parent.mkdir(parents=True, exist_ok=True)
         holding = FileLock(lock, blocking=False).acquire()
     except Timeout:
@@ -102,19 +108,22 @@ def held(path: Path) -> Iterator[None]:
 def whole(path: Path) -> Iterator[Path]:
     """A file of another name and the same suffix beside `path`, which takes its place once all is written.
 
+    Where `path` is a link, it takes the place of what that leads to.
+
     Raises:
         OutputError: it cannot be written.
     """
     temporary: Path | None = None
+    real = Path(os.path.realpath(path))
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=real.parent)
         temporary = Path(name)
         mask = os.umask(0)
         os.umask(mask)
         os.close(descriptor)
         temporary.chmod(0o666 & ~mask)
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, real)
     except OSError as error:
         raise OutputError(f"{path}: it cannot be written: {error.strerror or error}.") from error
     finally:

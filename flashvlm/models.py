@@ -17,6 +17,8 @@ BUNDLED = Path(__file__).parent / "demo"
 DEFAULT_MODEL = "qwen2-vl-2b"
 # Weights as safetensors only, and no code: what a checkpoint needs to be loaded, nothing that runs.
 FILES = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
+# Weights are known by so many samples of so many bytes of each of their files.
+SAMPLES, SAMPLE = 64, 2**16
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def _hub_id(model: str) -> str:
 def _folder(model: str) -> Path | None:
     if model in ALIASES:
         return BUNDLED / ALIASES[model].source if ALIASES[model].bundled else None
-    path = Path(model).expanduser()
+    path = _expanded(model)
     if path.is_dir():
         return path
     if path.exists():
@@ -69,6 +71,11 @@ def _folder(model: str) -> Path | None:
     if path.is_absolute() or model.startswith((".", "~")):
         raise ModelError(f"There is no model folder {model}.")
     return None
+
+
+def _expanded(model: str) -> Path:
+    # As a shell does it: `~nobody` stays as it is.
+    return Path(os.path.expanduser(model))
 
 
 def _missing(folder: Path) -> str | None:
@@ -117,25 +124,28 @@ def revision_of(folder: Path) -> str | None:
 
 def fingerprint(folder: Path) -> str:
     """What tells the checkpoint in `folder` from others: the commit of a snapshot from the hub, else a digest of its
-    settings and of its weights' sizes and times."""
+    small files (settings, tokenizer, templates) and of samples all over its weights, lest gigabytes be read."""
     revision = revision_of(folder)
     if revision is not None:
         return revision
     digest = hashlib.sha256()
-    # The tokenizer's files play no part in what a video becomes.
-    for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
         digest.update(path.name.encode())
-        if path.suffix == ".json":
+        if path.suffix != ".safetensors":
             digest.update(path.read_bytes())
-        else:
-            status = path.stat()
-            digest.update(f" {status.st_size} {status.st_mtime_ns} ".encode())
+            continue
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(str(size).encode())
+            for place in range(SAMPLES):
+                file.seek(max(0, size - SAMPLE) * place // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE))
     return digest.hexdigest()
 
 
 def fingerprint_here(model: str) -> str | None:
     """The `fingerprint` of a model that is a folder of the user's; None of an alias, and of one on the hub."""
-    folder = Path(model).expanduser()
+    folder = _expanded(model)
     return fingerprint(folder) if model not in ALIASES and folder.is_dir() else None
 
 

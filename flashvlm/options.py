@@ -24,9 +24,12 @@ DEFAULT_SEEK = "fast"
 LOOKS = ("once", "twice")
 DEFAULT_LOOK = "once"
 DEFAULT_MAX_NEW_TOKENS = 128
+# Below, logits that are divided by it overflow.
+LEAST_TEMPERATURE = 0.0001
 
 # Qwen's own practice for video: https://github.com/QwenLM/Qwen2-VL, qwen-vl-utils.
 DEFAULT_FPS = 2.0
+MAX_FPS = 100_000
 MIN_FRAMES = 4
 DEFAULT_MAX_FRAMES = 64
 DEFAULT_MAX_PIXELS = 768 * 28 * 28
@@ -65,9 +68,9 @@ class Keep:
             text = text if "." in text else text + ".0"
         if text == "auto":
             return cls()
-        if radius := re.fullmatch(r"delta\s*=\s*([0-9]+\.?[0-9]*|\.[0-9]+)", text):
+        if radius := re.fullmatch(r"delta\s*=\s*([0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)", text):
             return cls(delta=float(radius[1]))
-        if re.fullmatch(r"[0-9]+", text):
+        if re.fullmatch(r"[0-9]{1,18}", text):
             if int(text) == 0:
                 raise UsageError("--keep must leave at least one token; 0 keeps none.")
             return cls(count=int(text))
@@ -111,7 +114,7 @@ def parse_time(text: str) -> float:
     Raises:
         UsageError: anything else.
     """
-    if not re.fullmatch(r"([0-9]+:){0,2}[0-9]+(\.[0-9]*)?", text.strip()):
+    if not re.fullmatch(r"([0-9]{1,9}:){0,2}[0-9]{1,9}(\.[0-9]*)?", text.strip()):
         raise UsageError(f"A time is given as 90, 1:30 or 0:01:30.5, not {text!r}.")
     *larger, seconds = text.strip().split(":")
     parts = [int(part) for part in larger]
@@ -143,8 +146,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.fps is not None and self.frames is not None:
             raise UsageError("Give --fps or --frames, not both.")
-        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
-            raise UsageError(f"--fps must be more than 0, not {self.fps:g}.")
+        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
+            raise UsageError(f"--fps must be more than 0 and at most {MAX_FPS}, not {self.fps:g}.")
         if self.frames is not None and self.frames < 1:
             raise UsageError(f"--frames must be at least 1, not {self.frames}.")
         if self.max_frames < 1:
@@ -203,8 +206,8 @@ class AskOptions:
             raise UsageError(f"--max-pixels must be at least {28 * 28} (one token), not {self.max_pixels}.")
         if self.max_new_tokens < 1:
             raise UsageError(f"--max-new-tokens must be at least 1, not {self.max_new_tokens}.")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"--temperature must be 0 or more, not {self.temperature:g}.")
+        if self.temperature and not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise UsageError(f"--temperature must be 0, or {LEAST_TEMPERATURE} or more, not {self.temperature:g}.")
         if not -(2**63) <= self.seed < 2**63:
             raise UsageError(f"--seed takes 64 bits, which {self.seed} does not fit into.")
 

@@ -233,5 +233,5 @@ def overlap(one: Seen, other: Seen) -> int:
 
 def versions() -> dict[str, str]:
     """What figures hang on beside the settings: flashvlm's version, Python's, and those of the libraries underneath."""
-    packages = {name: version(name) for name in ("torch", "transformers", "decord2")}
+    packages = {name: version(name) for name in ("torch", "transformers", "decord2", "av", "pillow")}
     return {"flashvlm": flashvlm.__version__, "python": platform.python_version(), **packages}

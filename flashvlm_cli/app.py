@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from flashvlm.errors import UsageError
 from flashvlm_cli import failures, output
 from flashvlm_cli.ask import ask
 from flashvlm_cli.batch import EXIT_CODES as BATCH_EXIT_CODES
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `flashvlm` with `arguments` (None: the command line's own) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if sys.stdout is None:
+            raise UsageError("Standard output is closed.")
         # Not standalone: Typer would print its own errors, in boxes of several lines.
         code = app(args=list(arguments), prog_name="flashvlm", standalone_mode=False) or 0
         if code != failures.INTERRUPTED:

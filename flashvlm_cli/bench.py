@@ -403,7 +403,7 @@ def speed(
 def sides(text: str) -> tuple[int, int]:
     """Width and height of `448x448`."""
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise UsageError(f"--size takes width and height such as 1280x720, not {text!r}.")
     return int(parts[0]), int(parts[1])
 
@@ -504,7 +504,7 @@ def print_accuracy(table: dict[str, Any]) -> None:
     first = settings["selectors"][0]
     title = (
         f"{settings['model']} on {settings['data']} {table['begin']} to {table['end']}: "
-        f"{table['questions']} questions, {percent(overall['chance'])} by chance, "
+        f"{units.plural(table['questions'], 'question')}, {percent(overall['chance'])} by chance, "
         f"{settings['dtype']} on {settings['device']}"
     )
     heads = (

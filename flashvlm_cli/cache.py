@@ -29,7 +29,7 @@ def cache(
         output.print_json(content | ({"removed": len(removed), "removed_bytes": sum(removed)} if clear else {}))
         return
     if clear:
-        print(f"removed  {units.count(len(removed))} videos, {units.scaled(sum(removed), 'B')}")
+        print(f"removed  {units.plural(len(removed), 'video')}, {units.scaled(sum(removed), 'B')}")
     print(f"folder   {kept.folder}")
     print(f"videos   {units.count(len(sizes))}")
     print(f"size     {units.scaled(sum(sizes), 'B')} of {units.scaled(kept.limit, 'B')}")

@@ -139,8 +139,8 @@ class Chat:
         if not line.startswith("/"):
             self._ask(line)
             return
-        name, _, text = line[1:].partition(" ")
-        name, text = name.lower(), text.strip()
+        name, text = (*line[1:].strip().split(maxsplit=1), "", "")[:2]
+        name = name.lower()
         if name in SETTINGS:
             self._set(name, text)
         elif name in COMMANDS:

@@ -62,7 +62,7 @@ INDENT = 1
 LABEL_WIDTH = 9
 GAP = 2
 BEFORE = INDENT + LABEL_WIDTH + GAP
-WIDEST = 100
+NARROWEST, WIDEST = 24, 100
 CHART_HEIGHT = 4
 FEWEST_BAR_CELLS = 10
 DOWNLOAD_BAR_CELLS = 20
@@ -564,7 +564,7 @@ def _line(label: str, row: charts.Row, label_style: str = "label") -> Text:
 
 
 def _width(stream: TextIO | None = None) -> int:
-    return Console(file=stream or sys.stderr).width
+    return max(NARROWEST, Console(file=stream or sys.stderr).width)
 
 
 def _print(lines: Sequence[Text], stream: TextIO, plain: bool, width: int | None) -> None:

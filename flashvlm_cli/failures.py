@@ -28,7 +28,7 @@ class Failure:
 
 def explain(error: BaseException) -> Failure:
     """Say of any error what the user should read."""
-    if isinstance(error, KeyboardInterrupt):
+    if _interrupted(error):
         return Failure("Interrupted.", INTERRUPTED)
     if isinstance(error, BrokenPipeError):
         return Failure("The reader of the output went away.", READER_GONE)
@@ -41,3 +41,10 @@ def explain(error: BaseException) -> Failure:
         described = " ".join(error.format_message().split()).replace(": Value error, ", ": ")
         return Failure(sentence(described), error.exit_code, hint, error)
     return Failure(sentence_of(error), error=error)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether it is an interrupt, or what a library made of one."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

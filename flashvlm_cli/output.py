@@ -66,14 +66,18 @@ def report(failure: Failure, as_json: bool, about: Mapping[str, str] = MappingPr
     try:
         if debugging() and failure.error is not None:
             traceback.print_exception(failure.error)
-        if as_json:
+        if as_json and sys.stdout is not None:
             error = {"message": failure.message, "exit_code": failure.exit_code, "kind": failure.kind}
             print_line({**about, "error": error})
         else:
             say(f"{failure.message} {failure.hint}".rstrip())
         flush()
     except OSError:
+        # One of them may still be there to be told on.
         _abandon(sys.stdout)
+        with contextlib.suppress(OSError):
+            if as_json:
+                say(failure.message)
         _abandon(sys.stderr)
 
 

@@ -24,7 +24,7 @@ from flashvlm.batch.records import Records, line_of
 from flashvlm.batch.rows import Row
 from flashvlm.batch.run import Run
 from flashvlm.errors import UsageError
-from flashvlm.options import AskOptions, Keep
+from flashvlm.options import AskOptions, Keep, Sampling
 from flashvlm.samples import samples_dir
 from flashvlm_cli.app import main
 
@@ -407,10 +407,18 @@ def test_a_folder_trained_further_is_another_model(tmp_path: Path) -> None:
     before = make_plan(rows, AskOptions(), model, None)
     done(path, before)
     assert done(path, make_plan(rows, AskOptions(), model, None)) == done(path, before)
-    (folder / "model.safetensors").write_bytes(b"afterwards")
-    for other in (model, {**model, "dtype": "bfloat16"}):
-        with pytest.raises(UsageError, match="made with other settings"):
-            Records(path, make_plan(rows, AskOptions(), other, None))
+    with pytest.raises(UsageError, match="made with other settings"):
+        Records(path, make_plan(rows, AskOptions(), {**model, "dtype": "bfloat16"}, None))
+    # Copied, it is the same; with other weights or another tokenizer it is not.
+    os.utime(folder / "model.safetensors", (1, 1))
+    Records(path, make_plan(rows, AskOptions(), model, None)).__exit__(None, None, None)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match="made with other settings"):
+        Records(path, make_plan(rows, AskOptions(), model, None))
+    (folder / "tokenizer.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"behind")
+    with pytest.raises(UsageError, match="made with other settings"):
+        Records(path, make_plan(rows, AskOptions(), model, None))
 
 
 @pytest.mark.parametrize(
@@ -418,6 +426,7 @@ def test_a_folder_trained_further_is_another_model(tmp_path: Path) -> None:
     [
         ({"keep": Keep.parse("5%")}, "keep is 10% there and 5% here"),
         ({"max_pixels": 40_000}, "max_pixels"),
+        ({"sampling": Sampling(fps=3.0)}, "fps is null there and 3.0 here"),
         ({"system": "Be brief."}, "system"),
     ],
 )

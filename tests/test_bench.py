@@ -465,16 +465,6 @@ def test_the_table_shows_how_much_noise_leaves_only_where_there_is_noise(
     assert evenly.endswith("100.0%") and len(evenly) == len(noisy_heads) > len(unpruned.rstrip())
 
 
-def test_results_of_a_version_that_did_not_tell_go_on(demo: VideoQA, three: Path, tmp_path: Path) -> None:
-    path, some = tmp_path / "results.jsonl", settings(noise=0.1)
-    with Run(some, Lines(three), [0], path) as whole:
-        list(whole.answer())
-    assert all("same" in row for row in whole.table()["sections"][0]["rows"][1:])
-    path.write_text(path.read_text().replace('"same"', '"another"'))
-    table = Run(some, Lines(three), [0], path).table()
-    assert not any("same" in row for row in table["sections"][0]["rows"])
-
-
 def test_selectors_see_the_noise_and_the_other_words(
     demo: VideoQA, three: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,7 +144,7 @@ def test_frames_and_fps_take_each_others_place_and_default_brings_both_back(chat
         ("/frames 0", "/frames must be at least 1, not 0."),
         ("/start 9:00", "/start (540 s) is not before the end of the video, which lasts 6.00 s."),
         ("/end 1 o'clock", 'A time is given as 90, 1:30 or 0:01:30.5, not "1 o\'clock".'),
-        ("/temperature -1", "/temperature must be 0 or more, not -1."),
+        ("/temperature -1", "/temperature must be 0, or 0.0001 or more, not -1."),
         ("/kep 5%", "There is no command /kep; did you mean /keep? /help lists what there is."),
         ("/zzz", "There is no command /zzz; /help lists what there is."),
         ("/summary", "There is no answer yet."),

@@ -425,13 +425,25 @@ def test_reader_that_goes_away_ends_it_cleanly(clip, arguments):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_full_disk_is_told(clip):
-    command, environment = child("ask", clip, "What?")
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_full_disk_is_told(clip, as_json):
+    command, environment = child("ask", clip, "What?", *as_json)
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1
-    assert "No space left" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stderr) == (1, "flashvlm: No space left on device.\n")
+
+
+@pytest.mark.parametrize("arguments", [["ask", "CLIP", "What?"], ["ask", "CLIP", "What?", "--json"], ["models"]])
+def test_closed_standard_output_is_wrong_usage(clip, arguments):
+    command, environment = child(*(clip if argument == "CLIP" else argument for argument in arguments))
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], env=environment, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (2, b"flashvlm: Standard output is closed.\n")
+
+
+def test_what_a_library_makes_of_an_interrupt_is_one(flash, clip, library):
+    library.error = ImportError("Could not import module. Are its requirements met?")
+    library.error.__cause__ = KeyboardInterrupt()
+    assert flash("ask", clip, "What?")[::2] == (130, "flashvlm: Interrupted.\n")
 
 
 def test_closed_standard_error_leaves_the_answer(clip):
@@ -452,7 +464,10 @@ def test_closed_standard_error_leaves_the_answer(clip):
         "--temperature -1", "--temperature inf", "--max-new-tokens 0", "--seed x", "--device tpu", "--dtype int8",
         "--selector nothing", "--metric nonsense", "--keep delta=x", "--keep delta=-1", "--keep delta=nan",
         "--keep delta", "--keep autos", "--nonsense",
+        "--fps 1e308", "--temperature 1e-320", f"--seed {2**63}", f"--keep {'9' * 5000}", f"--start {'9' * 400}:00",
+        f"--keep delta={'9' * 400}", f"--end {'9' * 400}",
     ],
+    ids=lambda options: options[:30],
 )  # fmt: skip
 def test_odd_values_are_wrong_usage_in_one_sentence(flash, clip, options):
     code, out, err = flash("ask", clip, "What?", *options.split())
@@ -506,6 +521,11 @@ def summary(flash, clip, library, monkeypatch):
         return flash("ask", clip, "What?")[2]
 
     return show
+
+
+@pytest.mark.parametrize("columns", [0, 1, 11, 30])
+def test_a_narrow_terminal_gets_a_summary_too(summary, columns):
+    assert "first token" in summary(columns=columns)
 
 
 def test_summary_holds_every_figure(summary):

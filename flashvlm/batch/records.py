@@ -18,8 +18,8 @@ from flashvlm.files import held
 
 # A kill loses nothing that was written; a power cut loses at most so many seconds of it.
 SYNC_SECONDS = 1.0
-# The settings that a row may have of its own, and the columns that say so.
-OWN = {"keep": {"keep"}, "selector": {"selector"}, "sampling": {"start", "end"}}
+# The settings that a row may have of its own, in columns of these names.
+OWN = ("keep", "selector", "start", "end")
 
 
 def line_of(record: Record) -> bytes:
@@ -42,7 +42,7 @@ class Records:
 
         Raises:
             UsageError: another run writes to it, it holds something else, or records made with other settings; the
-                message names the first that differs.
+                message names the first that differs, where records tell.
         """
         self.path = path
         # What takes the file's place lies beside the file itself, by whatever link it was named.
@@ -136,14 +136,16 @@ class Records:
         return UsageError(f"{self.path}, line {number}: this is no record of flashvlm batch; give another file.")
 
     def _refuse(self, record: Record, plan: Plan) -> None:
-        there = {**record.get("settings", {}), **({"model": record["model"]["name"]} if "model" in record else {})}
+        there = _flat(
+            {**record.get("settings", {}), **({"model": record["model"]["name"]} if "model" in record else {})}
+        )
         columns = record["row"].keys() if isinstance(record["row"], dict) else set()
-        for name, value in plan.settings.items():
-            if name in there and str(there[name]) != str(value) and not OWN.get(name, set()) & columns:
+        for name, value in _flat(plan.settings).items():
+            if name in there and str(there[name]) != str(value) and not (name in OWN and name in columns):
                 what = f"{name} is {_shown(there[name])} there and {_shown(value)} here"
                 break
         else:
-            what = "the model or an option is another"
+            what = "the model, its weights, its dtype or an option is another"
         raise UsageError(f"{self.path} holds records made with other settings: {what}; give another file.")
 
     def _take_out_failed(self) -> None:
@@ -165,6 +167,11 @@ class Records:
         os.close(self._file)
         self._file = os.open(self._real, os.O_RDWR | os.O_APPEND)
         self.failed = set()
+
+
+def _flat(settings: Record) -> Record:
+    """Settings with those of the sampling among them."""
+    return {**settings, **settings.get("sampling", {}), "sampling": None}
 
 
 def _shown(value: Any) -> str:

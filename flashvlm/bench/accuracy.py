@@ -94,7 +94,13 @@ class Settings:
         """How videos are looked at."""
         sampling = Sampling(frames=self.frames, max_frames=self.max_frames)
         return AskOptions(
-            sampling=sampling, max_pixels=self.max_pixels, encode=self.encode, seek=self.seek, look=self.look
+            sampling=sampling,
+            max_pixels=self.max_pixels,
+            encode=self.encode,
+            seek=self.seek,
+            look=self.look,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
         )
 
     def __post_init__(self) -> None:
@@ -426,8 +432,7 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
                 row["kept"] = float(np.mean([one["kept"] / tokens for one, tokens in ours]))
                 row["seconds"] = float(np.median([one["seconds"] for one, _ in ours]))
                 row["delta"] = float(np.mean([one["delta"] for one, _ in ours]))
-                # Results of a former version may be without.
-                if settings.hampered and all("same" in one for one, _ in ours):
+                if settings.hampered:
                     row["same"] = float(np.mean([one["same"] for one, _ in ours]))
         some = [one for one, ours in zip(asked, chosen, strict=True) if ours]
         sections.append(

@@ -5,27 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flashvlm.errors import FlashVLMError, UsageError
+from flashvlm.errors import FlashVLMError
+from flashvlm.files import check_plot
 
 # Okabe and Ito's colours, which the colour-blind tell apart too (https://jfly.uni-koeln.de/color/), the first for the
 # selector that the others are compared with. Markers and dashes tell apart what shares a colour.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":")
-SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check(path: Path) -> None:
     """Refuse now what `draw` would refuse at the end of a long run.
 
     Raises:
-        UsageError: a file name that says no format of ours, or a folder that is not there.
+        UsageError: a file name that says no format of ours.
+        OutputError: it cannot be written.
         FlashVLMError: matplotlib is missing.
     """
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"--plot writes {', '.join(SUFFIXES)}; {str(path)!r} ends in none of them.")
-    if not path.parent.is_dir():
-        raise UsageError(f"There is no folder {str(path.parent)!r} to write the plot into.")
+    check_plot(path)
     try:
         import matplotlib  # noqa: F401
     except ImportError:

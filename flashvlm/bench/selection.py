@@ -66,6 +66,8 @@ class Settings:
                 raise UsageError(f"{name} must be at least 1, not {value}.")
         if list(self.tokens) != sorted(set(self.tokens)):
             raise UsageError("--tokens must rise from one number to the next.")
+        if len(set(self.selectors)) < len(self.selectors):
+            raise UsageError("Name each selector once.")
         Keep.parse(self.keep)
 
 
