@@ -371,6 +371,12 @@ def test_a_kept_zero_vector_stands_for_the_others():
         ({"words": torch.ones(24)}, "words"),
         ({"group_sizes": [48, 47]}, "group_sizes"),
         ({"group_sizes": [100, -4]}, "group_sizes"),
+        ({"group_sizes": [48.0, 48.0]}, "group_sizes"),
+        ({"group_sizes": 96}, "group_sizes"),
+        ({"group_sizes": [0, 96]}, "group_sizes"),
+        ({"budget": torch.tensor([5, 6])}, "budget"),
+        ({"seed": 0.5}, "seed"),
+        ({"seed": 2**64}, "seed"),
         ({"budget": 0}, "budget"),
         ({"budget": -3}, "budget"),
         ({"budget": 1.5}, "budget"),
@@ -584,7 +590,7 @@ def test_other_selectors_take_a_budget_in_tokens_only(selector, by_content):
 @pytest.mark.parametrize(
     "wrong",
     [{"delta": -0.1}, {"delta": float("nan")}, {"delta": float("inf")}, {"delta": 0.3, "budget": 9},
-     {"delta": 0.3, "budget": "auto"}, {}, {"budget": "all"}, {"delta": "0.3"}],
+     {"delta": 0.3, "budget": "auto"}, {}, {"budget": "all"}, {"delta": "0.3"}, {"delta": torch.ones(2)}],
     ids=str,
 )  # fmt: skip
 def test_a_radius_or_a_budget_that_makes_no_sense_is_refused(wrong):
@@ -598,6 +604,10 @@ def test_tokens_all_unlike_one_another_leave_little_to_drop():
     clustered = select(*made_up(sizes, width=256), group_sizes=sizes, budget=38)
     assert_valid(gaussian, 384, 38)
     assert gaussian.little_to_drop and not clustered.little_to_drop
+    # Moments that alternate are unlike the one before, and still nothing of them is missed.
+    scenes = torch.randn(128, 128, generator=torch.Generator().manual_seed(0)).repeat(8, 1)
+    alternating = select(scenes, torch.ones(1024), scenes[:0], group_sizes=[64] * 16, budget=300)
+    assert max(alternating.redundancy) < 0.5 and alternating.delta < 1e-3 and not alternating.little_to_drop
     for selection in (gaussian, clustered):
         assert selection.redundancy and all(-1 <= value <= 1 for value in selection.redundancy)
     # Where no token is more than another, no group is either: 6 of each on average.
@@ -615,6 +625,17 @@ def test_rare_looks_are_found_in_a_long_video_that_repeats_itself():
     # More tokens are not kept in their own block than are looked up, but they all look like the moment before.
     selection = select(tokens, saliency.repeat(groups), words, group_sizes=[size] * groups, budget=200)
     assert torch.isin(places, selection.indices).sum() >= 0.9 * rare
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_looks_that_are_rare_and_come_without_order_are_all_found(seed):
+    generator = torch.Generator().manual_seed(seed)
+    looks = torch.randn(256, 64, generator=generator)
+    shown = torch.multinomial(1 / torch.arange(1.0, 257), 4096, replacement=True, generator=generator)
+    tokens = looks[shown] + 0.1 * torch.randn(4096, 64, generator=generator)
+    saliency, words = torch.rand(4096, generator=generator), torch.randn(4, 64, generator=generator)
+    selection = select(tokens, saliency, words, group_sizes=[256] * 16, budget=901)
+    assert set(shown.tolist()) == set(shown[selection.indices].tolist()) and selection.delta < 0.1
 
 
 def test_a_budget_of_more_corners_than_are_looked_for_is_kept_to():
@@ -690,6 +711,18 @@ def test_merging_after_the_video_selector_loses_nothing_of_the_sum():
     selection = select(tokens, saliency, words, group_sizes=sizes, budget=40)
     held = torch.bincount(selection.nearest, minlength=40)
     assert torch.allclose((merge(selection) * held[:, None]).sum(0), tokens.sum(0), atol=1e-3)
+
+
+def test_auto_sees_what_is_new_in_any_column():
+    busy, saliency, words = made_up([256] * 8, width=64, looks=2048)
+    some = busy.clone().view(8, 16, 16, 64)
+    some[:, :, [0, 4, 8, 12]] = busy[0]
+    budgets = [
+        len(select(tokens, saliency, words, group_sizes=[256] * 8, budget="auto").indices)
+        for tokens in (busy[:1].expand(2048, 64), some.flatten(0, 2), busy)
+    ]
+    assert budgets[0] < budgets[2] / 5 < budgets[1] <= budgets[2]
+    assert budgets[1] > budgets[2] / 2
 
 
 def test_auto_keeps_no_more_of_the_same_clip_at_twice_the_resolution():

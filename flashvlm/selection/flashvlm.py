@@ -15,7 +15,7 @@ from flashvlm.selection.facility import greedy
 from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.metric import Space
 from flashvlm.selection.points import Points
-from flashvlm.selection.radius import LARGEST_POOL, LEVELS, apart, farthest, least_covered, net
+from flashvlm.selection.radius import LARGEST_POOL, LEVELS, apart, farther, farthest, least_covered, net
 from flashvlm.selection.repetition import repeats
 from flashvlm.selection.result import ALIKE, Selection
 from flashvlm.selection.spread import enough, spread
@@ -101,6 +101,8 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
         where = directions.under(inputs.metric)
         budget = fitting(where, shown, inputs.group_sizes, recipe) if inputs.auto else inputs.budget
         kept, redundancy = cover_best(where, blocks, scores, asked, budget, recipe)
+    if inputs.delta is not None:
+        return Selection.of(inputs, kept, scores=scores)
     important = asked[kept] >= ASKED_FOR
     return Selection.of(inputs, kept[~important], kept[important], scores, redundancy)
 
@@ -108,14 +110,20 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
 def fitting(where: Directions, weights: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
     """The budget that covers `COVERED` of the video's weight, at least `floor` of every group.
 
-    It is told from at most `LARGEST` tokens of each group, evenly spread: what a video shows does not grow with its
-    resolution. Nor does it hang on the question, which says what is kept: weights that have relevance in them gave
-    budgets that did no better than the same for every video.
+    It is told from at most `LARGEST` tokens of each group, one of each stretch of them, in no one column: what a video
+    shows does not grow with its resolution. Nor does it hang on the question, which says what is kept: weights that
+    have relevance in them gave budgets that did no better than the same for every video.
     """
     sizes = [min(size, LARGEST) for size in group_sizes]
     begins = [end - size for end, size in zip(accumulate(group_sizes), group_sizes, strict=True)]
+    # Multiples of the golden ratio fall evenly all over a stretch.
+    places = torch.arange(LARGEST, dtype=torch.float64)
+    places += places.mul((math.sqrt(5) - 1) / 2).frac()
     shown = torch.cat(
-        [begin + torch.arange(few) * size // few for begin, size, few in zip(begins, group_sizes, sizes, strict=True)]
+        [
+            begin + (places[:few] * (size / few)).long()
+            for begin, size, few in zip(begins, group_sizes, sizes, strict=True)
+        ]
     ).to(weights.device)
     blocks = Blocks.of(sizes, weights.device)
     # How many they are does not hang on which of them are exchanged for named, lonely ones or corners.
@@ -164,6 +172,7 @@ def cover_best(
     # What the group before shows too is looked for there, not here.
     if lonely > corners:
         pool = least_covered(similarity, repeated, blocks, kept[: count - lonely], ALIKE, 0)
+        pool = farther(near, kept[: count - lonely], pool, 1 - ALIKE)
         far = pool[apart(near.at(pool), near.at(kept[: count - lonely]), lonely - corners, [1 - ALIKE])]
         kept = torch.cat([far, kept[~torch.isin(kept, far)]])
     kept = kept[: count - corners]

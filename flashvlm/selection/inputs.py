@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Literal, SupportsFloat, SupportsIndex
+from typing import Literal, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -62,28 +62,50 @@ class Inputs:
             raise UsageError(f"saliency must not be negative, but goes down to {saliency.min().item():g}.")
         if len(words) and words.shape[1] != width:
             raise UsageError(f"words must be as wide as tokens ({width}), but are {words.shape[1]} wide.")
-        if any(size < 1 for size in group_sizes) or sum(group_sizes) != count:
-            raise UsageError(f"group_sizes must be positive and sum to the {count} tokens, not to {sum(group_sizes)}.")
+        sizes = _whole_numbers(group_sizes)
+        if sizes is None or min(sizes, default=0) < 1:
+            raise UsageError("group_sizes must be whole numbers, each at least 1.")
+        if sum(sizes) != count:
+            raise UsageError(f"group_sizes must sum to the {count} tokens, not to {sum(sizes)}.")
         if (budget is None) == (delta is None):
             raise UsageError("Give a budget or a delta, one of the two.")
-        if delta is not None and not (isinstance(delta, SupportsFloat) and 0 <= float(delta) < math.inf):
+        if delta is not None and not _is_distance(delta):
             raise UsageError(f"delta must be a distance of 0 or more, not {delta!r}.")
         most = count
         if budget is not None and budget != "auto":
-            if not isinstance(budget, SupportsIndex) or index(budget) < 1:
+            whole = _whole_numbers([budget])
+            if whole is None or whole[0] < 1:
                 raise UsageError(f"budget must be a whole number of tokens, at least 1, not {budget!r}.")
-            most = min(index(budget), count)
+            most = min(whole[0], count)
+        drawn_with = _whole_numbers([seed])
+        if drawn_with is None or not -(2**63) <= drawn_with[0] < 2**63:
+            raise UsageError(f"seed must be a whole number of 64 bits, not {seed!r}.")
         return cls(
             tokens.detach(),
             saliency.detach().to(tokens.device, torch.float32),
             words.detach().to(tokens.device),
-            tuple(group_sizes),
+            sizes,
             most,
             budget == "auto",
-            delta,
+            None if delta is None else float(delta),
             metric,
-            seed,
+            *drawn_with,
         )
+
+
+def _whole_numbers(values: object) -> tuple[int, ...] | None:
+    """Whole numbers of any kind as Python's; None where they are none."""
+    try:
+        return tuple(map(index, values))  # type: ignore[call-overload]
+    except TypeError:
+        return None
+
+
+def _is_distance(value: object) -> bool:
+    try:
+        return isinstance(value, SupportsFloat) and 0 <= float(value) < math.inf
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def _check_floats(name: str, value: Tensor, *axes: str) -> None:

@@ -14,8 +14,10 @@ from flashvlm.selection.coverage import cover
 from flashvlm.selection.metric import Space
 from flashvlm.selection.points import Points
 
-# Of how many tokens at most it is looked up how far they are from all kept ones: so many may be chosen for that.
+# Of how many tokens at most it is looked up how far they are from one another: so many may be chosen for that.
 LARGEST_POOL = 1024
+# How many distances to kept tokens are looked up for it at most, or those of `LARGEST_POOL` tokens.
+LOOKED_UP = 2**22
 # Distances beyond which tokens far apart are chosen, one after the other. Cosines have none above 2; of larger ones, as
 # euclidean distances may be, whichever comes first is chosen first.
 LEVELS = (*(2 * 0.9**step for step in range(64)), -math.inf)
@@ -65,7 +67,7 @@ def least_covered(
         similarity: (B, n, n) float32 between the tokens of each block.
         elsewhere: (B, n) float32, how like each is to one of another block that counts as if it were kept.
         kept: (K,) int64 tokens.
-        level: all that are less similar than this, or `LARGEST_POOL` of them.
+        level: all that are less similar than this, or as many of them as can be looked up.
         fewest: how many at least, as far as there are so many.
 
     Returns:
@@ -81,7 +83,12 @@ def least_covered(
         below = covered.topk(min(fewest, int(covered.isfinite().sum())), largest=False).indices
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(kept.device)
     pool = tokens[below]
-    return pool[drawn[pool].argsort()][:LARGEST_POOL]
+    return pool[drawn[pool].argsort()][: max(LARGEST_POOL, LOOKED_UP // len(kept))]
+
+
+def farther(near: Points, kept: Tensor, pool: Tensor, level: float) -> Tensor:
+    """Those of (P,) int64 tokens that are farther than this from all (K,) kept ones, in the order that they have."""
+    return pool[1 - near.at(pool).to(near.at(kept)).amax(1) > level][:LARGEST_POOL]
 
 
 def farthest(near: Points, kept: Tensor, pool: Tensor, count: int) -> Tensor:

@@ -69,8 +69,10 @@ class Selection:
 
     @property
     def little_to_drop(self) -> bool:
-        """Whether tokens are unlike one another from the first round on, and unlike those of the group before."""
-        return bool(self.redundancy) and max(self.redundancy[0], self.redundancy[-1]) < ALIKE
+        """Whether tokens are unlike one another from the first round on, unlike those of the group before, and some
+        unlike all that are kept."""
+        unlike = bool(self.redundancy) and max(self.redundancy[0], self.redundancy[-1]) < ALIKE
+        return unlike and self.delta > 1 - ALIKE
 
     @cached_property
     def _cover(self) -> tuple[Tensor, Tensor]:
