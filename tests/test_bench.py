@@ -520,7 +520,9 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
         (["--limit", "0"], "--limit must be at least 1"),
         (["--workers", "0"], "--workers must be at least 1"),
         (["--begin", "-1"], "no video number -1"),
-        (["--plot", "curve.txt"], "--plot writes .png"),
+        (["--plot", "curve.txt"], "--plot takes a file that ends in .png"),
+        (["--seed", "9" * 30], "--seed takes 64 bits"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
     ],
 )
 def test_wrong_usage_is_one_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
