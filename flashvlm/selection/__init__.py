@@ -69,8 +69,8 @@ def select(
 
     Raises:
         UsageError: NaN or infinity, shapes that disagree, negative saliency, a budget below 1, a negative delta, both
-            or neither, groups that do not sum to N, a selector or metric that does not exist, or a delta or `auto` for
-            another selector than `BY_CONTENT`.
+            or neither, groups that do not sum to N, a seed beyond 64 bits, a selector or metric that does not exist, or
+            a delta or `auto` for another selector than `BY_CONTENT`.
     """
     for name, value, known in (("selector", selector, SELECTORS), ("metric", metric, METRICS)):
         if value not in known:

@@ -77,8 +77,8 @@ class Inputs:
             if whole is None or whole[0] < 1:
                 raise UsageError(f"budget must be a whole number of tokens, at least 1, not {budget!r}.")
             most = min(whole[0], count)
-        drawn_with = _whole_numbers([seed])
-        if drawn_with is None or not -(2**63) <= drawn_with[0] < 2**63:
+        drawn = _whole_numbers([seed])
+        if drawn is None or not -(2**63) <= drawn[0] < 2**63:
             raise UsageError(f"seed must be a whole number of 64 bits, not {seed!r}.")
         return cls(
             tokens.detach(),
@@ -89,7 +89,7 @@ class Inputs:
             budget == "auto",
             None if delta is None else float(delta),
             metric,
-            *drawn_with,
+            drawn[0],
         )
 
 

@@ -16,7 +16,8 @@ from flashvlm.selection.points import Points
 
 # Of how many tokens at most it is looked up how far they are from one another: so many may be chosen for that.
 LARGEST_POOL = 1024
-# How many distances to kept tokens are looked up for it at most, or those of `LARGEST_POOL` tokens.
+# How many distances to kept tokens are looked up for it at most, or those of `LARGEST_POOL` tokens: it bounds the cost
+# where tokens and budget grow together.
 LOOKED_UP = 2**22
 # Distances beyond which tokens far apart are chosen, one after the other. Cosines have none above 2; of larger ones, as
 # euclidean distances may be, whichever comes first is chosen first.
@@ -87,7 +88,10 @@ def least_covered(
 
 
 def farther(near: Points, kept: Tensor, pool: Tensor, level: float) -> Tensor:
-    """Those of (P,) int64 tokens that are farther than this from all (K,) kept ones, in the order that they have."""
+    """Those of (P,) int64 tokens that are farther than this from all (K,) kept ones, in the order that they have.
+
+    The first `LARGEST_POOL` of them: what is chosen from is compared with itself.
+    """
     return pool[1 - near.at(pool).to(near.at(kept)).amax(1) > level][:LARGEST_POOL]
 
 
