@@ -197,6 +197,7 @@ def test_bad_rows_are_records_and_the_others_go_on(
         ("{broken", "usage"),
         ("[1, 2]", "usage"),
         ('{"video": NaN}', "usage"),
+        ('{"video": "still.jpg", "question": "What is there?", "keep": 1e400}', "usage"),
         ({"video": "x.mp4"}, "usage"),
         ({"question": "What?"}, "usage"),
         (row(question=" "), "usage"),
@@ -222,7 +223,7 @@ def test_bad_rows_are_records_and_the_others_go_on(
         if error:
             assert error["exit_code"] == {"usage": 2, "video": 3}[kind] and error["message"].count("\n") == 0
             assert records[number]["row"] == given or isinstance(given, str)
-    assert "2 of 19 rows answered, 17 failed (15 usage, 2 video)" in printed.err
+    assert "2 of 20 rows answered, 18 failed (16 usage, 2 video)" in printed.err
 
 
 def test_lines_of_a_table_that_do_not_fit_are_records(

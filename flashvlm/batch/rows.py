@@ -6,6 +6,7 @@ import csv
 import glob
 import io
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def _lines(content: bytes) -> Iterator[Row]:
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             try:
-                value = json.loads(line, parse_constant=_refuse)
+                value = json.loads(line, parse_constant=_refuse, parse_float=_finite)
             except (ValueError, RecursionError):
                 text = line.decode(errors="replace").strip()
                 yield Row(number, text, "This line is not JSON.")
@@ -139,6 +140,11 @@ def _table(content: bytes, name: str) -> Iterator[Row]:
             yield Row(number, cells, f"This line has {len(cells)} cells, the first line {len(heads)}.")
         else:
             yield Row(number, dict(zip(heads, cells, strict=True)))
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse(number)
 
 
 def _refuse(constant: str) -> Any:

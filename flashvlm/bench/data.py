@@ -25,6 +25,8 @@ FUNCTION_WORDS = frozenset(
 UNRELATED_WITHIN = 200
 # Generated clips of one run, where nobody says how many.
 GENERATED_LIMIT = 300
+# Beyond so many, a run would be planned for longer than anyone waits.
+GENERATED_MOST = 100_000
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,11 @@ class DataSet(ABC):
         """At most `limit` videos from number `begin` on; the data set's own where None.
 
         Raises:
-            UsageError: there are none.
+            UsageError: there are none, or more than a run can take.
         """
         begin = self.begin if begin is None else begin
+        if self.count is None and limit is not None and limit > GENERATED_MOST:
+            raise UsageError(f"{self.name} makes at most {GENERATED_MOST:,} videos a run.")
         total = begin + GENERATED_LIMIT if self.count is None else self.count
         end = total if limit is None else begin + limit
         numbers = range(begin, end if self.count is None else min(end, self.count))
