@@ -17,7 +17,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "relevance-0.5": {"relevance": 0.5},
     "sharpened": {},
     "no-novelty": {"novelty": 0.0},
-    "with-saliency": {"saliency": 0.5},
+    "no-saliency": {"saliency": 0.0},
     "no-thinning": {"fewest": 2**30},
     "no-repetition": {"repetition": 0.0},
     "groups-apart": {"together": 0},

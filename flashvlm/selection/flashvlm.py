@@ -31,26 +31,25 @@ class Recipe:
     of its weight that a token loses which the temporal group before shows too. `reach`, above 0, is the distance over
     which a kept token's cover of others falls to 1 / e. `candidates` is how many tokens the thinning leaves for each
     that is kept, and `fewest` in each block at least. `together` is how many of these, of successive blocks, are chosen
-    from at once; of more, where there are fewer tokens to keep than groups. `floor` is how many tokens each group
-    keeps. `corners` is the share of the budget that goes to tokens far from all others kept, and `lonely` the share up
-    to which it goes to these and to such that nothing kept stands for. `named` is the share up to which it goes, after
-    the floor, to the tokens that the question asks for most, one of every group before the second of any: one token
-    at least, where there is one. With `ends`, the first and the last group are chosen from apart, and the last loses
-    nothing to the one before: what there is at the beginning and at the end is asked about, and no other moment can
-    tell.
+    from at once; of more, where few tokens are kept. `floor` is how many tokens each group keeps. `corners` is the
+    share of the budget that goes to tokens far from all others kept, and `lonely` the share up to which it goes to
+    these and to such that nothing kept stands for. `named` is the share up to which it goes, after the floor, to the
+    tokens that the question asks for most, one of every group before the second of any: one token at least, where
+    there is one. With `ends`, the first and the last group are chosen from apart, and the last loses nothing to the one
+    before: what there is at the beginning and at the end is asked about, and no other moment can tell.
     """
 
     novelty: float = 1.0
     relevance: float = 1.0
-    saliency: float = 0.0
+    saliency: float = 0.5
     repetition: float = 0.5
-    reach: float = 0.2
+    reach: float = 0.12
     candidates: int = 4
     fewest: int = 40
     together: int = 128
     floor: int = 1
-    corners: float = 0.15
-    lonely: float = 0.5
+    corners: float = 0.2
+    lonely: float = 0.7
     named: float = 0.2
     ends: bool = True
 
@@ -58,25 +57,27 @@ class Recipe:
 # How many tokens the thinning aims at where the budget is not known, as a share.
 AUTO_AIM = 0.1
 # Corners are looked for among so many times as many tokens, or among so many if that is more.
-POOL, LEAST_POOL = 2, 256
+POOL, LEAST_POOL = 2, 320
 # A token that stands out so many times as far as the reach of noise is kept for the question.
 ASKED_FOR = 2.25
-# With fewer tokens to keep than groups, what is kept has to stand for several, and up to so many are chosen from at
-# once: as far as their square times the budget, which is what the choice costs, stays within `WORK`.
-SPARSELY, WORK = 512, 7_000_000
-# `auto` keeps as many tokens as it takes to cover this share of the video's weight, the question unseen.
-COVERED = 0.8
+# Up to so many tokens are chosen from at once, as far as their square times the budget, which is what the choice
+# costs, stays within `WORK`: a kept token may stand for its like in several groups.
+MOST_TOGETHER, WORK = 512, 7_000_000
+# `auto` keeps as many tokens as it takes to cover this share of the video's weight, each over this distance, the
+# question and saliency unseen.
+COVERED, COVERED_OVER = 0.8, 0.2
 
 
 def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
-    """Cover the video with a budget of tokens, each weighted by its novelty and by what the question asks for.
+    """Cover the video with a budget of tokens, each weighted by what it shows.
 
-    A token loses up to half of its weight to the group before, as far as that shows it too. Per block of a group,
-    near-duplicates are thinned out in bipartite rounds; from what is left, joined over some blocks (those of the first
-    and the last group by themselves), greedy facility location chooses; the budget goes to the highest gains of all,
-    one token of every group before all others, and then a fifth of it at most to what the question names. Up to half of
-    it goes to tokens far from all others kept, instead: 15 % to the corners, of the least covered tokens those farthest
-    from all kept ones, and before them as much as there is, up to 35 %, to tokens that nothing kept stands for.
+    That is its novelty, what the question asks for, and the square root of its saliency. A token loses up to half of
+    its weight to the group before, as far as that shows it too. Per block of a group, near-duplicates are thinned out
+    in bipartite rounds; from what is left, joined over some blocks (those of the first and the last group by
+    themselves), greedy facility location chooses; the budget goes to the highest gains of all, one token of every group
+    before all others, and then a fifth of it at most to what the question names. Up to 70 % of it goes to tokens far
+    from all others kept, instead: 20 % to the corners, of the least covered tokens those farthest from all kept ones,
+    and before them as much as there is, up to 50 %, to tokens that nothing kept stands for.
 
     What is compared lies within a block, those joined to it and its like in the group before; of lonely tokens and
     corners, bounded numbers of them with all kept ones. So the cost is linear in the tokens and in the budget. It is
@@ -87,9 +88,7 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     tokens = directions.tokens
     asked = asked_for(directions, inputs.words)
     shown = novelty(directions) ** recipe.novelty
-    if recipe.saliency:
-        shown = shown * salient(inputs.saliency) ** recipe.saliency
-    scores = shown * asked**recipe.relevance
+    scores = shown * asked**recipe.relevance * salient(inputs.saliency) ** recipe.saliency
     blocks = Blocks.of(inputs.group_sizes, tokens.device)
     redundancy: tuple[float, ...] = ()
     if inputs.delta is not None:
@@ -127,7 +126,7 @@ def fitting(where: Directions, weights: Tensor, group_sizes: tuple[int, ...], re
     ).to(weights.device)
     blocks = Blocks.of(sizes, weights.device)
     # How many they are does not hang on which of them are exchanged for named, lonely ones or corners.
-    plain = replace(recipe, named=0.0, lonely=0.0, corners=0.0)
+    plain = replace(recipe, reach=COVERED_OVER, named=0.0, lonely=0.0, corners=0.0)
     kept, _ = cover_best(where.at(shown), blocks, weights[shown], torch.ones_like(weights[shown]), None, plain)
     return len(kept)
 
@@ -152,10 +151,10 @@ def cover_best(
     left, weights, real, redundancy = thin(similarity, own, blocks.real, fewest)
     redundancy += (alike.mean().item(),) if len(alike) else ()
     tokens, groups = blocks.tokens.gather(1, left), blocks.group[:, None].expand_as(left)
-    # What is left of successive blocks is chosen from together; of more, where a token has to stand for several groups.
+    # What is left of successive blocks is chosen from together: the fewer tokens are kept, the more each stands for.
     together = recipe.together
-    if together and budget and budget < floors:
-        together = max(together, min(SPARSELY, math.isqrt(WORK // budget)))
+    if together and budget:
+        together = max(together, min(MOST_TOGETHER, math.isqrt(WORK // budget)))
     joins = blocks.joins(max(1, together // tokens.shape[1]), recipe.ends)
     tokens, groups, weights, real = (join(part, joins) for part in (tokens, groups, weights, real))
     cover = near.at(tokens).within().sub_(1).div_(recipe.reach).exp_()

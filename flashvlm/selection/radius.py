@@ -21,7 +21,7 @@ LARGEST_POOL = 1024
 LOOKED_UP = 2**22
 # Distances beyond which tokens far apart are chosen, one after the other. Cosines have none above 2; of larger ones, as
 # euclidean distances may be, whichever comes first is chosen first.
-LEVELS = (*(2 * 0.9**step for step in range(64)), -math.inf)
+LEVELS = (*(2 * 0.98**step for step in range(400)), -math.inf)
 
 
 def net(space: Space, blocks: Blocks, radius: float) -> Tensor:
