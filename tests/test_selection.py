@@ -627,6 +627,33 @@ def test_rare_looks_are_found_in_a_long_video_that_repeats_itself():
     assert torch.isin(places, selection.indices).sum() >= 0.9 * rare
 
 
+@pytest.mark.parametrize("heavy", ["saliency", "words"])
+def test_of_tokens_unlike_all_others_those_that_weigh_most_come_first(heavy):
+    generator = torch.Generator().manual_seed(0)
+    tokens, saliency = torch.randn(256, 64, generator=generator), torch.ones(256)
+    places = torch.randperm(256, generator=generator)[:40]
+    words = tokens[places] if heavy == "words" else tokens[:0]
+    if heavy == "saliency":
+        saliency[places] = 25
+    selection = select(tokens, saliency, words, group_sizes=[64] * 4, budget=80)
+    assert torch.isin(places, selection.indices).all()
+
+
+def test_a_token_weighs_the_root_of_its_saliency():
+    tokens, saliency, words = clip()
+    saliency += 0.1
+    flat = keep((tokens, torch.ones_like(saliency), words), 20)
+    assert torch.allclose(keep((tokens, saliency, words), 20).scores, flat.scores * (saliency / saliency.mean()).sqrt())
+    none = keep((tokens, torch.zeros_like(saliency), words), 20)
+    assert torch.equal(none.indices, flat.indices) and torch.equal(none.scores, flat.scores)
+
+
+def test_auto_keeps_as_many_whatever_is_salient():
+    tokens, saliency, words = clip()
+    flat = keep((tokens, torch.ones_like(saliency), words), "auto")
+    assert len(keep((tokens, saliency**4, words), "auto").indices) == len(flat.indices) < 96
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_looks_that_are_rare_and_come_without_order_are_all_found(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -77,7 +77,7 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     themselves), greedy facility location chooses; the budget goes to the highest gains of all, one token of every group
     before all others, and then a fifth of it at most to what the question names. Up to 70 % of it goes to tokens far
     from all others kept, instead: 20 % to the corners, of the least covered tokens those farthest from all kept ones,
-    and before them as much as there is, up to 50 %, to tokens that nothing kept stands for.
+    and before them as much as there is, up to 50 %, to tokens that nothing kept stands for, the heaviest first.
 
     What is compared lies within a block, those joined to it and its like in the group before; of lonely tokens and
     corners, bounded numbers of them with all kept ones. So the cost is linear in the tokens and in the budget. It is
@@ -172,6 +172,7 @@ def cover_best(
     if lonely > corners:
         pool = least_covered(similarity, repeated, blocks, kept[: count - lonely], ALIKE, 0)
         pool = farther(near, kept[: count - lonely], pool, 1 - ALIKE)
+        pool = pool[scores[pool].argsort(descending=True, stable=True)]
         far = pool[apart(near.at(pool), near.at(kept[: count - lonely]), lonely - corners, [1 - ALIKE])]
         kept = torch.cat([far, kept[~torch.isin(kept, far)]])
     kept = kept[: count - corners]
