@@ -163,8 +163,10 @@ def fetch(
 
     Raises:
         ModelError: no such model or revision, files that are missing, or neither cached nor reachable.
-        UsageError: a revision of a folder.
+        UsageError: a revision of a folder, or no name at all.
     """
+    if not model.strip():
+        raise UsageError("The name of the model is empty; flashvlm models lists some.")
     folder = _folder(model)
     if folder is not None:
         if revision is not None:

@@ -502,9 +502,10 @@ def print_accuracy(table: dict[str, Any]) -> None:
     settings = table["settings"]
     overall, *families = table["sections"]
     first = settings["selectors"][0]
+    at_most = "at most " if overall["chance_at_most"] else ""
     title = (
         f"{settings['model']} on {settings['data']} {table['begin']} to {table['end']}: "
-        f"{units.plural(table['questions'], 'question')}, {percent(overall['chance'])} by chance, "
+        f"{units.plural(table['questions'], 'question')}, {at_most}{percent(overall['chance'])} by chance, "
         f"{settings['dtype']} on {settings['device']}"
     )
     heads = (

@@ -272,6 +272,7 @@ def test_chance_is_the_likelier_of_the_commonest_answer_and_a_guess() -> None:
     choices = [Asked("?", str(n), "other", ("0", "1", "2", "3", "4")) for n in range(5)]
     assert scoring.chance(choices, {}) == pytest.approx(0.2)
     assert scoring.chance(four + [Asked("?", "yes", "exist")] * 4, {}) == pytest.approx(0.875)
+    assert scoring.too_few(four) and not scoring.too_few(four * 3) and scoring.too_few(four * 3 + choices)
 
 
 def test_the_bootstrap_is_paired_and_draws_whole_clips() -> None:
@@ -316,7 +317,9 @@ def test_the_table_goes_to_standard_output_and_nothing_else(three: Path, capsys:
     assert main(["bench", "accuracy", "--data", str(three), *QUICK]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "3 questions" in out and "all tokens" in out and "by chance" in out and "25% kept" in out
+    assert (
+        "3 questions" in out and "all tokens" in out and "% by chance" in out and "at most" in out and "25% kept" in out
+    )
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(three: Path, tmp_path: Path) -> None:
@@ -518,6 +521,7 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
         (["--metric", "taxi"], "There is no metric 'taxi'"),
         (["--max-pixels", "9"], "--max-pixels must be at least"),
         (["--limit", "0"], "--limit must be at least 1"),
+        (["--keep", ""], "--keep takes budgets"),
         (["--limit", "1" + "0" * 35], "clips makes at most 100,000 videos a run"),
         (["--workers", "0"], "--workers must be at least 1"),
         (["--begin", "-1"], "no video number -1"),

@@ -231,6 +231,13 @@ def test_the_question_is_relevant_where_it_is_answered(demo: VideoQA) -> None:
     assert len(means) == len(asked.moments) and len(asked.signals["score"].moments[0]) == 64
 
 
+def test_the_legend_names_only_what_is_drawn(demo: VideoQA) -> None:
+    asked = inspected(demo, SAMPLES / "two.mp4", "What moves down?", keep="10%")
+    assert [kind for kind, _ in overlay.marks([asked])] == ["question", "coverage", "dropped"]
+    # Without a question there is nothing to tell apart, and all that is kept has one mark.
+    assert [kind for kind, _ in overlay.marks([inspected(demo, SAMPLES / "two.mp4")])] == ["kept", "dropped"]
+
+
 def test_class_tokens_have_no_cell(cropping: VideoQA, tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", steady(4, 2), picture=wandering)
     inspection = inspected(cropping, path, keep=Keep.parse("100%"), sampling=Sampling(frames=4))

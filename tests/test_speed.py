@@ -121,6 +121,7 @@ def test_the_table_of_a_video_of_ones_own_names_it(tmp_path: Path) -> None:
     [
         (["--size", "big"], "--size takes width and height"),
         (["--size", "57x57"], "even sides"),
+        (["--size", "100000x100000"], "even sides of 56 to 8,192 pixels"),
         (["--clip", "other"], "moving, still, screen"),
         (["--keep", "0%"], "--keep must be more than 0"),
         (["--layers", "2"], "--layers goes with --random-weights"),

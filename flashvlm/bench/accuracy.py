@@ -115,6 +115,8 @@ class Settings:
             raise UsageError(f"--words is question or unrelated, not {self.words!r}.")
         if not 0 <= self.noise < float("inf"):
             raise UsageError(f"--noise must be a share of 0 or more, not {self.noise!r}.")
+        if not self.keep:
+            raise UsageError("--keep takes budgets, such as 100%,10%.")
         for text in self.keep:
             Keep.parse(text)
         _ = self.options
@@ -444,9 +446,8 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
                 if settings.hampered:
                     row["same"] = float(np.mean([one["same"] for one, _ in ours]))
         some = [one for one, ours in zip(asked, chosen, strict=True) if ours]
-        sections.append(
-            {"family": family, "count": len(some), "chance": scoring.chance(some, data.guesses), "rows": rows}
-        )
+        chance = {"chance": scoring.chance(some, data.guesses), "chance_at_most": scoring.too_few(some)}
+        sections.append({"family": family, "count": len(some), **chance, "rows": rows})
     return {"questions": len(records), "clips": len(set(clips.tolist())), "sections": sections}
 
 

@@ -19,6 +19,8 @@ from flashvlm.errors import UsageError
 
 KINDS = ("moving", "still", "screen")
 SEED = 20251222
+# Pictures of larger ones do not fit in memory everywhere.
+LARGEST_SIDE = 8192
 # The thing that moves is this part of the shorter side; the camera goes round once in so many seconds.
 THING_SHARE = 0.25
 ROUND_SECONDS = 12.0
@@ -48,8 +50,8 @@ class Footage:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError(f"--clip is one of {', '.join(KINDS)}, not {self.kind!r}.")
-        if min(self.width, self.height) < 56 or self.width % 2 or self.height % 2:
-            raise UsageError(f"A clip has even sides of at least 56 pixels, not {self.width}x{self.height}.")
+        if not all(56 <= side <= LARGEST_SIDE and side % 2 == 0 for side in (self.width, self.height)):
+            raise UsageError(f"A clip has even sides of 56 to {LARGEST_SIDE:,} pixels, not {self.width}x{self.height}.")
         if not 1 <= self.seconds <= 24 * 3600:
             raise UsageError(f"A clip lasts from 1 second to a day, not {self.seconds:g} s.")
 

@@ -64,7 +64,8 @@ def draw(table: dict[str, Any], path: Path) -> None:
                 shares, [100 * x for x in low], [100 * x for x in high], color=COLOURS[0], alpha=0.15, linewidth=0
             )
     axes.axhline(100 * unpruned["accuracy"], color="0.35", linestyle="--", linewidth=1, label="all tokens", zorder=1)
-    axes.axhline(100 * overall["chance"], color="0.6", linestyle=":", linewidth=1, label="chance", zorder=1)
+    chance = "chance, at most" if overall["chance_at_most"] else "chance"
+    axes.axhline(100 * overall["chance"], color="0.6", linestyle=":", linewidth=1, label=chance, zorder=1)
     axes.set_xscale("log")
     axes.set_xticks(sorted({round(100 * row["kept"], 1) for row in rows}))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -15,6 +15,8 @@ from flashvlm.bench.data import Asked
 ARTICLES = frozenset(("a", "an", "the"))
 LETTERS = string.ascii_uppercase
 RESAMPLES = 5000
+# Of fewer questions of a family the commonest answer is common by chance.
+FEW = 10
 
 
 def normalised(text: str) -> str:
@@ -58,6 +60,11 @@ def chance(asked: Sequence[Asked], guesses: Mapping[str, int]) -> float:
         guess = sum(1 / number for number in among if number) / len(ours)
         total += max(common, guess) * len(ours)
     return total / len(asked)
+
+
+def too_few(asked: Sequence[Asked]) -> bool:
+    """Whether `chance` is too high, for some family has so few questions that their commonest answer says little."""
+    return min(Counter(one.family for one in asked).values()) < FEW
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
