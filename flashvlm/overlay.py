@@ -137,7 +137,7 @@ def caption(seen: Seen) -> str:
 def marks(seen: Sequence[Seen]) -> list[tuple[str, str]]:
     """The kinds of marks and what they mean, as many of them as are used."""
     used = {
-        "question": any(one.selection.important for one in seen),
+        "question": any(one.selection.important and told_apart(one) for one in seen),
         "coverage": any(one.selection.diverse and told_apart(one) for one in seen),
         "kept": not all(told_apart(one) for one in seen),
         "dropped": any(one.tokens.after < one.tokens.before for one in seen),

@@ -235,7 +235,9 @@ def test_the_legend_names_only_what_is_drawn(demo: VideoQA) -> None:
     asked = inspected(demo, SAMPLES / "two.mp4", "What moves down?", keep="10%")
     assert [kind for kind, _ in overlay.marks([asked])] == ["question", "coverage", "dropped"]
     # Without a question there is nothing to tell apart, and all that is kept has one mark.
-    assert [kind for kind, _ in overlay.marks([inspected(demo, SAMPLES / "two.mp4")])] == ["kept", "dropped"]
+    for selector in ("flashvlm", "paper"):
+        unasked = inspected(demo, SAMPLES / "two.mp4", keep="10%", selector=selector)
+        assert [kind for kind, _ in overlay.marks([unasked])] == ["kept", "dropped"]
 
 
 def test_class_tokens_have_no_cell(cropping: VideoQA, tmp_path: Path) -> None:
@@ -353,7 +355,8 @@ def test_many_selections_stand_in_rows(demo: VideoQA, tmp_path: Path) -> None:
 
 
 def test_text_on_a_gif_has_no_tint(demo: VideoQA, tmp_path: Path) -> None:
-    with Image.open(overlay.write(tmp_path / "clip.gif", [inspected(demo, SAMPLES / "one.mp4")])) as clip:
+    asked = inspected(demo, SAMPLES / "one.mp4", "What happens?")
+    with Image.open(overlay.write(tmp_path / "clip.gif", [asked])) as clip:
         got = np.asarray(clip.convert("RGB")).reshape(-1, 3)
     for colour in (overlay.GROUND, overlay.SWATCHES["dropped"], overlay.COVERAGE):
         assert np.abs(got - np.array(ImageColor.getrgb(colour))).max(1).min() <= 2

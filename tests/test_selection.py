@@ -648,6 +648,32 @@ def test_a_token_weighs_the_root_of_its_saliency():
     assert torch.equal(none.indices, flat.indices) and torch.equal(none.scores, flat.scores)
 
 
+@pytest.mark.parametrize("factor", [1e-300, 1e300])
+def test_the_scale_of_saliency_means_nothing(factor):
+    tokens, saliency, words = clip()
+    expected = keep((tokens, saliency, words), 20).indices
+    assert torch.equal(keep((tokens, saliency.double() * factor, words), 20).indices, expected)
+    assert torch.equal(keep((tokens, saliency * 3e38, words), 20).indices, expected)
+
+
+def test_the_heaviest_come_first_in_a_long_video_of_unlike_tokens():
+    generator = torch.Generator().manual_seed(0)
+    tokens, saliency = torch.randn(6400, 64, generator=generator), torch.ones(6400)
+    places = torch.randperm(6400, generator=generator)[:500]
+    saliency[places] = 25
+    selection = select(tokens, saliency, tokens[:0], group_sizes=[64] * 100, budget=1000)
+    assert torch.isin(places, selection.indices).sum() >= 0.98 * 500
+
+
+def test_as_many_looks_as_take_two_thirds_of_the_budget_are_all_found():
+    generator = torch.Generator().manual_seed(0)
+    looks = torch.randn(8, 20, 64, generator=generator)
+    shown = torch.randint(20, (8, 128), generator=generator)
+    tokens = looks.gather(1, shown[:, :, None].expand(-1, -1, 64)).flatten(0, 1)
+    tokens += 0.1 * torch.randn(tokens.shape, generator=generator)
+    assert select(tokens, torch.ones(1024), tokens[:0], group_sizes=[128] * 8, budget=240).delta < 0.2
+
+
 def test_auto_keeps_as_many_whatever_is_salient():
     tokens, saliency, words = clip()
     flat = keep((tokens, torch.ones_like(saliency), words), "auto")
@@ -666,7 +692,7 @@ def test_looks_that_are_rare_and_come_without_order_are_all_found(seed):
 
 
 def test_a_budget_of_more_corners_than_are_looked_for_is_kept_to():
-    # 15 % of it are 1,200.
+    # A fifth of it are 1,600.
     tokens, saliency, words = made_up([256] * 64, width=16)
     selection = select(tokens, saliency, words, group_sizes=[256] * 64, budget=8000)
     assert_valid(selection, 256 * 64, 8000)

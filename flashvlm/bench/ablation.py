@@ -24,7 +24,8 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "no-named": {"named": 0.0},
     "no-ends": {"ends": False},
     "no-floor": {"floor": 0},
-    "no-corners": {"corners": 0.0},
+    "no-corners": {"corners": 0.0, "lonely": 0.5},
+    "no-lonely": {"lonely": 0.2},
     "split": {},
     "merged": {},
 }
@@ -42,7 +43,7 @@ def ablated(name: str, inputs: Inputs) -> Selection:
 
 
 def _sharpened(inputs: Inputs) -> Selection:
-    """Relevance sharpened as published, fused with novelty where the paper has saliency."""
+    """Relevance sharpened as published, fused with novelty and saliency where the paper has saliency alone."""
     import torch
 
     from flashvlm.selection import flashvlm as whole
@@ -52,7 +53,7 @@ def _sharpened(inputs: Inputs) -> Selection:
     from flashvlm.selection.metric import unit_vectors
     from flashvlm.selection.relevance import relevance, sharpen
     from flashvlm.selection.result import Selection
-    from flashvlm.selection.weights import asked_for, novelty
+    from flashvlm.selection.weights import asked_for, novelty, salient
 
     if inputs.budget == len(inputs.tokens):
         return Selection.of(inputs, torch.arange(inputs.budget))
@@ -60,11 +61,12 @@ def _sharpened(inputs: Inputs) -> Selection:
     shown = torch.ones_like(directions.lengths[:, 0])
     if len(inputs.words):
         shown = sharpen(relevance(directions.cosines(unit_vectors(inputs.words))))
-    scores = fuse(novelty(directions), shown)
+    recipe = whole.Recipe()
+    scores = fuse(novelty(directions) * salient(inputs.saliency) ** recipe.saliency, shown)
     blocks = Blocks.of(inputs.group_sizes, shown.device)
     where = directions.under(inputs.metric)
     asked = asked_for(directions, inputs.words)
-    kept, _ = whole.cover_best(where, blocks, scores, asked, inputs.budget, whole.Recipe())
+    kept, _ = whole.cover_best(where, blocks, scores, asked, inputs.budget, recipe)
     return Selection.of(inputs, kept, scores=scores)
 
 

@@ -63,7 +63,7 @@ def chance(asked: Sequence[Asked], guesses: Mapping[str, int]) -> float:
 
 
 def too_few(asked: Sequence[Asked]) -> bool:
-    """Whether `chance` is too high, for some family has so few questions that their commonest answer says little."""
+    """Whether `chance` may be too high: some family has so few questions that their commonest answer says little."""
     return min(Counter(one.family for one in asked).values()) < FEW
 
 

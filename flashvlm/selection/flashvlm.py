@@ -29,14 +29,15 @@ class Recipe:
 
     `novelty`, `relevance` and `saliency` are powers of the signals that make a token's weight. `repetition` is the part
     of its weight that a token loses which the temporal group before shows too. `reach`, above 0, is the distance over
-    which a kept token's cover of others falls to 1 / e. `candidates` is how many tokens the thinning leaves for each
-    that is kept, and `fewest` in each block at least. `together` is how many of these, of successive blocks, are chosen
-    from at once; of more, where few tokens are kept. `floor` is how many tokens each group keeps. `corners` is the
-    share of the budget that goes to tokens far from all others kept, and `lonely` the share up to which it goes to
-    these and to such that nothing kept stands for. `named` is the share up to which it goes, after the floor, to the
-    tokens that the question asks for most, one of every group before the second of any: one token at least, where
-    there is one. With `ends`, the first and the last group are chosen from apart, and the last loses nothing to the one
-    before: what there is at the beginning and at the end is asked about, and no other moment can tell.
+    which a kept token's cover of others falls to 1 / e (how many `auto` keeps does not hang on it). `candidates` is how
+    many tokens the thinning leaves for each that is kept, and `fewest` in each block at least. `together` is how many
+    of these, of successive blocks, are chosen from at once; of more, where few tokens are kept. `floor` is how many
+    tokens each group keeps. `corners` is the share of the budget that goes to tokens far from all others kept, and
+    `lonely` the share up to which it goes to these and to such that nothing kept stands for. `named` is the share up to
+    which it goes, after the floor, to the tokens that the question asks for most, one of every group before the second
+    of any: one token at least, where there is one. With `ends`, the first and the last group are chosen from apart, and
+    the last loses nothing to the one before: what there is at the beginning and at the end is asked about, and no other
+    moment can tell.
     """
 
     novelty: float = 1.0
@@ -171,8 +172,8 @@ def cover_best(
     # What the group before shows too is looked for there, not here.
     if lonely > corners:
         pool = least_covered(similarity, repeated, blocks, kept[: count - lonely], ALIKE, 0)
-        pool = farther(near, kept[: count - lonely], pool, 1 - ALIKE)
         pool = pool[scores[pool].argsort(descending=True, stable=True)]
+        pool = farther(near, kept[: count - lonely], pool, 1 - ALIKE)
         far = pool[apart(near.at(pool), near.at(kept[: count - lonely]), lonely - corners, [1 - ALIKE])]
         kept = torch.cat([far, kept[~torch.isin(kept, far)]])
     kept = kept[: count - corners]

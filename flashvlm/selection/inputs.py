@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from flashvlm.errors import UsageError
+from flashvlm.selection.metric import in_range
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """The arguments of `select`, known to make sense together.
 
-    `tokens` (N, D) and `words` (L, D) keep their dtype, `saliency` (N,) is float32, all on the device of `tokens`;
-    `group_sizes` sums to N, `budget` is from 1 to N, and `metric` is one that `Space.of` knows. Where a radius is asked
-    for, `delta` holds it, and where the selector is to choose the budget, `auto` is True; then `budget` is N.
+    `tokens` (N, D) and `words` (L, D) keep their dtype, `saliency` (N,) is float32, scaled where it would not fit, all
+    on the device of `tokens`; `group_sizes` sums to N, `budget` is from 1 to N, and `metric` is one that `Space.of`
+    knows. Where a radius is asked for, `delta` holds it, and where the selector is to choose the budget, `auto` is
+    True; then `budget` is N.
     """
 
     tokens: Tensor
@@ -82,7 +84,7 @@ class Inputs:
             raise UsageError(f"seed must be a whole number of 64 bits, not {seed!r}.")
         return cls(
             tokens.detach(),
-            saliency.detach().to(tokens.device, torch.float32),
+            in_range(saliency.detach()).to(tokens.device, torch.float32),
             words.detach().to(tokens.device),
             sizes,
             most,
