@@ -37,7 +37,10 @@ def shrink(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def lay_out(small: Encoded, height: int, width: int) -> Encoded:
-    """Every moment of `small` on a grid of `height` x `width` cells, each with the token of the place it lies in."""
+    """Every moment of `small` on a grid of `height` x `width` cells, each with the token of the place it lies in.
+
+    Its saliency, a share of the attention within its frame, is spread over the cells that it lies on.
+    """
     rows = ((torch.arange(height) + 0.5) * small.height / height).long()
     columns = ((torch.arange(width) + 0.5) * small.width / width).long()
     cells = (rows[:, None] * small.width + columns).flatten().to(small.tokens.device)
@@ -45,7 +48,7 @@ def lay_out(small: Encoded, height: int, width: int) -> Encoded:
     return replace(
         small,
         tokens=small.tokens.unflatten(0, grid)[:, cells].flatten(0, 1),
-        saliency=small.saliency.unflatten(0, grid)[:, cells].flatten(),
+        saliency=small.saliency.unflatten(0, grid)[:, cells].flatten() * (grid[1] / len(cells)),
         height=height,
         width=width,
         small=torch.ones(small.groups, dtype=torch.bool),
