@@ -162,11 +162,11 @@ def fetch(
             number grows until every file has begun.
 
     Raises:
-        ModelError: no such model or revision, files that are missing, or neither cached nor reachable.
-        UsageError: a revision of a folder, or no name at all.
+        ModelError: no name, no such model or revision, files that are missing, or neither cached nor reachable.
+        UsageError: a revision of a folder.
     """
     if not model.strip():
-        raise UsageError("The name of the model is empty; flashvlm models lists some.")
+        raise ModelError("The name of the model is empty; flashvlm models lists some.")
     folder = _folder(model)
     if folder is not None:
         if revision is not None:
