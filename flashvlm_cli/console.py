@@ -235,13 +235,13 @@ class RowProgress:
         if "error" in record:
             self._failures += 1
             if self._failures <= FAILURES_TOLD:
-                self._say(f"row {record['line']}: {record['error']['message']}")
+                self._say(f"line {record['line']}: {record['error']['message']}")
             if self._failures == FAILURES_TOLD:
                 self._say("More rows that fail are told of in their records only.")
         for warning in record.get("warnings", ()):
             if warning not in self._warnings and len(self._warnings) < FAILURES_TOLD:
                 self._warnings.add(warning)
-                self._say(f"warning: row {record['line']}: {warning}")
+                self._say(f"warning: line {record['line']}: {warning}")
         to_go = "" if run.seconds_to_go is None else f", {units.duration(run.seconds_to_go)} to go"
         pace = f"{_rate(run.videos_a_minute)} videos a minute{to_go}"
         self._columns.update(self._task, description="answering", completed=run.done, pace=pace)

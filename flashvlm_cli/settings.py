@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from flashvlm import units
 from flashvlm.errors import UsageError
-from flashvlm.options import AskOptions, Keep, parse_time
+from flashvlm.options import ENCODES, LOOKS, SEEKS, AskOptions, Keep, parse_time
 from flashvlm_cli.options import (
     known_metric,
     known_selector,
@@ -45,6 +45,10 @@ def _on_or_off(text: str) -> bool:
     return text.lower() == "on"
 
 
+def _among(values: Iterable[str]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
 def _names(suggest: Callable[[str], Sequence[tuple[str, str]]]) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name, _ in suggest(incomplete)]
 
@@ -58,7 +62,7 @@ SETTINGS = {
         "average kept tokens with dropped ones",
         _on_or_off,
         lambda value: "on" if value else "off",
-        lambda incomplete: [value for value in ("on", "off") if value.startswith(incomplete)],
+        _among(("on", "off")),
     ),
     "start": Setting(
         "1:30", "look from here on", parse_time, lambda at: "the video's start" if at is None else units.timestamp(at),
@@ -78,6 +82,9 @@ SETTINGS = {
     ),
     "max-frames": Setting("N", "at most so many frames", whole_number, sampling=True),
     "max-pixels": Setting("P", "at most so many pixels a frame", whole_number),
+    "encode": Setting("|".join(ENCODES), "which moments are encoded", str, suggest=_among(ENCODES)),
+    "seek": Setting("|".join(SEEKS), "key frames where they serve, or the very frames", str, suggest=_among(SEEKS)),
+    "look": Setting("|".join(LOOKS), "twice: small frames first, full ones where asked", str, suggest=_among(LOOKS)),
     "system": Setting(
         "TEXT", "system prompt", str, lambda text: "the checkpoint's own" if text is None else text
     ),

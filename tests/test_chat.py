@@ -127,6 +127,16 @@ def test_settings_hold_for_the_questions_after_them(chat: Chat) -> None:
     assert answers[1]["generated_tokens"] == 1
 
 
+def test_how_the_video_is_looked_at_can_change_between_questions(chat: Chat) -> None:
+    lines = f"{ASK}\n/look twice\n/encode all\n/seek exact\n{ASK}\n/look default\n{ASK}\n"
+    answers = objects(chat(lines, "--json", "--frames", "12")[1])
+    looked = [[answer["settings"][name] for name in ("look", "encode", "seek")] for answer in answers]
+    assert looked == [["once", "changed", "fast"], ["twice", "all", "exact"], ["once", "all", "exact"]]
+    small = [any(moment["small"] for moment in answer["moments"]) for answer in answers]
+    repeated = [any(moment["like"] is not None for moment in answer["moments"]) for answer in answers]
+    assert (small, repeated[1:]) == ([False, True, False], [False, False])
+
+
 @pytest.mark.parametrize("named", ["/fps", "/frames"])
 def test_frames_and_fps_take_each_others_place_and_default_brings_both_back(chat: Chat, named: str) -> None:
     answers = objects(chat(f"/fps 1\n/frames 4\n{ASK}\n{named} default\n{ASK}\n", "--json", "--fps", "3")[1])
@@ -140,6 +150,7 @@ def test_frames_and_fps_take_each_others_place_and_default_brings_both_back(chat
         ("/keep 0", "/keep must leave at least one token; 0 keeps none."),
         ("/keep many", "/keep takes a share such as 10% or 0.1, a count such as 256, delta=0.3 or auto; not 'many'."),
         ("/merge maybe", "It is on or off, not 'maybe'."),
+        ("/look thrice", "/look is one of once, twice, not 'thrice'."),
         ("/fps x", "Invalid value: 'x' is no number."),
         ("/frames 0", "/frames must be at least 1, not 0."),
         ("/start 9:00", "/start (540 s) is not before the end of the video, which lasts 6.00 s."),
