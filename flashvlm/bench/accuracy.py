@@ -188,8 +188,14 @@ class Run:
         there = self._results.records if self._results else []
         self.records: list[Record] = [record for record in there if record["clip"] in wanted]
         done = {(record["clip"], record["question"]) for record in self.records}
-        left = [(n, tuple(p for p in range(len(data.questions(n))) if (n, p) not in done)) for n in numbers]
-        self._jobs = [(number, places) for number, places in left if places]
+        begun = {number for number, _ in done}
+        self._jobs: list[Job] = []
+        for number in numbers:
+            # Some clips take long to make up: one that is not begun is left to `answer`.
+            if number not in begun:
+                self._jobs.append((number, None))
+            elif left := tuple(p for p in range(len(data.questions(number))) if (number, p) not in done):
+                self._jobs.append((number, left))
         self._left = len(self._jobs)
 
     def __enter__(self) -> Run:
@@ -226,7 +232,8 @@ class Run:
         return {**table, "settings": self.identity, "begin": self.numbers[0], "end": self.numbers[-1]}
 
 
-Job = tuple[int, tuple[int, ...]]
+# A video, and those of its questions that are to be answered; None for all.
+Job = tuple[int, tuple[int, ...] | None]
 
 
 def _finished(settings: Settings, data: DataSet, jobs: Sequence[Job], workers: int) -> Generator[list[Record]]:
@@ -281,7 +288,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(number: int, places: tuple[int, ...]) -> list[Record]:
+def _work(number: int, places: tuple[int, ...] | None) -> list[Record]:
     return measure(*_worker, number, places)
 
 
@@ -292,8 +299,10 @@ def load(settings: Settings) -> VideoQA:
     return VideoQA.from_pretrained(settings.model, device=settings.device, dtype=settings.dtype)
 
 
-def measure(qa: VideoQA, settings: Settings, data: DataSet, number: int, places: Sequence[int]) -> list[Record]:
-    """Answer the questions `places` on video `number`, unpruned and from every selection.
+def measure(
+    qa: VideoQA, settings: Settings, data: DataSet, number: int, places: Sequence[int] | None = None
+) -> list[Record]:
+    """Answer the questions `places` on video `number`, or all of them, unpruned and from every selection.
 
     Raises:
         VideoError: the video cannot be read.
@@ -302,7 +311,7 @@ def measure(qa: VideoQA, settings: Settings, data: DataSet, number: int, places:
         watched = qa.watch(data.video(number, Path(folder)), settings.options)
     questions = data.questions(number)
     records = []
-    for place in places:
+    for place in range(len(questions)) if places is None else places:
         asked = questions[place]
         seen = qa.look_again(watched, scoring.prompt(asked), settings.options)
         begin = time.perf_counter()

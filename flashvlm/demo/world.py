@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -36,6 +36,9 @@ HELD_OUT_PAIRS = frozenset((name, tuple(DIRECTIONS)[i // 2 % 4]) for i, name in 
 ASPECTS = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16), (5, 4), (4, 5), (3, 2))
 SPRITES = Path(__file__).parent / "sprites"
 
+# One moment of a clip, or many.
+Times = TypeVar("Times", float, np.ndarray)
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -58,7 +61,7 @@ class Thing:
         """Whether the thing is in the picture at `when` (fraction of the clip); the last moment counts as in it."""
         return self.appears <= when < self.vanishes or (self.vanishes >= 1.0 and when >= self.appears)
 
-    def centre(self, when: float) -> tuple[float, float]:
+    def centre(self, when: Times) -> tuple[Times, Times]:
         """Where its centre is at `when`, as fractions of width and height."""
         way = (when - self.appears) / (self.vanishes - self.appears)
         return tuple(a + (b - a) * way for a, b in zip(self.start, self.end, strict=True))  # type: ignore[return-value]
@@ -215,14 +218,16 @@ def _try_thing(
 def _meet(one: Thing, other: Thing, extent: tuple[float, float], frames: int) -> bool:
     """Whether two things ever touch while both are visible."""
     reach = (one.size + other.size) / 2 * 1.02
-    for when in np.linspace(max(one.appears, other.appears), min(one.vanishes, other.vanishes), 2 * frames + 1):
-        if one.visible(when) and other.visible(when):
-            apart = (
-                abs(a - b) * length for a, b, length in zip(one.centre(when), other.centre(when), extent, strict=True)
-            )
-            if max(apart) < reach:
-                return True
-    return False
+    begin, end = max(one.appears, other.appears), min(one.vanishes, other.vanishes)
+    if begin > end:
+        return False
+    when = np.linspace(begin, end, 2 * frames + 1)
+    if end < 1.0:
+        when = when[when < end]
+    across, down = (
+        abs(a - b) * length for a, b, length in zip(one.centre(when), other.centre(when), extent, strict=True)
+    )
+    return bool((np.maximum(across, down) < reach).any())
 
 
 @lru_cache(maxsize=1)
