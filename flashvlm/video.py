@@ -295,6 +295,9 @@ def _open_picture(path: Path) -> _Picture | None:
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+            if upright.mode.startswith("I;16"):
+                # Pillow would cut off what is above 255.
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return _Picture(torch.from_numpy(np.array(upright.convert("RGB"))), rotation)
     except UnidentifiedImageError:
         return None
@@ -412,11 +415,14 @@ class _PyAV:
             raise VideoError(f"{path}: {reason}.") from None
         self._av, self._path, self.rotation = av, path, rotation
         with self._opened() as (container, stream):
+            # AVI says when a frame is decoded, not when it is shown. Where the two may be out of order, frames are known
+            # by their number alone.
+            self._in_turn = container.format.name == "avi" and stream.codec_context.has_b_frames
             # In the order in which they are decoded.
             packets = [
-                (packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
+                (moment, packet.duration or 0, packet.is_keyframe, packet.is_discard)
                 for packet in container.demux(stream)
-                if packet.pts is not None
+                if (moment := packet.dts if self._in_turn else packet.pts) is not None
             ]
             unit = float(stream.time_base)
         self._packets = [(moment, is_key) for moment, _, is_key, _ in packets]
@@ -433,7 +439,7 @@ class _PyAV:
         wanted = set(chosen)
         with self._opened() as (container, stream):
             for number, frame in enumerate(container.decode(stream)):
-                if number >= len(self._times) or frame.pts != self._times[number]:
+                if number >= len(self._times) or not (self._in_turn or frame.pts == self._times[number]):
                     break
                 if number in wanted:
                     wanted.remove(number)
@@ -477,6 +483,8 @@ class _Forward(_PyAV):
 
     def __init__(self, path: Path, rotation: int):
         super().__init__(path, rotation, "PyAV is not installed")
+        if self._in_turn:
+            raise VideoError(f"{path}: AVI does not say which packet holds which frame.")
         self.keys = [bisect_left(self._times, moment) for moment in self._key_times()]
 
     def _key_times(self) -> list[int]:

@@ -512,6 +512,8 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
         (["--selectors", "nothing"], "There is no selector 'nothing'"),
         (["--selectors", "uniform,uniform"], "each once"),
         (["--keep", "0%"], "--keep"),
+        (["--keep", "5%,auto"], "--keep auto is for --selectors flashvlm; paper takes shares and counts."),
+        (["--keep", "delta=0.3", "--selectors", "flashvlm,ablations"], "--keep delta=0.3 is for --selectors flashvlm"),
         (["--data", "nothing"], "--data takes clips, eight-looks, needle, crowd, easy-vqa or a .jsonl file"),
         (["--data", "nothing.jsonl"], "There is no file 'nothing.jsonl'"),
         (["--noise", "much"], "--noise takes a share"),
@@ -563,11 +565,11 @@ def test_made_up_tokens_are_the_same_every_time() -> None:
 
 
 def test_the_selectors_are_timed_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--tokens", "64,256", "--width", "16", "--groups-of", "32", "--repeats", "2", "--no-memory"]
+    sizes = ["--tokens", "64,257", "--width", "16", "--groups-of", "32", "--repeats", "2", "--no-memory"]
     assert main(["bench", "selection", "--selectors", "paper,uniform", *sizes, "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
     assert [(row["tokens"], row["selector"], row["kept"]) for row in table["rows"]] == [
-        (64, "paper", 6), (64, "uniform", 6), (256, "paper", 26), (256, "uniform", 26),
+        (64, "paper", 6), (64, "uniform", 6), (257, "paper", 26), (257, "uniform", 26),
     ]  # fmt: skip
     for row in table["rows"]:
         assert row["fastest"] <= row["seconds"] <= row["slowest"] and row["delta"] > 0

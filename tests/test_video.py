@@ -34,6 +34,8 @@ KINDS = {
 PYAV_KINDS = {
     "hevc-closed.mp4": {"codec": "libx265", "options": CLOSED_GROUPS},
     "h264.ts": {"codec": "libx264"},
+    "h264.avi": {"codec": "libx264"},
+    "mpeg4-reordered.avi": {"codec": "mpeg4", "options": {"bf": "2"}},
     "live.webm": {"codec": "libvpx-vp9", "mux_options": {"live": "1"}},
 }
 
@@ -251,6 +253,13 @@ def test_a_photo_is_turned_as_its_camera_was(tmp_path, orientation, rotation):
 def test_a_transparent_picture_lies_on_white(tmp_path):
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert decode(tmp_path / "clear.png", Sampling(), unchanged).frames.unique().tolist() == [255]
+
+
+def test_a_grey_picture_of_16_bits_keeps_its_shades(tmp_path):
+    shades = np.arange(256, dtype=np.uint16)[None].repeat(8, 0)
+    Image.fromarray(shades * 257).save(tmp_path / "grey.png")
+    seen = decode(tmp_path / "grey.png", Sampling(), unchanged).frames
+    assert (seen[0] == torch.from_numpy(shades.astype(np.uint8))).all()
 
 
 def test_of_an_animated_picture_the_first_frame_is_looked_at(tmp_path):

@@ -41,7 +41,7 @@ from flashvlm.options import (
     Sampling,
 )
 from flashvlm.report import versions
-from flashvlm.selection import METRICS, SELECTORS
+from flashvlm.selection import BY_CONTENT, METRICS, SELECTORS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,8 +117,10 @@ class Settings:
             raise UsageError(f"--noise must be a share of 0 or more, not {self.noise!r}.")
         if not self.keep:
             raise UsageError("--keep takes budgets, such as 100%,10%.")
+        others = [selector for selector in self.selectors if selector != BY_CONTENT]
         for text in self.keep:
-            Keep.parse(text)
+            if others and Keep.parse(text).by_content:
+                raise UsageError(f"--keep {text} is for --selectors {BY_CONTENT}; {others[0]} takes shares and counts.")
         _ = self.options
 
     @property

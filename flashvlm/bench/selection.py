@@ -167,8 +167,7 @@ class SelectionRun:
         """Seconds that one call is going to take, as far as smaller sizes tell."""
         known = self._history[name]
         nearest = known[-1][0] if known else PROBED_FROM // STEP
-        if count > STEP * nearest:
-            probe = count // STEP
+        if (probe := count // STEP) > nearest:
             if self._expected(name, probe) > LONGEST:
                 return math.inf
             inputs = clustered(probe, self.settings.width, self.settings.group)
