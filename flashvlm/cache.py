@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, watching
-from flashvlm.report import VideoFacts
+from flashvlm.report import VideoFacts, versions
 
 if TYPE_CHECKING:
     import torch
@@ -174,8 +174,6 @@ def entry_key(path: str | Path, backend: Backend, model: str, options: AskOption
     Args:
         model: what tells the checkpoint from others.
     """
-    import transformers
-
     try:
         if not Path(path).is_file():
             return None
@@ -191,7 +189,7 @@ def entry_key(path: str | Path, backend: Backend, model: str, options: AskOption
         "family": backend.family,
         "device": backend.device.type,
         "dtype": str(backend.dtype),
-        "transformers": transformers.__version__,
+        "versions": versions(),
     }
     return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
 

@@ -23,6 +23,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -415,7 +416,7 @@ class _PyAV:
             raise VideoError(f"{path}: {reason}.") from None
         self._av, self._path, self.rotation = av, path, rotation
         with self._opened() as (container, stream):
-            # AVI says when a frame is decoded, not when it is shown. Where the two may be out of order, frames are known
+            # AVI says when a frame is decoded, not when it is shown. Where these may be out of order, frames are known
             # by their number alone.
             self._in_turn = container.format.name == "avi" and stream.codec_context.has_b_frames
             # In the order in which they are decoded.
@@ -456,6 +457,8 @@ class _PyAV:
         import numpy as np
         import torch
 
+        if max(part.bits for part in frame.format.components) > 8:
+            return torch.from_numpy(_filtered(frame).to_ndarray())
         picture = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
         return torch.from_numpy(np.ascontiguousarray(picture))
 
@@ -472,6 +475,23 @@ class _PyAV:
                 yield container, stream
         except (self._av.FFmpegError, UnicodeError) as error:
             raise VideoError(f"{self._path}: {problem}.") from error
+
+
+def _filtered(frame: Any) -> Any:
+    """A frame of PyAV, upright and in RGB by FFmpeg's filters, as decord has them: of more than 8 bits, PyAV's own way
+    puts colours elsewhere."""
+    from av.filter import Graph
+
+    graph = Graph()
+    unit = frame.time_base or Fraction(1)
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=unit)
+    turns = [graph.add("transpose", "cclock") for _ in range(frame.rotation // 90 % 4)]
+    chain = [source, *turns, graph.add("format", "pix_fmts=rgb24"), graph.add("buffersink")]
+    for one, following in pairwise(chain):
+        one.link_to(following)
+    graph.configure()
+    graph.push(frame)
+    return graph.pull()
 
 
 class _Forward(_PyAV):

@@ -59,6 +59,7 @@ def write_clip(
     times: Sequence[float],
     *,
     codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
     size: tuple[int, int] = (160, 96),
     key_every: int = 12,
     rotation: int = 0,
@@ -75,7 +76,7 @@ def write_clip(
     width, height = size if rotation % 180 == 0 else size[::-1]
     with av.open(str(path), "w", options=mux_options or {}) as container:
         stream = container.add_stream(codec, rate=25, options=OPTIONS[codec] | (options or {}))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         if width % 2 or height % 2:
             stream.pix_fmt = "yuv444p"
         stream.codec_context.time_base = stream.time_base = TIME_BASE

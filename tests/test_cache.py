@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,13 +84,18 @@ def test_an_entry_belongs_to_the_content_not_to_the_name(fresh: VideoQA, folder:
 
 @pytest.mark.parametrize(
     "other",
-    [AskOptions(cache=True, max_pixels=28 * 28 * 16), AskOptions(cache=True, sampling=Sampling(frames=2))],
-    ids=["max_pixels", "sampling"],
+    [
+        {"max_pixels": 28 * 28 * 16},
+        {"encode": "all"},
+        {"seek": "exact"},
+        *({"sampling": Sampling(**part)} for part in ({"frames": 2}, {"start": 1}, {"end": 5}, {"fps": 1})),
+    ],
+    ids=lambda other: str(other.get("sampling", list(other))),
 )
-def test_what_changes_the_tokens_has_an_entry_of_its_own(fresh: VideoQA, folder: Path, other: AskOptions) -> None:
+def test_what_changes_the_tokens_has_an_entry_of_its_own(fresh: VideoQA, folder: Path, other: dict[str, Any]) -> None:
     clip = samples_dir() / "one.mp4"
     fresh.watch(clip, CACHED)
-    assert not fresh.watch(clip, other).cached
+    assert not fresh.watch(clip, AskOptions(cache=True, **other)).cached
     assert len(entries(folder)) == 2
 
 

@@ -83,6 +83,15 @@ def test_one_pass_gives_the_frames_that_exact_seeking_gives(tmp_path, kind, samp
     assert clip.facts == exact.facts
 
 
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "yuv420p10le"])
+def test_one_pass_gives_the_very_pixels(tmp_path, pix_fmt, rotation):
+    path = write_clip(tmp_path / "clip.mp4", steady(30), pix_fmt=pix_fmt, rotation=rotation)
+    clip, exact = (decode(path, Sampling(frames=10), unchanged, seek) for seek in ("fast", "exact"))
+    assert_frames_match_their_times(clip)
+    assert torch.equal(clip.frames, exact.frames)
+
+
 @pytest.mark.parametrize("kind", ["h264.mp4", "hevc-open.mp4", "vp9.webm", "av1.mp4", "mpeg4.avi"])
 def test_key_frames_serve_where_there_are_enough_and_say_when_they_are(tmp_path, kind):
     path = write_clip(tmp_path / kind, steady(100), **KINDS[kind], key_every=20)
