@@ -51,6 +51,7 @@ _SILENCE = threading.RLock()
 
 UNREADABLE = "this is not a video or a picture that can be read"
 NO_VIDEO = "there is no video in this file"
+NO_TIMES = "nothing in this file says when its frames are shown; ffmpeg -i FILE out.mp4 makes one that does"
 
 
 @dataclass(frozen=True)
@@ -420,18 +421,20 @@ class _PyAV:
             # by their number alone.
             self._in_turn = container.format.name == "avi" and stream.codec_context.has_b_frames
             # In the order in which they are decoded.
-            packets = [
-                (moment, packet.duration or 0, packet.is_keyframe, packet.is_discard)
-                for packet in container.demux(stream)
-                if (moment := packet.dts if self._in_turn else packet.pts) is not None
-            ]
+            packets, timeless = [], False
+            for packet in container.demux(stream):
+                moment = packet.dts if self._in_turn else packet.pts
+                if moment is not None:
+                    packets.append((moment, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+                elif packet.size:
+                    timeless = True
             unit = float(stream.time_base)
         self._packets = [(moment, is_key) for moment, _, is_key, _ in packets]
         # Nothing can be decoded before the first key frame, and an edit list may hide what can.
         first = next((moment for moment, _, is_key, _ in packets if is_key), math.inf)
         shown = sorted((moment, length) for moment, length, _, hidden in packets if moment >= first and not hidden)
         if not shown:
-            raise VideoError(f"{path}: {NO_VIDEO}.")
+            raise VideoError(f"{path}: {NO_TIMES if timeless else NO_VIDEO}.")
         self._times = [moment for moment, _ in shown]
         self.starts: Sequence[float] = [round((moment - self._times[0]) * unit, 6) for moment in self._times]
         self.duration = _duration(self.starts, self.starts[-1] + shown[-1][1] * unit)

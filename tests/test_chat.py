@@ -137,6 +137,11 @@ def test_how_the_video_is_looked_at_can_change_between_questions(chat: Chat) -> 
     assert (small, repeated[1:]) == ([False, True, False], [False, False])
 
 
+def test_a_second_look_is_there_for_every_question(chat: Chat) -> None:
+    first, second = (one["moments"] for one in objects(chat(f"{ASK}\n{ASK}\n", "--json", "--look", "twice")[1]))
+    assert first == second and not all(moment["small"] for moment in second)
+
+
 @pytest.mark.parametrize("named", ["/fps", "/frames"])
 def test_frames_and_fps_take_each_others_place_and_default_brings_both_back(chat: Chat, named: str) -> None:
     answers = objects(chat(f"/fps 1\n/frames 4\n{ASK}\n{named} default\n{ASK}\n", "--json", "--fps", "3")[1])

@@ -124,6 +124,13 @@ def test_pyav_reads_what_decord_cannot(tmp_path, kind):
         assert clip.facts.frame_count == 60 and clip.facts.duration == pytest.approx(2.4)
 
 
+def test_a_stream_without_a_container_is_told_to_lack_times(tmp_path):
+    path = write_clip(tmp_path / "raw.h264", steady(20))
+    for seek in ("fast", "exact"):
+        with pytest.raises(VideoError, match="nothing in this file says when its frames are shown"):
+            decode(path, Sampling(), unchanged, seek)
+
+
 def test_a_video_that_only_pyav_can_read_says_so_without_it(tmp_path, no_pyav):
     path = write_clip(tmp_path / "clip.mp4", steady(60), **PYAV_KINDS["hevc-closed.mp4"])
     no_pyav()
