@@ -8,7 +8,7 @@ Videos are read with decord. What is known of it (decord2 3.4, held by the tests
   once one fails the video is read forward from its first frame.
 - It numbers the frames that an edit list hides (a trimmed MP4), but never hands them out.
 - It gives up on HEVC with closed groups of pictures and reordered B-frames, and it cannot rewind MPEG-TS. What decord
-  cannot read exactly is read with PyAV where that is installed.
+  cannot read exactly is read with PyAV.
 - Where frames are missing it repeats another one, unless `fault_tol` forbids it.
 """
 
