@@ -103,8 +103,8 @@ def decode(
             return _read_clip(path, _Forward(path, rotation), sampling, transform, on_frame)
     try:
         return _read_clip(path, picture or _Decord(path, rotation), sampling, transform, on_frame)
-    except _InexactError as reason:
-        return _read_clip(path, _PyAV(path, rotation, str(reason)), sampling, transform, on_frame)
+    except _InexactError:
+        return _read_clip(path, _PyAV(path, rotation), sampling, transform, on_frame)
 
 
 def frames_at(path: str | Path, timestamps: Sequence[float]) -> Iterator[torch.Tensor]:
@@ -122,8 +122,8 @@ def frames_at(path: str | Path, timestamps: Sequence[float]) -> Iterator[torch.T
         for picture in reader.read([_nearest(reader.starts, moment) for moment in timestamps]):
             yield picture.permute(2, 0, 1)
             given += 1
-    except _InexactError as reason:
-        reader = _PyAV(path, rotation, str(reason))
+    except _InexactError:
+        reader = _PyAV(path, rotation)
         for picture in reader.read([_nearest(reader.starts, moment) for moment in timestamps[given:]]):
             yield picture.permute(2, 0, 1)
 
@@ -142,8 +142,8 @@ def times(path: str | Path, start: float, end: float, fps: float | None = None) 
     reader: _Reader
     try:
         reader = _open_picture(path) or _Decord(path, rotation)
-    except _InexactError as reason:
-        reader = _PyAV(path, rotation, str(reason))
+    except _InexactError:
+        reader = _PyAV(path, rotation)
     starts = reader.starts
     first, last = _nearest(starts, start), _nearest(starts, end)
     chosen = range(first, last + 1)
@@ -231,9 +231,6 @@ class _Reader(Protocol):
 
 class _InexactError(Exception):
     """decord cannot read this file, or cannot be trusted to hand out the frames that are asked for."""
-
-    def __init__(self, reason: str = "the video is damaged, or of a kind that only PyAV can read (pip install av)"):
-        super().__init__(reason)
 
 
 def _read_clip(
@@ -327,7 +324,7 @@ class _Decord:
                 spans = self._video.get_frame_timestamp(list(range(len(self._video))))
                 self._keys = self._video.get_key_indices()
         except (*self._errors, AssertionError, IndexError, UnicodeError) as error:
-            raise _InexactError(NO_VIDEO if "video stream" in str(error) else UNREADABLE) from error
+            raise _InexactError from error
         starts, ends = spans.T.astype(float).round(6).tolist()
         if len(starts) == 1:
             starts, ends = [0.0], [ends[0] - starts[0]]
@@ -410,11 +407,9 @@ class _Decord:
 class _PyAV:
     """A video read with PyAV from its first frame on: slower than decord, and right where decord is not."""
 
-    def __init__(self, path: Path, rotation: int, reason: str):
-        try:
-            import av
-        except ImportError:
-            raise VideoError(f"{path}: {reason}.") from None
+    def __init__(self, path: Path, rotation: int):
+        import av
+
         self._av, self._path, self.rotation = av, path, rotation
         with self._opened() as (container, stream):
             # AVI says when a frame is decoded, not when it is shown. Where these may be out of order, frames are known
@@ -505,7 +500,7 @@ class _Forward(_PyAV):
     """
 
     def __init__(self, path: Path, rotation: int):
-        super().__init__(path, rotation, "PyAV is not installed")
+        super().__init__(path, rotation)
         if self._in_turn:
             raise VideoError(f"{path}: AVI does not say which packet holds which frame.")
         self.keys = [bisect_left(self._times, moment) for moment in self._key_times()]

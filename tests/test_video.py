@@ -42,7 +42,7 @@ PYAV_KINDS = {
 
 @pytest.fixture
 def no_pyav(monkeypatch):
-    """An installation without PyAV, for what runs after it is asked for."""
+    """Nothing but decord can read what is read after this is asked for."""
     return lambda: monkeypatch.setitem(sys.modules, "av", None)
 
 
@@ -129,13 +129,6 @@ def test_a_stream_without_a_container_is_told_to_lack_times(tmp_path):
     for seek in ("fast", "exact"):
         with pytest.raises(VideoError, match="nothing in this file says when its frames are shown"):
             decode(path, Sampling(), unchanged, seek)
-
-
-def test_a_video_that_only_pyav_can_read_says_so_without_it(tmp_path, no_pyav):
-    path = write_clip(tmp_path / "clip.mp4", steady(60), **PYAV_KINDS["hevc-closed.mp4"])
-    no_pyav()
-    with pytest.raises(VideoError, match="pip install av"):
-        decode(path, Sampling(frames=60), unchanged)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(frames=50), Sampling(frames=5), Sampling(start=1)])
@@ -320,15 +313,12 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("pyav", [True, False], ids=["with PyAV", "without PyAV"])
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_what_cannot_be_read_is_one_sentence(tmp_path, capfd, no_pyav, name, pyav):
+def test_what_cannot_be_read_is_one_sentence(tmp_path, capfd, name):
     write, problem = BAD_FILES[name]
     path = tmp_path / name
     write(path)
     capfd.readouterr()
-    if not pyav:
-        no_pyav()
     with pytest.raises(VideoError) as caught:
         decode(path, Sampling(frames=50), unchanged)
     message = str(caught.value)
@@ -337,22 +327,20 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path, capfd, no_pyav, name, pya
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("pyav", [True, False], ids=["with PyAV", "without PyAV"])
-def test_no_other_frame_stands_in_for_a_missing_one(tmp_path, no_pyav, pyav):
+def test_no_other_frame_stands_in_for_a_missing_one(tmp_path):
     options = {"x265-params": "log-level=none:scenecut=0:bframes=0"}
     whole = write_clip(tmp_path / "whole.mp4", steady(30), codec="libx265", key_every=60, options=options)
     path = write_without_frame(tmp_path / "hole.mp4", whole, 20)
-    if not pyav:
-        no_pyav()
     with pytest.raises(VideoError, match="damaged"):
         decode(path, Sampling(frames=30), unchanged)
 
 
-def test_pyav_does_not_hand_out_the_next_frame_for_a_missing_one(tmp_path):
-    options = {"x265-params": "log-level=none:scenecut=0:bframes=0"}
-    whole = write_clip(tmp_path / "whole.mp4", steady(30), codec="libx265", key_every=60, options=options)
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_pyav_does_not_hand_out_another_frame_for_a_missing_one(tmp_path, codec):
+    options = {"x265-params": "log-level=none:scenecut=0:bframes=0"} if codec == "libx265" else {}
+    whole = write_clip(tmp_path / "whole.mp4", steady(30), codec=codec, key_every=60, options=options)
     path = write_without_frame(tmp_path / "hole.ts", whole, 10)
-    with pytest.raises(VideoError, match=r"0\.80 s"):
+    with pytest.raises(VideoError, match="damaged; its frame at"):
         decode(path, Sampling(frames=2, start=0.2, end=0.8), unchanged)
 
 
