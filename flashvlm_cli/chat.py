@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashvlm.errors import ModelError, UsageError
+from flashvlm.errors import ModelError, UsageError, VideoError
 from flashvlm.files import check_video
 from flashvlm.options import AskOptions, watching
 from flashvlm_cli import output, prompt
@@ -58,7 +58,8 @@ def chat(
     answer, Ctrl-D ends the chat.
 
     Lines can be piped in: each question's answer is one line of standard output, empty where there is none; blank
-    lines and lines that begin with # are skipped; the exit code is that of the last line that failed, or 0.
+    lines and lines that begin with # are skipped; after a /video that fails, questions have no answer until the
+    next /video; the exit code is that of the last line that failed, or 0.
     """
     check_video(video)
     silence_libraries()
@@ -83,6 +84,8 @@ class Chat:
         self.last: Answer | None = None
         # The options that `watched` was made with.
         self._looked: AskOptions | None = None
+        # The video that could not be looked at, where nobody sees that questions would go to the one before.
+        self._missing: str | None = None
 
     def begin(self, video: str, loading: dict[str, Any]) -> None:
         """Load the model and look at the video.
@@ -99,7 +102,7 @@ class Chat:
             show_loading(progress, loading)
             self.qa = VideoQA.from_pretrained(**loading)
             self._look_at(video, progress.stage)
-        self._warn(self.watched.warnings)
+        self._warn_of_video()
         if not self.piped and not self.quiet:
             from flashvlm_cli.console import print_greeting
 
@@ -193,6 +196,8 @@ class Chat:
             question.encode()
         except UnicodeEncodeError:
             raise UsageError("This line is no text.") from None
+        if self._missing is not None:
+            raise VideoError(f"There is no answer, for {self._missing} could not be looked at.")
         if self._looked is None or watching(self._looked) != watching(self.options):
             self._look_at(self.video, on_stage)
         answer = self.qa.answer(self.watched, question, self.options, on_text=on_text, on_stage=on_stage)
@@ -222,10 +227,12 @@ class Chat:
             self._note(f"The video is {self.video}.")
             return
         path = os.path.expanduser(text)
+        self._missing = path if self.piped else None
         check_video(path)
         with Progress(shown=not self.quiet and not self.as_json) as progress:
             self._look_at(path, progress.stage)
-        self._warn(self.watched.warnings)
+        self._missing = None
+        self._warn_of_video()
         if not self.quiet:
             print_facts(self.watched.facts)
 
@@ -278,6 +285,12 @@ class Chat:
             from flashvlm_cli.console import print_note
 
             print_note(text)
+
+    def _warn_of_video(self) -> None:
+        """Say what there is to say of the video, unless it is said with the next answer."""
+        if not self.as_json:
+            self._warn(self.watched.warnings)
+            self.watched = replace(self.watched, warnings=())
 
     def _warn(self, warnings: Iterable[str]) -> None:
         if not self.quiet and not self.as_json:

@@ -388,7 +388,16 @@ def print_note(text: str) -> None:
 def print_rows(rows: Sequence[tuple[str, str]]) -> None:
     """Print pairs on standard error, the second ones below each other."""
     width = max(len(name) for name, _ in rows) + GAP
-    _note([[Text.assemble((name.ljust(width), "value"), (about, ""))] for name, about in rows])
+    room = _width() - width if is_terminal(sys.stderr) else sys.maxsize
+    lines = []
+    for name, about in rows:
+        if room < NARROWEST:
+            lines += [Text(name, "value"), *map(Text, textwrap.wrap(about, _width() - GAP))]
+            continue
+        first, *rest = textwrap.wrap(about, room) or [""]
+        lines.append(Text.assemble((name.ljust(width), "value"), first))
+        lines += [Text(" " * width + more) for more in rest]
+    _note([lines])
 
 
 def print_models(models: Sequence[Mapping[str, Any]]) -> None:
@@ -464,9 +473,13 @@ def _savings(figures: Sequence[tuple[str, BeforeAfter, Callable[[int], str]]], w
     factors = [f"{factor} less" if factor else "" for factor in factors]
     widths = [max(map(len, column)) for column in (befores, afters, shares, factors)]
     room = width - sum(widths) - len(" → ") - 3 * GAP
-    factors_fit = room + GAP >= 0
     lines = []
     for row, (label, pair, _) in enumerate(figures):
+        if room + GAP < 0:
+            pieces = [f"{befores[row]} → {afters[row]}", shares[row], factors[row]]
+            styled = zip(pieces, ("value", "kept", "saved"), strict=True)
+            lines += _labelled(label, _flow([[piece] for piece in styled if piece[0]], width))
+            continue
         text = Text.assemble(
             (befores[row].rjust(widths[0]), ""),
             (" → ", "label"),
@@ -476,8 +489,7 @@ def _savings(figures: Sequence[tuple[str, BeforeAfter, Callable[[int], str]]], w
         )
         if room >= FEWEST_BAR_CELLS:
             text.append_text(Text.assemble("  ", *charts.share_bar(pair.after, pair.before, room)))
-        if factors_fit:
-            text.append_text(Text.assemble("  ", (factors[row].rjust(widths[3]), "saved")))
+        text.append_text(Text.assemble("  ", (factors[row].rjust(widths[3]), "saved")))
         lines += _labelled(label, [text])
     return lines
 
@@ -541,14 +553,14 @@ def _times(answer: Answer, width: int) -> list[Text]:
 
 
 def _flow(items: Iterable[Sequence[charts.Cell]], width: int) -> list[Text]:
-    """Lay items out on as few lines as take them whole."""
+    """Lay items out on as few lines as take them whole; one that no line takes is broken between words."""
     lines: list[Text] = []
     for item in items:
         text = Text.assemble(*item)
         if lines and lines[-1].cell_len + 3 + text.cell_len <= width:
             lines[-1].append_text(Text.assemble((" · ", "label"), text))
         else:
-            lines.append(text)
+            lines += text.wrap(Console(width=width), width)
     return lines
 
 

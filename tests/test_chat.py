@@ -183,13 +183,24 @@ def test_settings_that_exclude_each_other_are_told_with_the_names_of_the_chat(ch
 def test_another_video_and_one_that_is_none(chat: Chat, tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
-    code, out, err = chat(f"/video {OTHER}\n{ASK}\n/video {broken}\n/video nowhere.mp4\n/video\n{ASK}\n", "--json")
+    lines = f"/video {OTHER}\n{ASK}\n/video {broken}\n/video nowhere.mp4\n/video\n{ASK}\n/video {CLIP}\n{ASK}\n"
+    code, out, err = chat(lines, "--json")
     videos = [answer["video"]["path"] for answer in objects(out) if "video" in answer]
     errors = [answer for answer in objects(out) if "error" in answer]
-    assert (code, videos) == (3, [OTHER, OTHER])
-    assert [error["command"] for error in errors] == [f"/video {broken}", "/video nowhere.mp4"]
+    # A question after a video that is none is not answered from the one before it.
+    assert (code, videos) == (3, [OTHER, CLIP])
+    failed = [error.get("command", error.get("question")) for error in errors]
+    assert failed == [f"/video {broken}", "/video nowhere.mp4", ASK]
     assert {error["error"]["kind"] for error in errors} == {"video"}
     assert f"The video is {OTHER}." in err
+
+
+def test_what_there_is_to_say_of_a_video_is_said_once(chat: Chat, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    said = "flashvlm: warning: The feature cache "
+    assert [chat(f"{ASK}\n{ASK}\n", "--cache", *shown)[2].count(said) for shown in ((), ("--quiet",))] == [1, 0]
+    first, second = objects(chat(f"{ASK}\n{ASK}\n", "--cache", "--json")[1])
+    assert [len(answer["warnings"]) for answer in (first, second)] == [1, 0]
 
 
 def test_a_failed_question_leaves_an_empty_line_and_the_chat_goes_on(

@@ -543,10 +543,11 @@ def test_summary_holds_every_figure(summary):
         assert re.search(rf"^ {stage} +{took} +[█▏▎▍▌▋▊▉]", text, re.M)
 
 
-@pytest.mark.parametrize("columns", [46, 50, 56, 60, 80])
-def test_a_saving_is_told_in_full_or_not_at_all(summary, columns):
-    lines = [line for line in summary(columns=columns).splitlines() if "→" in line]
-    assert len(lines) == 3 and all(line.rstrip().endswith(("%", "× less")) for line in lines)
+@pytest.mark.parametrize("columns", [40, 46, 50, 56, 60, 80])
+def test_a_saving_is_told_in_full_at_any_width(summary, columns):
+    text = summary(columns=columns)
+    assert re.findall(r"[\d.]+(?:%|× less)", text) == ["11.7%", "8.5× less", "10.5%", "9.6× less", "8.0%", "12.5× less"]
+    assert "…" not in text.split("kept")[0].split("──")[-1]
 
 
 def test_summary_shows_where_in_time_the_kept_tokens_lie(summary):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
+from unicodedata import category
 
 import torch
 from torch import Tensor
@@ -243,7 +244,9 @@ class Backend(ABC):
     def unknown_words(self, text: str) -> list[str]:
         """The words of `text` that the tokenizer has no token for, each once."""
         unknown = self.tokenizer.unk_token_id
-        words = dict.fromkeys(re.findall(r"[\w'-]+", text))
+        # An emoji, or several in a row, counts as a word; punctuation does not.
+        found = dict.fromkeys(re.findall(r"[\w'-]+|[^\w\s!-/:-@\[-`{-~]+", text))
+        words = [word for word in found if not all(category(sign).startswith("P") for sign in word)]
         return [w for w in words if unknown in self.tokenizer(w, add_special_tokens=False).input_ids]
 
     def inputs(self, prompt: Prompt, encoded: Encoded, kept: Tensor, vectors: Tensor) -> dict[str, Tensor]:

@@ -49,7 +49,8 @@ class Directions:
 
     def cosines(self, units: Tensor) -> Tensor:
         """(N, L) cosines with float32 unit vectors (L, D); 0 for zero vectors."""
-        return torch.cat([(part @ units.T).div_(length) for part, length in self.scaled()])
+        # A product with few rows takes half the time of one with few columns.
+        return torch.cat([units @ part.T for part, _ in self.scaled()], 1).T / self.lengths
 
     def at(self, tokens: Tensor) -> Directions:
         """Some of the tokens, (M,) int64 places, around the mean of all."""

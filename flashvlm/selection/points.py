@@ -47,16 +47,16 @@ class Points:
         if parts == 1:
             return cls.of(directions)
         signs = 2 * torch.randint(2, (width,), generator=torch.Generator().manual_seed(0)) - 1
-        signs = signs.to(directions.mean)
+        signs = signs.to(directions.mean).split(-(-width // parts))
 
         def fold(vectors: Tensor) -> Tensor:
-            first, *others = vectors.mul_(signs).split(-(-width // parts), -1)
-            total = first.clone()
-            for other in others:
-                total[..., : other.shape[-1]] += other
+            first, *others = vectors.split(len(signs[0]), -1)
+            total = first * signs[0]
+            for other, sign in zip(others, signs[1:], strict=True):
+                total[..., : len(sign)].addcmul_(other, sign)
             return total
 
-        centre = fold(directions.mean.clone())
+        centre = fold(directions.mean)
         summed = [fold(part).div_(length).sub_(centre) for part, length in directions.scaled()]
         return cls._around(torch.cat(summed))
 
