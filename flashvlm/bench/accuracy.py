@@ -16,6 +16,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import TracebackType
@@ -386,6 +387,7 @@ def _answers(
 
 def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, selector: str, keep: Keep) -> Selection:
     from flashvlm.selection import select
+    from flashvlm.selection.class_tokens import beside
     from flashvlm.selection.inputs import Inputs
 
     count = len(seen)
@@ -393,7 +395,7 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
     budget, delta = keep.budget(count), keep.delta
     if selector in ABLATIONS:
         inputs = Inputs.checked(seen, encoded.saliency, words, sizes, budget, delta, settings.metric, settings.seed)
-        selection = ablated(selector, inputs)
+        selection = beside(inputs, encoded.class_tokens, partial(ablated, selector))
     else:
         selection = select(
             seen,
@@ -405,6 +407,7 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
             selector=selector,
             metric=settings.metric,
             seed=settings.seed,
+            class_tokens=encoded.class_tokens,
         )
     if seen is not encoded.tokens:
         clean = encoded.tokens
