@@ -5,10 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from flashvlm import AskOptions, VideoQA
 from flashvlm.errors import UsageError, VideoError
 from flashvlm.options import Keep, Sampling
+from flashvlm.report import BeforeAfter
 from flashvlm.samples import samples_dir
 from flashvlm_cli.app import main
 
@@ -67,6 +70,20 @@ def test_the_object_of_json_holds_every_figure(capsys: pytest.CaptureFixture[str
     assert answer["kv_cache_bytes"]["after"] == answer["prompt_tokens"]["after"] * 2 * 4 * 2 * 64 * 4
     assert answer["settings"]["keep"] == "10%"
     assert answer["versions"]["transformers"]
+
+
+@pytest.mark.parametrize("model", ["demo", "demo_video_llava"])
+def test_operations_are_as_many_as_torch_counts(model: str, request: pytest.FixtureRequest) -> None:
+    backend, count = request.getfixturevalue(model).backend, 300
+    config = backend.text_config
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        hidden = backend.model.get_decoder()(inputs_embeds=torch.zeros(1, count, config.hidden_size), use_cache=False)
+        backend.model.lm_head(hidden.last_hidden_state[:, -1:])
+    # It does not count attention here: scores and weighted values, half of each masked.
+    attention = 2 * config.num_hidden_layers * config.hidden_size * count**2
+    computed = backend.prefill_flops(BeforeAfter(count, 2 * count))
+    assert computed.before == counter.get_total_flops() + attention
+    assert computed.after > 2 * computed.before
 
 
 def test_streamed_pieces_are_the_answer(demo: VideoQA) -> None:

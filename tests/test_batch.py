@@ -429,6 +429,10 @@ def test_a_folder_trained_further_is_another_model(tmp_path: Path) -> None:
         ({"max_pixels": 40_000}, "max_pixels"),
         ({"sampling": Sampling(fps=3.0)}, "fps is null there and 3.0 here"),
         ({"system": "Be brief."}, "system"),
+        ({"temperature": 0.5}, "temperature"),
+        ({"metric": "centered"}, "metric"),
+        ({"merge": True}, "merge"),
+        ({"look": "twice"}, "look"),
     ],
 )
 def test_records_of_other_settings_are_refused(

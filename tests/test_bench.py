@@ -11,7 +11,7 @@ import torch
 from flashvlm import VideoQA
 from flashvlm.bench import scoring
 from flashvlm.bench import selection as selection_bench
-from flashvlm.bench.accuracy import Run, Settings, measure
+from flashvlm.bench.accuracy import Run, Settings, measure, summarise
 from flashvlm.bench.clips import Clips, Crowd, Needle
 from flashvlm.bench.data import Asked, Lines, content_words
 from flashvlm.bench.easy_vqa import EasyVQA
@@ -287,6 +287,48 @@ def test_the_bootstrap_is_paired_and_draws_whole_clips() -> None:
     assert np.ptp(scoring.interval(repeated[:, 0])) == pytest.approx(high - low, rel=0.1)
 
 
+def test_the_table_sets_each_selector_against_the_first_at_its_own_budget() -> None:
+    # Of eight clips with a question each: who is right about which.
+    everything = "11111110"
+    right = {"25%": {"flashvlm": "11110000", "paper": everything}, "50%": {"flashvlm": "11000001", "paper": "11000000"}}
+    records = [
+        {
+            "clip": clip,
+            "question": 0,
+            "text": "What?",
+            "answer": "a",
+            "family": "kind",
+            "choices": [],
+            "tokens": 100,
+            "unpruned": {"right": everything[clip] == "1"},
+            "pruned": {
+                budget: {
+                    name: {"right": row[clip] == "1", "kept": kept + clip, "seconds": clip / 8, "delta": clip / 10}
+                    for name, row in rows.items()
+                }
+                for (budget, rows), kept in zip(right.items(), (20, 40), strict=True)
+            },
+        }
+        for clip in range(8)
+    ]
+    table = summarise(settings(selectors=("flashvlm", "paper"), keep=("25%", "50%")), Clips(), records[::-1])
+    (section,) = table["sections"]
+    assert (table["questions"], table["clips"], section["family"], section["count"]) == (8, 8, "all", 8)
+    unpruned, *rows = section["rows"]
+    assert unpruned["accuracy"] == 7 / 8
+    assert [(row["keep"], row["selector"]) for row in rows] == [(b, s) for b in right for s in right[b]]
+    assert [row["accuracy"] for row in rows] == [4 / 8, 7 / 8, 3 / 8, 2 / 8]
+    assert [row["retention"] for row in rows] == pytest.approx([4 / 7, 1, 3 / 7, 2 / 7])
+    assert [row.get("difference") for row in rows] == [None, 3 / 8, None, -1 / 8]
+    assert [row.get("tie") for row in rows] == [None, False, None, True]
+    assert [row["kept"] for row in rows] == pytest.approx([0.235, 0.235, 0.435, 0.435])
+    assert all((row["seconds"], row["delta"]) == (7 / 16, pytest.approx(0.35)) for row in rows)
+    # Right where the unpruned model is: drawn together, it retains all of it whatever is drawn.
+    assert rows[1]["retention_interval"] == (1, 1)
+    low, high = rows[1]["difference_interval"]
+    assert 0 < low < 3 / 8 < high < 1
+
+
 # Runs.
 
 
@@ -488,6 +530,20 @@ def test_selectors_see_the_noise_and_the_other_words(
     lengths = (noisy - tokens).norm(dim=1) / tokens.norm(dim=1)
     assert lengths.mean() == pytest.approx(0.1, rel=0.05)
     assert torch.equal(other_words, demo.backend.words("What happens?"))
+
+
+def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
+    demo: VideoQA, three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, got = demo.backend.answers, []
+
+    def watching(prompt, encoded, kept, vectors, **options):
+        got.append(torch.equal(vectors, encoded.tokens[kept]))
+        return answers(prompt, encoded, kept, vectors, **options)
+
+    monkeypatch.setattr(demo.backend, "answers", watching)
+    measure(demo, settings(selectors=("flashvlm", "tome"), noise=0.3), Lines(three), 0, [0])
+    assert got and all(got)
 
 
 def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA, three: Path) -> None:

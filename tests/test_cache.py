@@ -99,6 +99,13 @@ def test_what_changes_the_tokens_has_an_entry_of_its_own(fresh: VideoQA, folder:
     assert len(entries(folder)) == 2
 
 
+def test_another_dtype_has_an_entry_of_its_own(fresh: VideoQA, folder: Path) -> None:
+    fresh.watch(CLIP, CACHED)
+    half = VideoQA.from_pretrained("demo", device="cpu", dtype="bfloat16")
+    assert not half.watch(CLIP, CACHED).cached
+    assert len(entries(folder)) == 2
+
+
 def test_what_comes_after_encoding_shares_an_entry(fresh: VideoQA, folder: Path) -> None:
     fresh.watch(CLIP, CACHED)
     assert fresh.watch(CLIP, AskOptions(cache=True, selector="uniform", merge=True, temperature=1.0, seed=3)).cached

@@ -27,7 +27,7 @@ import numpy as np
 import flashvlm
 from flashvlm import models
 from flashvlm.bench import scoring
-from flashvlm.bench.ablation import ABLATIONS, ablated
+from flashvlm.bench.ablation import ABLATIONS, CLASS_TOKENS_AS_OTHERS, ablated
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.bench.results import Results
 from flashvlm.errors import UsageError
@@ -395,7 +395,8 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
     budget, delta = keep.budget(count), keep.delta
     if selector in ABLATIONS:
         inputs = Inputs.checked(seen, encoded.saliency, words, sizes, budget, delta, settings.metric, settings.seed)
-        selection = beside(inputs, encoded.class_tokens, partial(ablated, selector))
+        each = 0 if selector == CLASS_TOKENS_AS_OTHERS else encoded.class_tokens
+        selection = beside(inputs, each, partial(ablated, selector))
     else:
         selection = select(
             seen,
