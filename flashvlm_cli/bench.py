@@ -329,18 +329,23 @@ def speed(
     seek: Seek = DEFAULT_SEEK,
     look: Look = DEFAULT_LOOK,
     clip: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="KIND",
             help="The made-up clip: moving (camera and thing), still (a thing passes a camera that stands still) or "
             "screen (pages of text).",
+            show_default="moving",
             rich_help_panel=MEASURED,
         ),
-    ] = "moving",
-    size: Annotated[str, typer.Option(metavar="WxH", help="Its size in pixels.", rich_help_panel=MEASURED)] = "448x448",
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Its size in pixels.", show_default="448x448", rich_help_panel=MEASURED),
+    ] = None,
     seconds: Annotated[
-        float, typer.Option(parser=number, metavar="S", help="Its length.", rich_help_panel=MEASURED)
-    ] = 8.0,
+        float | None,
+        typer.Option(parser=number, metavar="S", help="Its length.", show_default="8", rich_help_panel=MEASURED),
+    ] = None,
     overlap: Annotated[
         bool,
         typer.Option("--overlap", help="The last row once more, encoded while decoding.", rich_help_panel=MEASURED),
@@ -379,9 +384,16 @@ def speed(
         sampling=sampling, max_pixels=max_pixels, encode=encode, seek=seek, look=look, max_new_tokens=max_new_tokens
     )
     settings = Settings(keep=split(keep), options=options, repeats=repeat, overlap=overlap)
-    shown = Footage(clip, *sides(size), seconds) if video is None else Path(video)
-    if video is not None:
+    if video is None:
+        shown: Footage | Path = Footage(
+            clip or "moving", *sides(size or "448x448"), 8.0 if seconds is None else seconds
+        )
+    else:
+        for name, value in (("--clip", clip), ("--size", size), ("--seconds", seconds)):
+            if value is not None:
+                raise UsageError(f"{name} is for a made-up clip: leave the video out.")
         check_video(video)
+        shown = Path(video)
     silence_libraries()
     with Progress() as progress:
         progress.stage("load")

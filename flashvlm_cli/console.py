@@ -254,16 +254,16 @@ class RowProgress:
         run = self._run
         answered = run.answered + run.answered_before
         parts = [f"{units.count(answered)} of {units.plural(run.total, 'row')} answered"]
+        if run.answered_before:
+            parts[0] += f" ({units.count(run.answered_before)} before)"
         if run.unanswered:
             kinds = [f"{units.count(number)} {kind}" for kind, number in sorted(run.failed.items())]
             if run.failed_before:
-                kinds.append(f"{units.count(run.failed_before)} before, --retry-failed tries them again")
+                kinds.append(f"{units.count(run.failed_before)} before; --retry-failed tries them again")
             parts.append(f"{units.count(run.unanswered)} failed ({', '.join(kinds)})")
-        if run.answered_before:
-            parts.append(f"{units.count(run.answered_before)} before")
         if run.videos_done:
             took = f"{units.plural(run.videos_done, 'video')} in {units.duration(run.seconds)}"
-            parts.append(f"{took}, {_rate(run.videos_a_minute)} a minute" if run.answered else took)
+            parts.append(f"{took}, {_rate(run.videos_a_minute)} videos a minute" if run.answered else took)
         output.say(", ".join(parts) + ".")
         if run.records is not None and run.records.others:
             others = units.plural(run.records.others, "record")

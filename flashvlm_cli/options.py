@@ -35,6 +35,7 @@ from flashvlm.options import (
     Sampling,
     parse_time,
 )
+from flashvlm.selection import METRICS, SELECTORS
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -80,26 +81,18 @@ def suggest_keep(incomplete: str) -> list[tuple[str, str]]:
 
 
 def suggest_selectors(incomplete: str) -> list[str]:
-    from flashvlm.selection import SELECTORS
-
     return [name for name in SELECTORS if name.startswith(incomplete)]
 
 
 def suggest_metrics(incomplete: str) -> list[str]:
-    from flashvlm.selection import METRICS
-
     return [name for name in METRICS if name.startswith(incomplete)]
 
 
 def known_selector(name: str) -> str:
-    from flashvlm.selection import SELECTORS
-
     return known("selector", name, SELECTORS)
 
 
 def known_metric(name: str) -> str:
-    from flashvlm.selection import METRICS
-
     return known("metric", name, METRICS)
 
 
@@ -159,7 +152,10 @@ def ask_options(
     selector: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="How tokens are chosen.", rich_help_panel=TOKENS, autocompletion=suggest_selectors
+            metavar="NAME",
+            help=f"How tokens are chosen: {', '.join(SELECTORS)}.",
+            rich_help_panel=TOKENS,
+            autocompletion=suggest_selectors,
         ),
     ] = DEFAULT_SELECTOR,
     metric: Annotated[
@@ -381,7 +377,11 @@ def model_options(
     device: Annotated[Device, typer.Option(help="Where it runs.", rich_help_panel=MODEL)] = "auto",
     dtype: Annotated[
         Dtype,
-        typer.Option(metavar="DTYPE", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL),
+        typer.Option(
+            metavar="DTYPE",
+            help="auto (bfloat16 where the device computes in it at full speed), float32, bfloat16 or float16.",
+            rich_help_panel=MODEL,
+        ),
     ] = "auto",
 ) -> dict[str, Any]:
     """The arguments of `VideoQA.from_pretrained`."""

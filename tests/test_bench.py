@@ -329,6 +329,11 @@ def test_the_table_sets_each_selector_against_the_first_at_its_own_budget() -> N
     assert 0 < low < 3 / 8 < high < 1
 
 
+def test_a_few_right_answers_are_no_certainty() -> None:
+    low, high = scoring.share_interval(scoring.resample(np.ones((8, 1), bool), np.repeat(np.arange(4), 2))[:, 0], 4)
+    assert low == pytest.approx(0.51, abs=0.01) and high == pytest.approx(1)
+
+
 # Runs.
 
 

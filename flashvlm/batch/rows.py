@@ -11,9 +11,11 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from flashvlm.errors import UsageError
+from flashvlm.units import plural
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 CSV_SUFFIXES = (".csv",)
@@ -122,7 +124,10 @@ def _table(content: bytes, name: str) -> Iterator[Row]:
     except csv.Error:
         heads = []
     if "video" not in heads or "question" not in heads:
-        raise UsageError(f"{name}: the first line of a CSV table names its columns, video and question among them.")
+        found = f"; here it says {shorten(', '.join(heads), 60, placeholder=' ...')}" if any(heads) else ""
+        raise UsageError(
+            f"{name}: the first line of a CSV table names its columns, video and question among them{found}."
+        )
     if len(set(heads)) < len(heads):
         raise UsageError(f"{name}: two columns have the same name.")
     while True:
@@ -137,7 +142,7 @@ def _table(content: bytes, name: str) -> Iterator[Row]:
         if not cells:
             continue
         if len(cells) != len(heads):
-            yield Row(number, cells, f"This line has {len(cells)} cells, the first line {len(heads)}.")
+            yield Row(number, cells, f"This line has {plural(len(cells), 'cell')}, the first line {len(heads)}.")
         else:
             yield Row(number, dict(zip(heads, cells, strict=True)))
 

@@ -468,7 +468,7 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
 
 def _rows(columns: Sequence[tuple[str, str]], correct: np.ndarray, clips: np.ndarray, selectors: int) -> list[Record]:
     samples = scoring.resample(correct, clips)
-    means = correct.mean(axis=0)
+    means, count = correct.mean(axis=0), len(np.unique(clips))
     with np.errstate(divide="ignore", invalid="ignore"):
         retained = samples / samples[:, :1]
     rows: list[Record] = [
@@ -476,7 +476,7 @@ def _rows(columns: Sequence[tuple[str, str]], correct: np.ndarray, clips: np.nda
             "keep": UNPRUNED,
             "selector": None,
             "accuracy": float(means[0]),
-            "accuracy_interval": scoring.interval(samples[:, 0]),
+            "accuracy_interval": scoring.share_interval(samples[:, 0], count),
         }
     ]
     for place, (budget, selector) in enumerate(columns, start=1):
@@ -485,7 +485,7 @@ def _rows(columns: Sequence[tuple[str, str]], correct: np.ndarray, clips: np.nda
             "keep": budget,
             "selector": selector,
             "accuracy": float(means[place]),
-            "accuracy_interval": scoring.interval(samples[:, place]),
+            "accuracy_interval": scoring.share_interval(samples[:, place], count),
             "retention": float(means[place] / means[0]) if means[0] else None,
             "retention_interval": scoring.interval(retained[:, place]),
         }

@@ -94,6 +94,12 @@ def resample(correct: np.ndarray, clips: np.ndarray, seed: int = 0) -> np.ndarra
     return (drawn @ sums) / (drawn @ sizes)[:, None]
 
 
+def share_interval(samples: np.ndarray, clips: int) -> tuple[float, float]:
+    """The middle 95 % of bootstrap samples of a share; Wilson's interval where so many clips leave nothing to draw."""
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return wilson(samples[0] * clips, clips) if np.ptp(samples) == 0 else (float(low), float(high))
+
+
 def interval(samples: np.ndarray) -> tuple[float, float] | None:
     """The middle 95 % of bootstrap samples; None where one of them is not finite (nothing to retain)."""
     if not np.isfinite(samples).all():
