@@ -349,7 +349,6 @@ class VideoQA:
             selector=options.selector,
             metric=options.metric,
             seed=options.seed,
-            class_tokens=encoded.class_tokens,
         )
         vectors = merge(selection) if options.merge else selection.vectors
         clock.stop()

@@ -245,36 +245,6 @@ def test_keeping_all_keeps_the_tokens_as_they_are(selector):
     assert torch.equal(keep((tokens, saliency, words), 96, selector=selector).vectors, tokens)
 
 
-@every_selector
-def test_class_tokens_come_before_all_others(selector):
-    tokens, saliency, words = clip(99)
-    first = torch.tensor([0, 33, 66])
-    among = torch.ones(99, dtype=torch.bool).index_fill(0, first, False)
-    selection = keep((tokens, saliency, words), 12, selector=selector, class_tokens=1)
-    assert_valid(selection, 99, 12)
-    others = keep((tokens[among], saliency[among], words), 9, selector=selector)
-    chosen = ~torch.isin(selection.indices, first)
-    assert torch.equal(selection.indices[~chosen], first) and not selection.important[~chosen].any()
-    assert torch.equal(selection.indices[chosen], among.nonzero().flatten()[others.indices])
-    assert torch.equal(selection.important[chosen], others.important)
-    assert torch.equal(selection.vectors[chosen], others.vectors)
-    assert torch.equal(selection.vectors[~chosen], tokens[first])
-    assert torch.equal(selection.scores[among], others.scores)
-
-
-@every_selector
-@pytest.mark.parametrize("budget", [3, 9, 99])
-def test_class_tokens_are_as_others_where_they_would_take_much_of_the_budget(selector, budget):
-    alike = (keep(clip(99), budget, selector=selector, class_tokens=each).indices for each in (0, 1))
-    assert torch.equal(*alike)
-
-
-@pytest.mark.parametrize("asked", [{"budget": "auto"}, {"budget": None, "delta": 0.3}], ids=["auto", "delta"])
-def test_class_tokens_are_as_others_where_the_budget_is_not_known(asked):
-    alike = (keep(clip(99), **{"budget": 0} | asked, class_tokens=each).indices for each in (0, 1))
-    assert torch.equal(*alike)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_merging_averages_each_kept_token_with_those_it_stands_for(dtype):
     tokens, saliency, words = clip()
@@ -407,9 +377,6 @@ def test_a_kept_zero_vector_stands_for_the_others():
         ({"budget": torch.tensor([5, 6])}, "budget"),
         ({"seed": 0.5}, "seed"),
         ({"seed": 2**64}, "seed"),
-        ({"class_tokens": 48}, "class_tokens"),
-        ({"class_tokens": -1}, "class_tokens"),
-        ({"class_tokens": 0.5}, "class_tokens"),
         ({"budget": 0}, "budget"),
         ({"budget": -3}, "budget"),
         ({"budget": 1.5}, "budget"),

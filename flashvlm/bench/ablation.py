@@ -28,11 +28,8 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "no-lonely": {"lonely": 0.2},
     "split": {},
     "merged": {},
-    "class-tokens-as-others": {},
 }
 PREFIX = "flashvlm/"
-# Without class tokens in the model it is the whole.
-CLASS_TOKENS_AS_OTHERS = PREFIX + "class-tokens-as-others"
 ABLATIONS = tuple(PREFIX + name for name in _RECIPES)
 
 

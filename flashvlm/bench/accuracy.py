@@ -16,7 +16,6 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +26,7 @@ import numpy as np
 import flashvlm
 from flashvlm import models
 from flashvlm.bench import scoring
-from flashvlm.bench.ablation import ABLATIONS, CLASS_TOKENS_AS_OTHERS, ablated
+from flashvlm.bench.ablation import ABLATIONS, ablated
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.bench.results import Results
 from flashvlm.errors import UsageError
@@ -387,7 +386,6 @@ def _answers(
 
 def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, selector: str, keep: Keep) -> Selection:
     from flashvlm.selection import select
-    from flashvlm.selection.class_tokens import beside
     from flashvlm.selection.inputs import Inputs
 
     count = len(seen)
@@ -395,8 +393,7 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
     budget, delta = keep.budget(count), keep.delta
     if selector in ABLATIONS:
         inputs = Inputs.checked(seen, encoded.saliency, words, sizes, budget, delta, settings.metric, settings.seed)
-        each = 0 if selector == CLASS_TOKENS_AS_OTHERS else encoded.class_tokens
-        selection = beside(inputs, each, partial(ablated, selector))
+        selection = ablated(selector, inputs)
     else:
         selection = select(
             seen,
@@ -408,7 +405,6 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
             selector=selector,
             metric=settings.metric,
             seed=settings.seed,
-            class_tokens=encoded.class_tokens,
         )
     if seen is not encoded.tokens:
         clean = encoded.tokens

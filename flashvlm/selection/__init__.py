@@ -48,7 +48,6 @@ def select(
     selector: str = "flashvlm",
     metric: str = "cosine",
     seed: int = 0,
-    class_tokens: int = 0,
 ) -> Selection:
     """Keep `budget` of the N visual tokens of a video.
 
@@ -63,8 +62,6 @@ def select(
         selector: one of `SELECTORS`.
         metric: one of `METRICS`, what distance between tokens means.
         seed: what the selector `random` draws with; the others ignore it.
-        class_tokens: how many tokens at the front of each group stand for the whole of it. They are kept before all
-            others, whatever the selector, where they take at most three tenths of the budget.
 
     Returns:
         The kept tokens: `indices`, `important`, `scores`, `nearest` and `delta`, on the device of `tokens`. The
@@ -72,8 +69,8 @@ def select(
 
     Raises:
         UsageError: NaN or infinity, shapes that disagree, negative saliency, a budget below 1, a negative delta, both
-            or neither, groups that do not sum to N, a seed beyond 64 bits, a selector or metric that does not exist,
-            a delta or `auto` for another selector than `BY_CONTENT`, or a group of nothing but class tokens.
+            or neither, groups that do not sum to N, a seed beyond 64 bits, a selector or metric that does not exist, or
+            a delta or `auto` for another selector than `BY_CONTENT`.
     """
     for name, value, known in (("selector", selector, SELECTORS), ("metric", metric, METRICS)):
         if value not in known:
@@ -82,9 +79,8 @@ def select(
     if selector != BY_CONTENT and (budget == "auto" or delta is not None):
         raise UsageError(f"{selector} takes a budget in tokens: a delta or auto is for {BY_CONTENT}.")
 
-    from flashvlm.selection.class_tokens import beside
     from flashvlm.selection.inputs import Inputs
 
     module, function = _REGISTRY[selector]
     inputs = Inputs.checked(tokens, saliency, words, group_sizes, budget, delta, metric, seed)
-    return beside(inputs, class_tokens, getattr(import_module(f"{__name__}.{module}"), function))
+    return getattr(import_module(f"{__name__}.{module}"), function)(inputs)
