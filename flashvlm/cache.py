@@ -131,7 +131,7 @@ class FeatureCache:
         with self._locked():
             removed = [size for _, size, path in self.entries() if _remove(path)]
             for _, _, path in self._files(UNFINISHED):
-                _discard(path)
+                shutil.rmtree(path, ignore_errors=True)
         return removed
 
     def _make_room(self) -> None:
@@ -146,7 +146,7 @@ class FeatureCache:
                 total -= size
             for written, _, path in self._files(UNFINISHED):
                 if time.time() - written > ABANDONED:
-                    _discard(path)
+                    shutil.rmtree(path, ignore_errors=True)
         self._unlisted = 0
 
     def _entry(self, key: str) -> Path:
@@ -246,14 +246,6 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> int:
     for _, tensor in sorted(tensors.items()):
         total = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, total)
     return total
-
-
-def _discard(path: Path) -> None:
-    """Remove what was left half-written: a folder now, a file in earlier versions."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        _remove(path)
 
 
 def _remove(path: Path) -> bool:

@@ -433,6 +433,18 @@ def test_results_with_other_settings_are_refused_by_name(three: Path, tmp_path: 
         Run(settings(**change), data, data.numbers(), tmp_path / "results.jsonl")
 
 
+def test_results_on_a_video_that_another_one_has_replaced_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes((SAMPLES / "one.mp4").read_bytes())
+    path = lines(tmp_path, {"video": "clip.mp4", "question": "What happens?", "answer": "a butterfly moves down"})
+    for _ in range(2):
+        data = Lines(path)
+        with Run(settings(), data, data.numbers(), tmp_path / "results.jsonl"):
+            pass
+    (tmp_path / "clip.mp4").write_bytes((SAMPLES / "two.mp4").read_bytes())
+    with pytest.raises(UsageError, match="content is"):
+        Run(settings(), Lines(path), data.numbers(), tmp_path / "results.jsonl")
+
+
 def test_results_of_other_code_or_libraries_are_refused(
     three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,6 @@ class Lines(DataSet):
             raise UsageError(f"There is no file {self.name!r}.") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{self.name} cannot be read as UTF-8 text.") from error
-        self._digest = hashlib.sha256(content).hexdigest()[:16]
         for place, line in enumerate(lines, start=1):
             if line.strip():
                 name, asked = _read_line(line, f"{path}, line {place}")
@@ -136,6 +135,9 @@ class Lines(DataSet):
         if not self._asked:
             raise UsageError(f"{self.name} holds no question.")
         self._videos = tuple(self._asked)
+        # A video put in another's place is most likely of another size.
+        sizes = [video.stat().st_size for video in self._videos]
+        self._digest = hashlib.sha256(content + repr(sizes).encode()).hexdigest()[:16]
 
     @property
     def identity(self) -> dict[str, Any]:
