@@ -5,6 +5,7 @@ Nothing imported here imports torch, transformers or decord: help and wrong usag
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -24,6 +25,8 @@ from flashvlm_cli.inspect import inspect
 from flashvlm_cli.models import models
 from flashvlm_cli.samples import samples
 
+# Set by the shell that wants to know what a line may be completed to.
+COMPLETING = "_FLASHVLM_COMPLETE"
 EXIT_CODES = """\
 [bold]Exit codes[/bold]
   0  answered
@@ -80,6 +83,9 @@ def flashvlm(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `flashvlm` with `arguments` (None: the command line's own) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if COMPLETING in os.environ:
+        # Typer wraps what options are for, and a shell takes each of its lines for something to complete to.
+        os.environ["COLUMNS"] = "1000"
     try:
         if sys.stdout is None:
             raise UsageError("Standard output is closed.")

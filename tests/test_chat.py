@@ -497,6 +497,7 @@ def completed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     """What `flashvlm` tells a shell that completes these words."""
 
     def run(shell: str, words: str) -> str:
+        monkeypatch.setenv("COLUMNS", "80")
         for name, value in {"_FLASHVLM_COMPLETE": f"complete_{shell}", **SHELLS[shell](words)}.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit) as ended:
@@ -529,6 +530,11 @@ def test_shells_complete_commands_options_and_their_values(
     # zsh gets "value":"meaning" in a call of _arguments, fish the two with a tab between them, bash the value.
     values = {re.findall(r'"(.+?)"', line)[0] if shell == "zsh" else line.split("\t")[0] for line in lines}
     assert values >= set(offered)
+
+
+def test_every_line_is_something_to_complete_to(completed: Callable[[str, str], str]) -> None:
+    lines = completed("fish", "flashvlm chat clip.mp4 --").splitlines()
+    assert len(lines) > 20 and all(re.match(r"--[a-z-]+\t", line) for line in lines)
 
 
 @pytest.mark.parametrize(("shell", "said"), [("bash", ""), ("zsh", "_files"), ("fish", "")])
