@@ -386,7 +386,9 @@ def speed(
     settings = Settings(keep=split(keep), options=options, repeats=repeat, overlap=overlap)
     if video is None:
         shown: Footage | Path = Footage(
-            clip or "moving", *sides(size or "448x448"), 8.0 if seconds is None else seconds
+            "moving" if clip is None else clip,
+            *sides("448x448" if size is None else size),
+            8.0 if seconds is None else seconds,
         )
     else:
         for name, value in (("--clip", clip), ("--size", size), ("--seconds", seconds)):

@@ -197,7 +197,7 @@ class Chat:
         except UnicodeEncodeError:
             raise UsageError("This line is no text.") from None
         if self._missing is not None:
-            raise VideoError(f"There is no answer, for {self._missing} could not be looked at.")
+            raise VideoError(f"There is no answer, for {self._missing!r} could not be looked at.")
         if self._looked is None or watching(self._looked) != watching(self.options):
             self._look_at(self.video, on_stage)
         answer = self.qa.answer(self.watched, question, self.options, on_text=on_text, on_stage=on_stage)
@@ -212,7 +212,7 @@ class Chat:
     def _set(self, name: str, text: str) -> None:
         if text:
             options = changed(self.options, name, text, self.first)
-            if options.sampling != self.options.sampling:
+            if options.sampling != self.options.sampling and self._missing is None:
                 from flashvlm.video import choose_frames
 
                 # A part that the video does not have is refused now, not with the next question.
@@ -224,7 +224,8 @@ class Chat:
         from flashvlm_cli.console import Progress, print_facts
 
         if not text:
-            self._note(f"The video is {self.video}.")
+            missing = f"{self._missing!r} could not be looked at."
+            self._note(f"The video is {self.video}." if self._missing is None else missing)
             return
         path = os.path.expanduser(text)
         self._missing = path if self.piped else None
@@ -262,7 +263,7 @@ class Chat:
         return self.last
 
     def _settings(self, text: str) -> None:
-        self._rows([("video", self.video), *((name, shown(self.options, name)) for name in SETTINGS)])
+        self._rows([("video", self._missing or self.video), *((name, shown(self.options, name)) for name in SETTINGS)])
 
     def _help(self, text: str) -> None:
         settings = [(f"/{name} {setting.values}", setting.help) for name, setting in SETTINGS.items()]

@@ -392,9 +392,10 @@ def print_rows(rows: Sequence[tuple[str, str]]) -> None:
     lines = []
     for name, about in rows:
         if room < NARROWEST:
-            lines += [Text(name, "value"), *map(Text, textwrap.wrap(about, _width() - GAP))]
+            lines.append(Text(name, "value"))
+            lines += [Text(" " * GAP + part) for part in textwrap.wrap(about, _width() - GAP, break_on_hyphens=False)]
             continue
-        first, *rest = textwrap.wrap(about, room) or [""]
+        first, *rest = textwrap.wrap(about, room, break_on_hyphens=False) or [""]
         lines.append(Text.assemble((name.ljust(width), "value"), first))
         lines += [Text(" " * width + more) for more in rest]
     _note([lines])
@@ -553,7 +554,7 @@ def _times(answer: Answer, width: int) -> list[Text]:
 
 
 def _flow(items: Iterable[Sequence[charts.Cell]], width: int) -> list[Text]:
-    """Lay items out on as few lines as take them whole; one that no line takes is broken between words."""
+    """Lay items out on as few lines as take them whole; what no line takes is broken, between words if it has any."""
     lines: list[Text] = []
     for item in items:
         text = Text.assemble(*item)

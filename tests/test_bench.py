@@ -330,8 +330,15 @@ def test_the_table_sets_each_selector_against_the_first_at_its_own_budget() -> N
 
 
 def test_a_few_right_answers_are_no_certainty() -> None:
-    low, high = scoring.share_interval(scoring.resample(np.ones((8, 1), bool), np.repeat(np.arange(4), 2))[:, 0], 4)
-    assert low == pytest.approx(0.51, abs=0.01) and high == pytest.approx(1)
+    answered = {"text": "What?", "answer": "a", "family": "kind", "choices": [], "tokens": 9, "question": 0}
+    said = {"right": False, "kept": 3, "seconds": 0.1, "delta": 0.1}
+    records = [
+        {**answered, "clip": clip, "unpruned": {"right": True}, "pruned": {"25%": {"paper": said}}}
+        for clip in range(15)
+    ]
+    table = summarise(settings(selectors=("paper",), keep=("25%",)), Clips(), records)
+    intervals = [row["accuracy_interval"] for row in table["sections"][0]["rows"]]
+    assert intervals == [(pytest.approx(0.796, abs=1e-3), 1.0), (0.0, pytest.approx(0.204, abs=1e-3))]
 
 
 # Runs.
@@ -441,7 +448,7 @@ def test_results_on_a_video_that_another_one_has_replaced_are_refused(tmp_path: 
         with Run(settings(), data, data.numbers(), tmp_path / "results.jsonl"):
             pass
     (tmp_path / "clip.mp4").write_bytes((SAMPLES / "two.mp4").read_bytes())
-    with pytest.raises(UsageError, match="content is"):
+    with pytest.raises(UsageError, match="videos is"):
         Run(settings(), Lines(path), data.numbers(), tmp_path / "results.jsonl")
 
 

@@ -187,12 +187,14 @@ def test_another_video_and_one_that_is_none(chat: Chat, tmp_path: Path) -> None:
     code, out, err = chat(lines, "--json")
     videos = [answer["video"]["path"] for answer in objects(out) if "video" in answer]
     errors = [answer for answer in objects(out) if "error" in answer]
-    # A question after a video that is none is not answered from the one before it.
+    # Nothing after a video that is none is told of the one before it.
     assert (code, videos) == (3, [OTHER, CLIP])
     failed = [error.get("command", error.get("question")) for error in errors]
     assert failed == [f"/video {broken}", "/video nowhere.mp4", ASK]
     assert {error["error"]["kind"] for error in errors} == {"video"}
-    assert f"The video is {OTHER}." in err
+    assert "'nowhere.mp4' could not be looked at." in err and OTHER not in err
+    # one.mp4 lasts six seconds.
+    assert chat("/video nowhere.mp4\n/start 0:20\n/settings\n")[0] == 3
 
 
 def test_what_there_is_to_say_of_a_video_is_said_once(chat: Chat, tmp_path: Path) -> None:
@@ -377,6 +379,32 @@ def test_a_question_may_fail_without_an_exit_code_at_a_terminal(tmp_path: Path) 
     terminal.expect("> ")
     terminal.press("/keep 0\r")
     terminal.expect("/keep must leave at least one token; 0 keeps none.")
+    assert terminal.leave() == 0
+
+
+def test_a_video_that_is_none_leaves_the_one_before_at_a_terminal(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.expect("> ")
+    terminal.press("/video nowhere.mp4\r")
+    terminal.expect("There is no file 'nowhere.mp4'.")
+    terminal.press("What?\r")
+    terminal.expect("One two three.")
+    assert terminal.leave() == 0
+
+
+@pytest.mark.parametrize("columns", ["40", "60"])
+def test_help_is_told_in_full_at_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    terminal = Terminal(tmp_path)
+    terminal.expect("> ")
+    terminal.press("/help\r")
+    terminal.expect("/help")
+    told = terminal.expect("anything else")
+    assert "…" not in told and "when the chat began" in " ".join(told.split())
+    lines = re.sub(r"\x1b\[\??[0-9;]*[a-zA-Z]", "", told).splitlines()
+    assert [line for line in lines if len(line) > int(columns)] == []
     assert terminal.leave() == 0
 
 

@@ -244,9 +244,9 @@ class Backend(ABC):
     def unknown_words(self, text: str) -> list[str]:
         """The words of `text` that the tokenizer has no token for, each once."""
         unknown = self.tokenizer.unk_token_id
-        # An emoji, or several in a row, counts as a word; punctuation does not.
-        found = dict.fromkeys(re.findall(r"[\w'-]+|[^\w\s!-/:-@\[-`{-~]+", text))
-        words = [word for word in found if not all(category(sign).startswith("P") for sign in word)]
+        # An emoji counts as a word, and so do several in a row; punctuation and what joins letters do not.
+        symbols = "".join(sign if category(sign) == "So" else " " for sign in text).split()
+        words = dict.fromkeys([*re.findall(r"[\w'-]+", text), *symbols])
         return [w for w in words if unknown in self.tokenizer(w, add_special_tokens=False).input_ids]
 
     def inputs(self, prompt: Prompt, encoded: Encoded, kept: Tensor, vectors: Tensor) -> dict[str, Tensor]:

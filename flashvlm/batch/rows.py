@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from flashvlm.errors import UsageError
@@ -21,6 +20,8 @@ JSON_SUFFIXES = (".jsonl", ".ndjson")
 CSV_SUFFIXES = (".csv",)
 # Columns of a user may be long: a whole transcript, say.
 LONGEST_CELL = 2**27
+# Of a first line that names no columns so many characters are told.
+SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _table(content: bytes, name: str) -> Iterator[Row]:
     except csv.Error:
         heads = []
     if "video" not in heads or "question" not in heads:
-        found = f"; here it says {shorten(', '.join(heads), 60, placeholder=' ...')}" if any(heads) else ""
+        found = f"; here it is {','.join(heads)[:SHOWN]!r}" if any(heads) else ""
         raise UsageError(
             f"{name}: the first line of a CSV table names its columns, video and question among them{found}."
         )

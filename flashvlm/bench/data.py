@@ -137,11 +137,12 @@ class Lines(DataSet):
         self._videos = tuple(self._asked)
         # A video put in another's place is most likely of another size.
         sizes = [video.stat().st_size for video in self._videos]
-        self._digest = hashlib.sha256(content + repr(sizes).encode()).hexdigest()[:16]
+        self._digests = [hashlib.sha256(part).hexdigest()[:16] for part in (content, repr(sizes).encode())]
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"data": Path(self.name).name, "content": self._digest}
+        content, videos = self._digests
+        return {"data": Path(self.name).name, "content": content, "videos": videos}
 
     @property
     def count(self) -> int:

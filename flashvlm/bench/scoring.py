@@ -67,13 +67,14 @@ def too_few(asked: Sequence[Asked]) -> bool:
     return min(Counter(one.family for one in asked).values()) < FEW
 
 
-def wilson(correct: int, count: int) -> tuple[float, float]:
+def wilson(correct: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
     z = 1.96
     share, spread = correct / count, z * z / count
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return centre - half, centre + half
+    # Rounding may leave them just outside.
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def resample(correct: np.ndarray, clips: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -95,9 +96,11 @@ def resample(correct: np.ndarray, clips: np.ndarray, seed: int = 0) -> np.ndarra
 
 
 def share_interval(samples: np.ndarray, clips: int) -> tuple[float, float]:
-    """The middle 95 % of bootstrap samples of a share; Wilson's interval where so many clips leave nothing to draw."""
+    """The middle 95 % of bootstrap samples of a share; Wilson's interval where all of the clips, so many, are alike."""
+    if np.ptp(samples) == 0:
+        return wilson(float(samples[0]) * clips, clips)
     low, high = np.quantile(samples, [0.025, 0.975])
-    return wilson(samples[0] * clips, clips) if np.ptp(samples) == 0 else (float(low), float(high))
+    return float(low), float(high)
 
 
 def interval(samples: np.ndarray) -> tuple[float, float] | None:
