@@ -186,7 +186,10 @@ def ask_options(
     frames: Annotated[
         int | None,
         typer.Option(
-            parser=whole_number, metavar="N", help="Exactly so many frames, instead of --fps.", rich_help_panel=FRAMES
+            parser=whole_number,
+            metavar="N",
+            help="Exactly so many frames, instead of --fps and --max-frames.",
+            rich_help_panel=FRAMES,
         ),
     ] = None,
     max_frames: Annotated[
