@@ -340,7 +340,7 @@ def test_pyav_does_not_hand_out_another_frame_for_a_missing_one(tmp_path, codec)
     options = {"x265-params": "log-level=none:scenecut=0:bframes=0"} if codec == "libx265" else {}
     whole = write_clip(tmp_path / "whole.mp4", steady(30), codec=codec, key_every=60, options=options)
     path = write_without_frame(tmp_path / "hole.ts", whole, 10)
-    with pytest.raises(VideoError, match="damaged; its frame at"):
+    with pytest.raises(VideoError, match=r"0\.80 s"):
         decode(path, Sampling(frames=2, start=0.2, end=0.8), unchanged)
 
 

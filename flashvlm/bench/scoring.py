@@ -68,7 +68,7 @@ def too_few(asked: Sequence[Asked]) -> bool:
 
 
 def wilson(correct: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
+    """Wilson's 95 % interval, from 0 to 1, of the share that `correct` is of `count`."""
     z = 1.96
     share, spread = correct / count, z * z / count
     centre = (share + spread / 2) / (1 + spread)
@@ -96,11 +96,11 @@ def resample(correct: np.ndarray, clips: np.ndarray, seed: int = 0) -> np.ndarra
 
 
 def share_interval(samples: np.ndarray, clips: int) -> tuple[float, float]:
-    """The middle 95 % of bootstrap samples of a share; Wilson's interval where all of the clips, so many, are alike."""
-    if np.ptp(samples) == 0:
-        return wilson(float(samples[0]) * clips, clips)
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return float(low), float(high)
+    """The `interval` of (RESAMPLES,) samples of a share; Wilson's where all of the clips, so many, are alike."""
+    drawn = interval(samples)
+    assert drawn is not None
+    # There is nothing to draw then, and no spread, however few they are.
+    return wilson(float(samples[0]) * clips, clips) if np.ptp(samples) == 0 else drawn
 
 
 def interval(samples: np.ndarray) -> tuple[float, float] | None:
