@@ -26,7 +26,7 @@ def check_video(path: str | Path) -> None:
     if re.match("https?:/", str(path)):
         raise VideoError(f"{path}: this is an address; download the video and give the file.")
     if not os.path.exists(path):
-        raise VideoError(f"There is no file {str(path)!r}.")
+        raise VideoError(f"{path}: there is no such file.")
 
 
 def check_overlay(path: str | Path, video: str | Path | None = None) -> Path:

@@ -260,7 +260,7 @@ def selection(
             "--groups-of", parser=whole_number, metavar="N", help="Tokens of a moment.", rich_help_panel=MEASURED
         ),
     ] = 256,
-    repeats: Annotated[
+    repeat: Annotated[
         int, typer.Option(parser=whole_number, metavar="N", help="Calls of each; medians count.", rich_help_panel=RUN)
     ] = 5,
     memory: Annotated[
@@ -282,7 +282,7 @@ def selection(
         width=width,
         keep=keep,
         group=group,
-        repeats=repeats,
+        repeats=repeat,
     )
     silence_libraries()
     run = SelectionRun(settings, memory)

@@ -39,6 +39,9 @@ def explain(error: BaseException) -> Failure:
         hint = f"Try '{context.command_path} --help'." if context else ""
         # "Value error, " is what pydantic, underneath Typer, puts before a message of its own.
         described = " ".join(error.format_message().split()).replace(": Value error, ", ": ")
+        # An option that is like none there is may be meant as a question.
+        if getattr(error, "possibilities", True) in (None, []):
+            described += "; an argument that begins with - goes last, after --"
         return Failure(sentence(described), error.exit_code, hint, error)
     return Failure(sentence_of(error), error=error)
 

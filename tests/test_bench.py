@@ -595,7 +595,7 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
         (["--keep", "5%,auto"], "--keep auto is for --selectors flashvlm; paper takes shares and counts."),
         (["--keep", "delta=0.3", "--selectors", "flashvlm,ablations"], "--keep delta=0.3 is for --selectors flashvlm"),
         (["--data", "nothing"], "--data takes clips, eight-looks, needle, crowd, easy-vqa or a .jsonl file"),
-        (["--data", "nothing.jsonl"], "There is no file 'nothing.jsonl'"),
+        (["--data", "nothing.jsonl"], "nothing.jsonl: there is no such file"),
         (["--noise", "much"], "--noise takes a share"),
         (["--noise", "5"], "--noise takes a share"),
         (["--noise", "much%"], "--noise takes a share"),
@@ -645,7 +645,7 @@ def test_made_up_tokens_are_the_same_every_time() -> None:
 
 
 def test_the_selectors_are_timed_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--tokens", "64,257", "--width", "16", "--groups-of", "32", "--repeats", "2", "--no-memory"]
+    sizes = ["--tokens", "64,257", "--width", "16", "--groups-of", "32", "--repeat", "2", "--no-memory"]
     assert main(["bench", "selection", "--selectors", "paper,uniform", *sizes, "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
     assert [(row["tokens"], row["selector"], row["kept"]) for row in table["rows"]] == [
@@ -661,7 +661,7 @@ def test_a_selector_that_would_take_too_long_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(selection_bench, "LONGEST", 0.0)
-    sizes = ["--tokens", "64,128", "--width", "16", "--groups-of", "32", "--repeats", "1", "--no-memory"]
+    sizes = ["--tokens", "64,128", "--width", "16", "--groups-of", "32", "--repeat", "1", "--no-memory"]
     assert main(["bench", "selection", "--selectors", "uniform", *sizes]) == 0
     assert "left out" in capsys.readouterr().out
 
@@ -676,7 +676,7 @@ def test_peak_memory_is_measured_on_top_of_the_input() -> None:
     assert row["peak_bytes"] == pytest.approx(16 * 2**20, rel=0.3)
 
 
-@pytest.mark.parametrize("arguments", [["--tokens", "8,x"], ["--tokens", "64,32"], ["--repeats", "0"], ["--keep", "0"]])
+@pytest.mark.parametrize("arguments", [["--tokens", "8,x"], ["--tokens", "64,32"], ["--repeat", "0"], ["--keep", "0"]])
 def test_wrong_sizes_are_refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(["bench", "selection", *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1

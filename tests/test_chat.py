@@ -248,7 +248,7 @@ def test_what_is_wrong_at_the_start_ends_it_there(
 
     monkeypatch.setattr(library, "from_pretrained", missing)
     assert chat(ASK) == (4, "", "flashvlm: There is no such model.\n")
-    assert chat(ASK, video="nowhere.mp4") == (3, "", "flashvlm: There is no file 'nowhere.mp4'.\n")
+    assert chat(ASK, video="nowhere.mp4") == (3, "", "flashvlm: nowhere.mp4: there is no such file.\n")
     assert objects(chat(ASK, "--json")[1])[0]["error"]["exit_code"] == 4
 
 
@@ -386,7 +386,7 @@ def test_a_video_that_is_none_leaves_the_one_before_at_a_terminal(tmp_path: Path
     terminal = Terminal(tmp_path)
     terminal.expect("> ")
     terminal.press("/video nowhere.mp4\r")
-    terminal.expect("There is no file 'nowhere.mp4'.")
+    terminal.expect("nowhere.mp4: there is no such file.")
     terminal.press("What?\r")
     terminal.expect("One two three.")
     assert terminal.leave() == 0

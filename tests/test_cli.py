@@ -348,7 +348,7 @@ def test_missing_model_is_told(flash, clip, library):
 def test_missing_video_is_told_before_a_model_is_loaded(flash, library):
     library.model_error = AssertionError("a model was loaded")
     code, out, err = flash("ask", "nowhere.mp4", "What?")
-    assert (code, out, err) == (3, "", "flashvlm: There is no file 'nowhere.mp4'.\n")
+    assert (code, out, err) == (3, "", "flashvlm: nowhere.mp4: there is no such file.\n")
 
 
 @pytest.mark.parametrize("command", [["ask", "{}", "What?"], ["inspect", "{}"], ["bench", "speed", "{}"]], ids=str)
@@ -478,6 +478,14 @@ def test_odd_values_are_wrong_usage_in_one_sentence(flash, clip, options):
 
 def test_wrong_usage_that_typer_finds_names_the_help(flash):
     assert flash("ask", "clip.mp4")[2] == "flashvlm: Missing argument 'QUESTION'. Try 'flashvlm ask --help'.\n"
+
+
+def test_a_question_that_begins_with_a_dash_is_told_where_to_stand(flash, clip, library):
+    err = flash("ask", clip, "-what?")[2]
+    assert "No such option: -w; an argument that begins with - goes last, after --." in err
+    assert flash("ask", clip, "--", "-what?")[0] == 0
+    # What is like an option was meant as one.
+    assert "after --" not in flash("ask", clip, "What?", "--modle", "demo")[2]
 
 
 def test_unknown_selector_is_told_the_close_one(flash, clip):

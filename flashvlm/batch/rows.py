@@ -45,7 +45,7 @@ def of_file(path: Path) -> list[Row]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"There is no file {str(path)!r}.") from None
+        raise UsageError(f"{path}: there is no such file.") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     return _rows(content, str(path), table=path.suffix.lower() in CSV_SUFFIXES)

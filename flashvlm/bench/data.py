@@ -122,7 +122,7 @@ class Lines(DataSet):
             # Lines end at line feeds alone: JSON may hold other separators as they are.
             lines = content.decode("utf-8-sig").split("\n")
         except FileNotFoundError:
-            raise UsageError(f"There is no file {self.name!r}.") from None
+            raise UsageError(f"{self.name}: there is no such file.") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{self.name} cannot be read as UTF-8 text.") from error
         for place, line in enumerate(lines, start=1):

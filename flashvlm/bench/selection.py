@@ -61,7 +61,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.tokens or min(self.tokens) < 2:
             raise UsageError("--tokens takes numbers of tokens, each at least 2.")
-        for name, value in (("--width", self.width), ("--groups-of", self.group), ("--repeats", self.repeats)):
+        for name, value in (("--width", self.width), ("--groups-of", self.group), ("--repeat", self.repeats)):
             if value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.")
         if list(self.tokens) != sorted(set(self.tokens)):
