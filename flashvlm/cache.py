@@ -24,15 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, watching
-from flashvlm.report import VideoFacts, versions
+from flashvlm.report import VideoFacts, code_digest, versions
 
 if TYPE_CHECKING:
     import torch
 
     from flashvlm.backends.base import Backend, Encoded
 
-# One more whenever decoding, preparing or encoding gives something else for the same video.
-FORMAT = 4
 SIZE_VARIABLE = "FLASHVLM_CACHE_SIZE"
 DEFAULT_SIZE = 10 * 10**9
 UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -182,7 +180,7 @@ def entry_key(path: str | Path, backend: Backend, model: str, options: AskOption
     except (OSError, ValueError):
         return None
     decided_by = {
-        "format": FORMAT,
+        "code": code_digest(),
         "video": video,
         "options": watching(options) | {"sampling": asdict(backend.sampling(options.sampling))},
         "model": model,

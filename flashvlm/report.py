@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import flashvlm
@@ -235,3 +238,12 @@ def versions() -> dict[str, str]:
     """What figures hang on beside the settings: flashvlm's version, Python's, and those of the libraries underneath."""
     packages = {name: version(name) for name in ("torch", "transformers", "decord2", "av", "pillow")}
     return {"flashvlm": flashvlm.__version__, "python": platform.python_version(), **packages}
+
+
+@cache
+def code_digest() -> str:
+    """A digest of the package's own sources: its version stays the same while they are worked on."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(flashvlm.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from flashvlm.backends.loading import choose_attention, choose_device, choose_dtype, load_tokenizer, load_weights
-from flashvlm.errors import UsageError
+from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import DEFAULT_FPS, Sampling
 from flashvlm.report import Area, BeforeAfter
 
@@ -102,8 +102,14 @@ class _Streamer(TextStreamer):
 
 
 class Backend(ABC):
-    """One loaded checkpoint of one family. A family's file says what is marked abstract here, and no more."""
+    """One loaded checkpoint of one family.
 
+    A family's file says its `family`, its `model_class` and what is marked abstract here; and where it is not what
+    stands here, `class_tokens`, `area`, `default_frames`, `chat_template`, `position_ids` with `kept_positions`, and
+    `positions_have_gaps`.
+    """
+
+    # `model_type` of config.json, and the name of transformers' class.
     family: ClassVar[str]
     model_class: ClassVar[str]
     # The published prompt format, for checkpoints that come without a chat template.
@@ -117,6 +123,11 @@ class Backend(ABC):
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
+
+    def __init_subclass__(cls) -> None:
+        for name in ("family", "model_class"):
+            if not hasattr(cls, name):
+                raise TypeError(f"{cls.__name__} must say its {name}.")
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Backend:
@@ -181,10 +192,6 @@ class Backend(ABC):
             their saliency (G, n) float32 >= 0.
         """
 
-    @abstractmethod
-    def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
-        """Positions of the whole unpruned sequence, (axes, S) int64 with S = before + N + after."""
-
     @property
     @abstractmethod
     def visual_token(self) -> int:
@@ -221,6 +228,7 @@ class Backend(ABC):
 
         Raises:
             UsageError: a question or system prompt that holds a video marker of its own.
+            ModelError: a chat template that has none.
         """
         messages: list[dict[str, Any]] = [
             {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}
@@ -232,7 +240,9 @@ class Backend(ABC):
         first = self.tokenizer.bos_token
         ids = torch.tensor(self.tokenizer(text, add_special_tokens=not (first and text.startswith(first))).input_ids)
         places = (ids == self.visual_token).nonzero().flatten().tolist()
-        if len(places) != 1:
+        if not places:
+            raise ModelError(f"The chat template of this model has no place for a video (token {self.visual_token}).")
+        if len(places) > 1:
             raise UsageError("The question must not contain the model's own marker for a video.")
         return Prompt(ids[: places[0]], ids[places[0] + 1 :])
 
@@ -270,9 +280,28 @@ class Backend(ABC):
             "position_ids": position_ids if len(position_ids) > 1 else position_ids[0],
         }
 
+    def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
+        """Positions of the whole unpruned sequence, (axes, S) int64 with S = before + N + after: counted, here."""
+        return torch.arange(len(prompt.before) + len(encoded.tokens) + len(prompt.after)).unsqueeze(0)
+
     def kept_positions(self, prompt: Prompt, encoded: Encoded, places: Tensor) -> Tensor:
-        """The positions (axes, B, S') of the tokens at `places` (B, S') of the unpruned sequence: those they had."""
-        return self.position_ids(prompt, encoded)[:, places]
+        """The positions (axes, B, S') of the tokens at `places` (B, S') of the unpruned sequence: those they had.
+
+        Where the model was not made for so high ones, they close up.
+
+        Raises:
+            UsageError: more tokens than the model has positions.
+        """
+        most, count = self.text_config.max_position_embeddings, places.shape[1]
+        if count > most:
+            raise UsageError(
+                f"The prompt takes {count} tokens, and this model reads at most {most}: "
+                "look at fewer frames or keep less."
+            )
+        positions = self.position_ids(prompt, encoded)
+        if positions.shape[1] <= most:
+            return positions[:, places]
+        return torch.arange(count).expand(1, len(places), -1)
 
     @torch.inference_mode()
     def generate(
@@ -428,5 +457,13 @@ class Encoding:
 
     @torch.inference_mode()
     def _see(self) -> None:
-        self._seen.append(self._backend.see(torch.cat(self._waiting)))
+        tokens, saliency = self._backend.see(torch.cat(self._waiting))
+        expected = (len(self._waiting), self._backend.class_tokens + self._cells[0] * self._cells[1])
+        if not tokens.shape[:2] == saliency.shape == expected:
+            raise ValueError(
+                f"{self._backend.family}: tokens {tuple(tokens.shape)} and saliency {tuple(saliency.shape)} do not fit "
+                f"{expected[0]} groups of {expected[1]}: {self._backend.class_tokens} class tokens and "
+                f"{self._cells[0]} x {self._cells[1]} cells."
+            )
+        self._seen.append((tokens, saliency))
         self._waiting = []

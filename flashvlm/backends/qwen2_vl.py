@@ -102,3 +102,7 @@ class Qwen2VL(Backend):
         video = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1) + begin
         after = torch.arange(len(prompt.after)) + int(video.max()) + 1
         return torch.cat([torch.arange(begin).expand(3, -1), video, after.expand(3, -1)], dim=1)
+
+    def kept_positions(self, prompt: Prompt, encoded: Encoded, places: Tensor) -> Tensor:
+        # A video takes far fewer positions than it has tokens.
+        return self.position_ids(prompt, encoded)[:, places]

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvlm.backends.base import Backend, Encoded, Prompt
+from flashvlm.backends.base import Backend
 from flashvlm.backends.loading import video_settings
 from flashvlm.backends.packing import packed
-from flashvlm.errors import ModelError, UsageError
+from flashvlm.errors import ModelError
 from flashvlm.pixels import clip_pixels, shortest_edge_size
 from flashvlm.report import Area
 
 # What transformers' VideoLlavaVideoProcessor takes where a checkpoint says nothing.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# Kept tokens have the positions they had: closed up, the demo model loses 16 to 24 points (docs/results.md).
-KEEP_GAPS = True
 
 
 class VideoLlava(Backend):
     """Every frame is resized by its shorter side and cut to its middle square, as the class's processor does.
+
+    Kept tokens have the positions they had: closed up, the demo model loses 16 to 24 points (docs/results.md).
 
     A still picture is a video of one frame and goes through the video tower. The class has a tower for pictures too; in
     the published checkpoint the two differ in little but the class token
@@ -40,7 +40,6 @@ class VideoLlava(Backend):
         "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     )
     default_frames = 8
-    positions_have_gaps = KEEP_GAPS
     frames_per_group = 1
     class_tokens = 1
 
@@ -90,40 +89,31 @@ class VideoLlava(Backend):
     def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         tower, projector = self.encoder
         pixels = self.pixels(frames)["pixel_values_videos"][0].to(self.device, self.dtype)
-        chosen = self.model.config.vision_feature_layer
-        layers = tower.encoder.layers
-        # Number 0 is what goes into the first layer.
-        numbers = [n % (len(layers) + 1) for n in ([chosen] if isinstance(chosen, int) else chosen)]
-        deepest = max(*numbers, 1)
-        hidden = [tower.pre_layrnorm(tower.embeddings(pixels))]
-        # What comes after the deepest layer asked for is not computed.
-        for layer in layers[:deepest]:
-            hidden.append(layer(hidden[-1], attention_mask=None))
-        features = torch.cat([hidden[number] for number in numbers], dim=-1)
-        last = layers[deepest - 1]
-        saliency = class_attention(last.self_attn, last.layer_norm1(hidden[deepest - 1]))
+        features, saliency = clip_features(tower, pixels, self.model.config.vision_feature_layer)
         return projector(features), saliency
 
-    def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
-        return torch.arange(len(prompt.before) + len(encoded.tokens) + len(prompt.after)).unsqueeze(0)
 
-    def kept_positions(self, prompt: Prompt, encoded: Encoded, places: Tensor) -> Tensor:
-        """The positions that the tokens had; without gaps where the model was not made for so high ones.
+def clip_features(tower: Any, pixels: Tensor, chosen: int | list[int]) -> tuple[Tensor, Tensor]:
+    """What a CLIP tower makes of frames, as its `vision_feature_layer` says, and the class token's attention.
 
-        Raises:
-            UsageError: more tokens than the model has positions.
-        """
-        most = self.text_config.max_position_embeddings
-        count = places.shape[1]
-        if count > most:
-            raise UsageError(
-                f"The prompt takes {count} tokens, and this model reads at most {most}: "
-                "look at fewer frames or keep less."
-            )
-        positions = self.position_ids(prompt, encoded)
-        if KEEP_GAPS and positions.shape[1] <= most:
-            return positions[:, places]
-        return torch.arange(count).expand(1, len(places), -1)
+    Args:
+        tower: transformers' `CLIPVisionModel`, or a twin of it (`packed`).
+        pixels: (F, 3, h, w) frames.
+        chosen: the hidden state that is taken, or several, side by side; 0 is what goes into the first layer.
+
+    Returns:
+        (F, 1 + P, C) features, the class token first, and their (F, 1 + P) saliency (`class_attention`).
+    """
+    layers = tower.encoder.layers
+    numbers = [n % (len(layers) + 1) for n in ([chosen] if isinstance(chosen, int) else chosen)]
+    deepest = max(*numbers, 1)
+    hidden = [tower.pre_layrnorm(tower.embeddings(pixels))]
+    # What comes after the deepest layer asked for is not computed.
+    for layer in layers[:deepest]:
+        hidden.append(layer(hidden[-1], attention_mask=None))
+    features = torch.cat([hidden[number] for number in numbers], dim=-1)
+    last = layers[deepest - 1]
+    return features, class_attention(last.self_attn, last.layer_norm1(hidden[deepest - 1]))
 
 
 def class_attention(attention: Any, hidden: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ A `Run` gathers a record a question as they come, in a file that it can go on wi
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 import tempfile
@@ -23,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import flashvlm
 from flashvlm import models
 from flashvlm.bench import scoring
 from flashvlm.bench.ablation import ABLATIONS, ablated
@@ -40,7 +38,7 @@ from flashvlm.options import (
     Keep,
     Sampling,
 )
-from flashvlm.report import versions
+from flashvlm.report import code_digest, versions
 from flashvlm.selection import BY_CONTENT, METRICS, SELECTORS
 
 if TYPE_CHECKING:
@@ -142,16 +140,8 @@ class Settings:
             "keep": [UNPRUNED, *self.budgets],
             "weights": models.fingerprint(models.fetch(self.model)),
             **versions(),
-            "code": _code(),
+            "code": code_digest(),
         }
-
-
-def _code() -> str:
-    """A digest of the package's own sources: a version number stays the same while they are worked on."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(flashvlm.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def resolved(device: str, dtype: str) -> tuple[str, str]:

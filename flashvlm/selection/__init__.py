@@ -83,4 +83,9 @@ def select(
 
     module, function = _REGISTRY[selector]
     inputs = Inputs.checked(tokens, saliency, words, group_sizes, budget, delta, metric, seed)
-    return getattr(import_module(f"{__name__}.{module}"), function)(inputs)
+    selection: Selection = getattr(import_module(f"{__name__}.{module}"), function)(inputs)
+    kept = selection.indices
+    fits = 0 < len(kept) <= inputs.budget if inputs.auto or delta is not None else len(kept) == inputs.budget
+    if not fits or bool((kept[1:] <= kept[:-1]).any()):
+        raise ValueError(f"The selector {selector!r} must keep {inputs.budget} tokens, each once; it gave {len(kept)}.")
+    return selection
