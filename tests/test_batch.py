@@ -98,6 +98,15 @@ def test_rows_of_a_video_share_its_decoding_and_encoding(
     assert records[1]["seconds"]["decode"] == records[1]["seconds"]["encode"] == 0
 
 
+def test_every_question_looks_again_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = write_rows(tmp_path / "rows.jsonl", [row("one.mp4", "What happens?"), row("one.mp4", "Is there a dog?")])
+    assert main(["batch", str(asked), "--look", "twice", *MODEL]) == 0
+    records = lines(capsys.readouterr().out)
+    assert [record["cached"] for record in records] == [False, False]
+    assert records[1]["seconds"]["decode"] == 0 < records[1]["seconds"]["encode"]
+    assert any(moment["small"] for moment in records[1]["moments"])
+
+
 def test_a_second_run_takes_videos_from_the_cache(
     tmp_path: Path, loaded: list, capsys: pytest.CaptureFixture[str]
 ) -> None:

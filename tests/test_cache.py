@@ -119,6 +119,12 @@ def test_another_model_has_entries_of_its_own(demo: VideoQA, folder: Path, tmp_p
     assert not VideoQA.from_pretrained(retrained, device="cpu", dtype="float32").watch(CLIP, CACHED).cached
 
 
+def test_what_other_code_made_is_not_taken(fresh: VideoQA, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh.watch(CLIP, CACHED)
+    monkeypatch.setattr("flashvlm.cache.code_digest", lambda: "other")
+    assert not fresh.watch(CLIP, CACHED).cached
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
 def test_a_damaged_entry_is_made_anew(fresh: VideoQA, folder: Path, damage: str) -> None:
     whole = fresh.watch(CLIP, CACHED).encoded.tokens
