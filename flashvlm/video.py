@@ -97,11 +97,11 @@ def decode(
     path = Path(path)
     rotation = _check_file(path)
     picture = _open_picture(path)
-    if seek == "fast" and picture is None:
-        # What cannot be read this way is read, or refused, the other one.
-        with contextlib.suppress(VideoError):
-            return _read_clip(path, _Forward(path, rotation), sampling, transform, on_frame)
     try:
+        if seek == "fast" and picture is None:
+            # What cannot be read this way is read, or refused, the other one.
+            with contextlib.suppress(VideoError):
+                return _read_clip(path, _Forward(path, rotation), sampling, transform, on_frame)
         return _read_clip(path, picture or _Decord(path, rotation), sampling, transform, on_frame)
     except _InexactError:
         return _read_clip(path, _PyAV(path, rotation), sampling, transform, on_frame)
@@ -230,7 +230,7 @@ class _Reader(Protocol):
 
 
 class _InexactError(Exception):
-    """decord cannot read this file, or cannot be trusted to hand out the frames that are asked for."""
+    """A reader cannot read this file, or cannot be trusted to hand out the frames that are asked for."""
 
 
 def _read_clip(
@@ -398,7 +398,11 @@ class _Decord:
 
     def _next(self) -> torch.Tensor:
         with self._decord.bridge.use_torch():
-            return self._video.next()
+            picture = self._video.next()
+        if picture.shape[2] != 3:
+            # It takes what fills up the lines of a very narrow picture for colours.
+            raise _InexactError
+        return picture
 
     def _position(self) -> int:
         return self._decord.video_reader._CAPI_VideoReaderGetCurrentPosition(self._video._handle)
@@ -435,18 +439,22 @@ class _PyAV:
         self.duration = _duration(self.starts, self.starts[-1] + shown[-1][1] * unit)
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
-        wanted = set(chosen)
+        wanted, damaged = set(chosen), False
         with self._opened() as (container, stream):
             for number, frame in enumerate(container.decode(stream)):
                 if number >= len(self._times) or not (self._in_turn or frame.pts == self._times[number]):
                     break
+                # What hangs on a damaged frame, up to the next key frame, is not marked itself.
+                damaged = bool(frame.is_corrupt) or (damaged and not frame.key_frame)
                 if number in wanted:
+                    if damaged:
+                        break
                     wanted.remove(number)
                     yield self._upright(frame)
                 if not wanted:
                     return
         raise VideoError(
-            f"{self._path}: the video is damaged; its frame at {self.starts[min(wanted)]:.2f} s is missing."
+            f"{self._path}: the video is damaged; its frame at {self.starts[min(wanted)]:.2f} s cannot be read."
         )
 
     @staticmethod
@@ -511,7 +519,7 @@ class _Forward(_PyAV):
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
         wanted = {self._times[index] for index in chosen}
-        last = self._last_needed(wanted)
+        last, ahead = self._last_needed(wanted), self._ahead_of_their_keys()
         found: dict[int, torch.Tensor] = {}
         with self._opened() as (container, stream):
             number = group = -1
@@ -524,7 +532,9 @@ class _Forward(_PyAV):
                     # The others are the first of a group, or such as later ones refer to.
                     stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
                 for frame in packet.decode():
-                    if frame.pts in wanted and not frame.is_corrupt:
+                    if frame.is_corrupt and (frame.pts in wanted or frame.pts not in ahead):
+                        raise _InexactError
+                    if frame.pts in wanted:
                         found[frame.pts] = self._upright(frame)
                 while chosen and (moment := self._times[chosen[0]]) in found:
                     yield found.pop(moment)
@@ -532,6 +542,16 @@ class _Forward(_PyAV):
                 if not chosen:
                     return
         raise VideoError(f"{self._path}: its frame at {self.starts[chosen[0]]:.2f} s was not to be had in one pass.")
+
+    def _ahead_of_their_keys(self) -> set[int]:
+        """When frames are shown that come after a key frame and are shown before it: they may hang on the group of
+        pictures before, and are no damage where that is left out."""
+        ahead, key = set(), 0
+        for moment, is_key in self._packets:
+            key = moment if is_key else key
+            if moment < key:
+                ahead.add(moment)
+        return ahead
 
     def _last_needed(self, wanted: set[int]) -> dict[int, int]:
         """The number of the last packet that has to be decoded of each group of pictures that has any."""

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import weakref
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,8 @@ from PIL import Image
 
 from flashvlm.errors import UsageError, VideoError
 from flashvlm.options import Sampling
-from flashvlm.video import choose_frames, decode, near_keys
+from flashvlm.samples import samples_dir
+from flashvlm.video import choose_frames, decode, frames_at, near_keys
 
 OPEN_GROUPS = {"x265-params": "log-level=none:scenecut=0:open-gop=1:bframes=4"}
 CLOSED_GROUPS = {"x265-params": "log-level=none:scenecut=0:open-gop=0:bframes=4"}
@@ -342,6 +344,54 @@ def test_pyav_does_not_hand_out_another_frame_for_a_missing_one(tmp_path, codec)
     path = write_without_frame(tmp_path / "hole.ts", whole, 10)
     with pytest.raises(VideoError, match=r"0\.80 s"):
         decode(path, Sampling(frames=2, start=0.2, end=0.8), unchanged)
+
+
+def test_a_clip_that_is_damaged_here_and_there_is_not_answered_from(tmp_path):
+    rng = random.Random(1)
+    for sample in ("one.mp4", "mpeg4.mp4"):
+        data = bytearray((samples_dir() / sample).read_bytes())
+        for place in range(3000, len(data) - 3000, 400):
+            data[place] = rng.randrange(256)
+        (tmp_path / sample).write_bytes(data)
+        with pytest.raises(VideoError, match="the video is damaged"):
+            decode(tmp_path / sample, Sampling(), unchanged, "fast")
+
+
+def test_what_hangs_on_a_damaged_frame_is_damaged_too(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", steady(60), key_every=30, picture=noisy, options={"bf": "0"})
+    damaged = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = list(container.demux(video=0))
+    place = packets[5].pos + packets[5].size // 2
+    damaged[place : place + 40] = bytes(40)
+    path.write_bytes(damaged)
+    # Up to the next key frame, that is; what comes before it and after is whole.
+    for start, end in ((0, 0.16), (1.2, 2.36)):
+        assert len(decode(path, Sampling(frames=4, start=start, end=end), unchanged, "fast").frames) == 4
+    with pytest.raises(VideoError, match=r"damaged; its frame at 0\.40 s"):
+        decode(path, Sampling(frames=2, start=0.4, end=0.8), unchanged, "fast")
+
+
+@pytest.mark.parametrize("width", [2, 4, 16, 24])
+def test_very_narrow_pictures_are_what_they_are(tmp_path, width):
+    path = write_clip(tmp_path / "narrow.mp4", steady(6), size=(width, 48), picture=lambda *_: stripes(width))
+    clip = decode(path, Sampling(frames=2), unchanged)
+    assert clip.frames.shape == (2, 3, 48, width)
+    again = torch.stack(list(frames_at(path, clip.timestamps)))
+    assert torch.equal(again, clip.frames) and torch.equal(
+        decode(path, Sampling(frames=2), unchanged, "fast").frames, again
+    )
+
+
+def stripes(width):
+    """Red above, blue below."""
+    picture = np.zeros((48, width, 3), np.uint8)
+    picture[:24, :, 0] = picture[24:, :, 2] = 200
+    return picture
+
+
+def noisy(number, width, height):
+    return np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def test_a_false_count_of_frames_does_not_end_the_process(tmp_path):
