@@ -26,7 +26,11 @@ def check_video(path: str | Path) -> None:
     if re.match("https?:/", str(path)):
         raise VideoError(f"{path}: this is an address; download the video and give the file.")
     if not os.path.exists(path):
-        raise VideoError(f"{path}: there is no such file.")
+        if not str(path).strip():
+            raise VideoError("The name of the video is empty.")
+        # A container is read here and there, which a pipe does not allow.
+        only = "; a video is not read from standard input" if str(path) == "-" else ""
+        raise VideoError(f"{path}: there is no such file{only}.")
 
 
 def check_overlay(path: str | Path, video: str | Path | None = None) -> Path:

@@ -51,6 +51,7 @@ _SILENCE = threading.RLock()
 
 UNREADABLE = "this is not a video or a picture that can be read"
 NO_VIDEO = "there is no video in this file"
+DAMAGED = "the video is damaged and cannot be decoded"
 NO_TIMES = "nothing in this file says when its frames are shown; ffmpeg -i FILE out.mp4 makes one that does"
 
 
@@ -433,7 +434,7 @@ class _PyAV:
         first = next((moment for moment, _, is_key, _ in packets if is_key), math.inf)
         shown = sorted((moment, length) for moment, length, _, hidden in packets if moment >= first and not hidden)
         if not shown:
-            raise VideoError(f"{path}: {NO_TIMES if timeless else NO_VIDEO}.")
+            raise VideoError(f"{path}: {NO_TIMES if timeless else DAMAGED if packets else NO_VIDEO}.")
         self._times = [moment for moment, _ in shown]
         self.starts: Sequence[float] = [round((moment - self._times[0]) * unit, 6) for moment in self._times]
         self.duration = _duration(self.starts, self.starts[-1] + shown[-1][1] * unit)
@@ -477,7 +478,7 @@ class _PyAV:
                     raise VideoError(f"{self._path}: {NO_VIDEO}.")
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
-                problem = "the video is damaged and cannot be decoded"
+                problem = DAMAGED
                 yield container, stream
         except (self._av.FFmpegError, UnicodeError) as error:
             raise VideoError(f"{self._path}: {problem}.") from error

@@ -236,7 +236,7 @@ class RowProgress:
             self._failures += 1
             if self._failures <= FAILURES_TOLD:
                 self._say(f"line {record['line']}: {record['error']['message']}")
-            if self._failures == FAILURES_TOLD:
+            if self._failures == FAILURES_TOLD + 1:
                 self._say("More rows that fail are told of in their records only.")
         for warning in record.get("warnings", ()):
             if warning not in self._warnings and len(self._warnings) < FAILURES_TOLD:

@@ -98,6 +98,16 @@ def test_rows_of_a_video_share_its_decoding_and_encoding(
     assert records[1]["seconds"]["decode"] == records[1]["seconds"]["encode"] == 0
 
 
+@pytest.mark.parametrize("failing", [10, 11])
+def test_of_many_rows_that_fail_the_first_are_told(
+    failing: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = write_rows(tmp_path / "rows.jsonl", [row("nowhere.mp4", f"Question {n}?") for n in range(failing)])
+    assert main(["batch", str(asked), *MODEL]) == 1
+    told = capsys.readouterr().err
+    assert told.count("there is no such file") == 10 and ("More rows" in told) == (failing > 10)
+
+
 def test_every_question_looks_again_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = write_rows(tmp_path / "rows.jsonl", [row("one.mp4", "What happens?"), row("one.mp4", "Is there a dog?")])
     assert main(["batch", str(asked), "--look", "twice", *MODEL]) == 0

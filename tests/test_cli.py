@@ -351,6 +351,14 @@ def test_missing_video_is_told_before_a_model_is_loaded(flash, library):
     assert (code, out, err) == (3, "", "flashvlm: nowhere.mp4: there is no such file.\n")
 
 
+@pytest.mark.parametrize(
+    "video, told", [("", "The name of the video is empty."), ("-", "a video is not read from standard input.")]
+)
+def test_what_is_no_file_name_is_told(flash, video, told):
+    code, out, err = flash("ask", video, "What?")
+    assert (code, out) == (3, "") and err.endswith(f"{told}\n")
+
+
 @pytest.mark.parametrize("command", [["ask", "{}", "What?"], ["inspect", "{}"], ["bench", "speed", "{}"]], ids=str)
 def test_an_address_is_no_video(flash, command):
     code, out, err = flash(*(part.format("https://example.org/clip.mp4") for part in command))
