@@ -9,7 +9,11 @@ Videos are read with decord. What is known of it (decord2 3.4, held by the tests
 - It numbers the frames that an edit list hides (a trimmed MP4), but never hands them out.
 - It gives up on HEVC with closed groups of pictures and reordered B-frames, and it cannot rewind MPEG-TS. What decord
   cannot read exactly is read with PyAV.
-- Where frames are missing it repeats another one, unless `fault_tol` forbids it.
+- Where frames are missing it repeats another one, unless `fault_tol` forbids it. It does not tell of damaged ones.
+- Lines that FFmpeg fills up to a multiple of a very narrow picture's width it takes for pictures of more colours.
+
+PyAV tells of damaged frames (`is_corrupt`), as FFmpeg marks them: most in H.264 and MPEG-4, few in other codecs. What
+hangs on a damaged frame is not marked.
 """
 
 from __future__ import annotations
@@ -52,6 +56,7 @@ _SILENCE = threading.RLock()
 UNREADABLE = "this is not a video or a picture that can be read"
 NO_VIDEO = "there is no video in this file"
 DAMAGED = "the video is damaged and cannot be decoded"
+HIDDEN = "none of its frames is to be shown; it may be damaged"
 NO_TIMES = "nothing in this file says when its frames are shown; ffmpeg -i FILE out.mp4 makes one that does"
 
 
@@ -92,7 +97,8 @@ def decode(
             way they come anew, from 0 on.
 
     Raises:
-        VideoError: the file is missing, cannot be read, is cut short, is damaged, or holds no video.
+        VideoError: the file is missing, cannot be read, is cut short, holds no video, or is damaged where it is looked
+            at, as far as the reader tells.
         UsageError: `sampling.start` is at or past the end of the video.
     """
     path = Path(path)
@@ -100,7 +106,7 @@ def decode(
     picture = _open_picture(path)
     try:
         if seek == "fast" and picture is None:
-            # What cannot be read this way is read, or refused, the other one.
+            # What cannot be read this way is read, or refused, by another reader: what looks damaged, by PyAV alone.
             with contextlib.suppress(VideoError):
                 return _read_clip(path, _Forward(path, rotation), sampling, transform, on_frame)
         return _read_clip(path, picture or _Decord(path, rotation), sampling, transform, on_frame)
@@ -124,7 +130,8 @@ def frames_at(path: str | Path, timestamps: Sequence[float]) -> Iterator[torch.T
             yield picture.permute(2, 0, 1)
             given += 1
     except _InexactError:
-        reader = _PyAV(path, rotation)
+        # Frames beside those that were looked at may be damaged.
+        reader = _PyAV(path, rotation, strict=False)
         for picture in reader.read([_nearest(reader.starts, moment) for moment in timestamps[given:]]):
             yield picture.permute(2, 0, 1)
 
@@ -410,12 +417,15 @@ class _Decord:
 
 
 class _PyAV:
-    """A video read with PyAV from its first frame on: slower than decord, and right where decord is not."""
+    """A video read with PyAV from its first frame on: slower than decord, and right where decord is not.
 
-    def __init__(self, path: Path, rotation: int):
+    If `strict`, frames that are damaged are refused as those that are missing.
+    """
+
+    def __init__(self, path: Path, rotation: int, strict: bool = True):
         import av
 
-        self._av, self._path, self.rotation = av, path, rotation
+        self._av, self._path, self.rotation, self._strict = av, path, rotation, strict
         with self._opened() as (container, stream):
             # AVI says when a frame is decoded, not when it is shown. Where these may be out of order, frames are known
             # by their number alone.
@@ -434,7 +444,7 @@ class _PyAV:
         first = next((moment for moment, _, is_key, _ in packets if is_key), math.inf)
         shown = sorted((moment, length) for moment, length, _, hidden in packets if moment >= first and not hidden)
         if not shown:
-            raise VideoError(f"{path}: {NO_TIMES if timeless else DAMAGED if packets else NO_VIDEO}.")
+            raise VideoError(f"{path}: {NO_TIMES if timeless else HIDDEN if packets else NO_VIDEO}.")
         self._times = [moment for moment, _ in shown]
         self.starts: Sequence[float] = [round((moment - self._times[0]) * unit, 6) for moment in self._times]
         self.duration = _duration(self.starts, self.starts[-1] + shown[-1][1] * unit)
@@ -445,10 +455,10 @@ class _PyAV:
             for number, frame in enumerate(container.decode(stream)):
                 if number >= len(self._times) or not (self._in_turn or frame.pts == self._times[number]):
                     break
-                # What hangs on a damaged frame, up to the next key frame, is not marked itself.
+                # What is shown after it, up to the next key frame, may hang on it.
                 damaged = bool(frame.is_corrupt) or (damaged and not frame.key_frame)
                 if number in wanted:
-                    if damaged:
+                    if damaged and self._strict:
                         break
                     wanted.remove(number)
                     yield self._upright(frame)

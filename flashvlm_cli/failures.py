@@ -40,8 +40,9 @@ def explain(error: BaseException) -> Failure:
         # "Value error, " is what pydantic, underneath Typer, puts before a message of its own.
         described = " ".join(error.format_message().split()).replace(": Value error, ", ": ")
         # An option that is like none there is may be meant as a question.
-        if getattr(error, "possibilities", True) in (None, []):
-            described += "; an argument that begins with - goes last, after --"
+        takes_one = context is not None and any(one.name == "question" for one in context.command.params)
+        if takes_one and not getattr(error, "possibilities", True):
+            described += "; a question that begins with - goes last, after --"
         return Failure(sentence(described), error.exit_code, hint, error)
     return Failure(sentence_of(error), error=error)
 

@@ -19,6 +19,7 @@ from flashvlm.demo.questions import FAMILIES
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions
 from flashvlm.pipeline import Watched
+from flashvlm.report import code_digest
 from flashvlm.samples import samples_dir
 from flashvlm.selection import select
 from flashvlm.selection.result import Selection
@@ -460,15 +461,19 @@ def test_results_of_other_code_or_libraries_are_refused(
     for name in ("__init__.py", "selector.py"):
         (package / name).write_text("VALUE = 1")
     monkeypatch.setattr("flashvlm.__file__", str(package / "__init__.py"))
+    code_digest.cache_clear()
     for _ in range(2):
         with Run(settings(), data, data.numbers(), results):
             pass
     (package / "selector.py").write_text("VALUE = 2")
+    # Another process, that is: the code of this one does not change.
+    code_digest.cache_clear()
     with pytest.raises(UsageError, match="code is"):
         Run(settings(), data, data.numbers(), results)
     monkeypatch.setattr("flashvlm.bench.accuracy.versions", lambda: {"flashvlm": "0.1.0", "torch": "1.0"})
     with pytest.raises(UsageError, match=r'torch is .* and "1\.0" here'):
         Run(settings(), data, data.numbers(), results)
+    code_digest.cache_clear()
 
 
 def test_a_file_that_holds_something_else_is_refused_and_left_alone(three: Path) -> None:

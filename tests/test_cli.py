@@ -490,10 +490,11 @@ def test_wrong_usage_that_typer_finds_names_the_help(flash):
 
 def test_a_question_that_begins_with_a_dash_is_told_where_to_stand(flash, clip, library):
     err = flash("ask", clip, "-what?")[2]
-    assert "No such option: -w; an argument that begins with - goes last, after --." in err
+    assert "No such option: -w; a question that begins with - goes last, after --." in err
     assert flash("ask", clip, "--", "-what?")[0] == 0
     # What is like an option was meant as one.
     assert "after --" not in flash("ask", clip, "What?", "--modle", "demo")[2]
+    assert "after --" not in flash("models", "--xyz")[2]
 
 
 def test_unknown_selector_is_told_the_close_one(flash, clip):

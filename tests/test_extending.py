@@ -37,9 +37,20 @@ def test_a_selector_of_ones_own_is_asked_like_any_other(monkeypatch: pytest.Monk
     assert keeping([6, 1, 3], monkeypatch).indices.tolist() == [1, 3, 6]
 
 
-@pytest.mark.parametrize("chosen", [[], [1, 2], [1, 2, 3, 4], [1, 1, 2]], ids=str)
-def test_a_selector_that_misses_its_budget_is_told(chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=f"'mine' must keep 3 tokens, each once; it gave {len(chosen)}"):
+@pytest.mark.parametrize(
+    "chosen, given",
+    [
+        ([], "none"),
+        ([1, 2], "2, from 1 to 2"),
+        ([1, 2, 3, 4], "4, from 1 to 4"),
+        ([1, 1, 2], "3, from 1 to 2"),
+        ([-1, 1, 2], "3, from -1 to 2"),
+    ],
+)
+def test_a_selector_that_misses_its_budget_is_told(
+    chosen: list[int], given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=f"'mine' must keep 3 tokens, each once; it gave {given}"):
         keeping(chosen, monkeypatch)
 
 

@@ -357,19 +357,41 @@ def test_a_clip_that_is_damaged_here_and_there_is_not_answered_from(tmp_path):
             decode(tmp_path / sample, Sampling(), unchanged, "fast")
 
 
-def test_what_hangs_on_a_damaged_frame_is_damaged_too(tmp_path):
-    path = write_clip(tmp_path / "clip.mp4", steady(60), key_every=30, picture=noisy, options={"bf": "0"})
-    damaged = bytearray(path.read_bytes())
+@pytest.fixture
+def no_decord(monkeypatch):
+    """decord reads nothing: all is read with PyAV."""
+
+    def broken(*_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr("decord.VideoReader", broken)
+
+
+def damaged_at_a_fifth_second(path):
+    """Two groups of pictures of 30 frames each, of which the sixth frame is damaged; 25 frames a second."""
+    write_clip(path, steady(60), key_every=30, picture=noisy, options={"bf": "0"})
+    data = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         packets = list(container.demux(video=0))
     place = packets[5].pos + packets[5].size // 2
-    damaged[place : place + 40] = bytes(40)
-    path.write_bytes(damaged)
+    data[place : place + 40] = bytes(40)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("seek", ["fast", "exact"])
+def test_what_hangs_on_a_damaged_frame_is_damaged_too(tmp_path, no_decord, seek):
+    path = damaged_at_a_fifth_second(tmp_path / "clip.mp4")
     # Up to the next key frame, that is; what comes before it and after is whole.
     for start, end in ((0, 0.16), (1.2, 2.36)):
-        assert len(decode(path, Sampling(frames=4, start=start, end=end), unchanged, "fast").frames) == 4
+        assert len(decode(path, Sampling(frames=4, start=start, end=end), unchanged, seek).frames) == 4
     with pytest.raises(VideoError, match=r"damaged; its frame at 0\.40 s"):
-        decode(path, Sampling(frames=2, start=0.4, end=0.8), unchanged, "fast")
+        decode(path, Sampling(frames=2, start=0.4, end=0.8), unchanged, seek)
+
+
+def test_damage_beside_what_was_looked_at_does_not_keep_a_clip_from_being_drawn(tmp_path, no_decord):
+    path = damaged_at_a_fifth_second(tmp_path / "clip.mp4")
+    assert len(list(frames_at(path, [0.0, 0.2, 0.4, 1.2]))) == 4
 
 
 @pytest.mark.parametrize("width", [2, 4, 16, 24])
@@ -378,6 +400,7 @@ def test_very_narrow_pictures_are_what_they_are(tmp_path, width):
     clip = decode(path, Sampling(frames=2), unchanged)
     assert clip.frames.shape == (2, 3, 48, width)
     again = torch.stack(list(frames_at(path, clip.timestamps)))
+    assert (clip.frames[0].permute(1, 2, 0).int() - torch.from_numpy(stripes(width)).int()).abs().float().mean() < 12
     assert torch.equal(again, clip.frames) and torch.equal(
         decode(path, Sampling(frames=2), unchanged, "fast").frames, again
     )

@@ -125,6 +125,7 @@ class Backend(ABC):
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         for name in ("family", "model_class"):
             if not hasattr(cls, name):
                 raise TypeError(f"{cls.__name__} must say its {name}.")
@@ -264,7 +265,7 @@ class Backend(ABC):
 
         Args:
             kept: (B, K) int64, ascending places in `encoded.tokens`. Every token keeps the position that it had in the
-                full sequence, and so does the text.
+                full sequence, and so does the text, as far as `kept_positions` can.
             vectors: (B, K, D), what stands at these places.
         """
         embed = self.model.get_input_embeddings()
@@ -287,7 +288,8 @@ class Backend(ABC):
     def kept_positions(self, prompt: Prompt, encoded: Encoded, places: Tensor) -> Tensor:
         """The positions (axes, B, S') of the tokens at `places` (B, S') of the unpruned sequence: those they had.
 
-        Where the model was not made for so high ones, they close up.
+        Where the model was not made for so high ones, they close up, in one axis: a family whose positions have more
+        says itself what becomes of them.
 
         Raises:
             UsageError: more tokens than the model has positions.

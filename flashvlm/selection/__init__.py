@@ -71,6 +71,7 @@ def select(
         UsageError: NaN or infinity, shapes that disagree, negative saliency, a budget below 1, a negative delta, both
             or neither, groups that do not sum to N, a seed beyond 64 bits, a selector or metric that does not exist, or
             a delta or `auto` for another selector than `BY_CONTENT`.
+        ValueError: a selector that does not keep as many tokens as it is to.
     """
     for name, value, known in (("selector", selector, SELECTORS), ("metric", metric, METRICS)):
         if value not in known:
@@ -85,7 +86,10 @@ def select(
     inputs = Inputs.checked(tokens, saliency, words, group_sizes, budget, delta, metric, seed)
     selection: Selection = getattr(import_module(f"{__name__}.{module}"), function)(inputs)
     kept = selection.indices
-    fits = 0 < len(kept) <= inputs.budget if inputs.auto or delta is not None else len(kept) == inputs.budget
-    if not fits or bool((kept[1:] <= kept[:-1]).any()):
-        raise ValueError(f"The selector {selector!r} must keep {inputs.budget} tokens, each once; it gave {len(kept)}.")
+    free = inputs.auto or delta is not None
+    fits = 0 < len(kept) <= inputs.budget if free else len(kept) == inputs.budget
+    if not fits or int(kept[0]) < 0 or bool((kept[1:] <= kept[:-1]).any()):
+        given = f"{len(kept)}, from {int(kept[0])} to {int(kept[-1])}" if len(kept) else "none"
+        wanted = f"{'some of ' if free else ''}{inputs.budget} tokens, each once"
+        raise ValueError(f"The selector {selector!r} must keep {wanted}; it gave {given}.")
     return selection
