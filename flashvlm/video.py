@@ -451,22 +451,35 @@ class _PyAV:
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
         wanted, damaged = set(chosen), False
+        held: dict[int, torch.Tensor] = {}
         with self._opened() as (container, stream):
             for number, frame in enumerate(container.decode(stream)):
                 if number >= len(self._times) or not (self._in_turn or frame.pts == self._times[number]):
                     break
                 # What is shown after it, up to the next key frame, may hang on it.
                 damaged = bool(frame.is_corrupt) or (damaged and not frame.key_frame)
+                if damaged and self._strict and (held or number in wanted):
+                    held = {}
+                    break
                 if number in wanted:
-                    if damaged and self._strict:
-                        break
-                    wanted.remove(number)
-                    yield self._upright(frame)
+                    held[number] = self._upright(frame)
+                if not self._hangs_on_later(frame):
+                    yield from held.values()
+                    wanted -= held.keys()
+                    held = {}
                 if not wanted:
                     return
+            yield from held.values()
+            wanted -= held.keys()
+            if not wanted:
+                return
         raise VideoError(
             f"{self._path}: the video is damaged; its frame at {self.starts[min(wanted)]:.2f} s cannot be read."
         )
+
+    def _hangs_on_later(self, frame: Any) -> bool:
+        """Whether a frame may hang on one that is shown after it, and be damaged with that."""
+        return frame.pict_type == self._av.video.frame.PictureType.B
 
     @staticmethod
     def _upright(frame: Any) -> torch.Tensor:
@@ -532,6 +545,7 @@ class _Forward(_PyAV):
         wanted = {self._times[index] for index in chosen}
         last, ahead = self._last_needed(wanted), self._ahead_of_their_keys()
         found: dict[int, torch.Tensor] = {}
+        held: dict[int, torch.Tensor] = {}
         with self._opened() as (container, stream):
             number = group = -1
             for packet in container.demux(stream):
@@ -546,7 +560,12 @@ class _Forward(_PyAV):
                     if frame.is_corrupt and (frame.pts in wanted or frame.pts not in ahead):
                         raise _InexactError
                     if frame.pts in wanted:
-                        found[frame.pts] = self._upright(frame)
+                        held[frame.pts] = self._upright(frame)
+                    if not self._hangs_on_later(frame):
+                        found, held = found | held, {}
+                if packet.pts is None:
+                    # Nothing comes after it.
+                    found, held = found | held, {}
                 while chosen and (moment := self._times[chosen[0]]) in found:
                     yield found.pop(moment)
                     chosen = chosen[1:]

@@ -3,6 +3,7 @@ import random
 import subprocess
 import sys
 import weakref
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -367,13 +368,13 @@ def no_decord(monkeypatch):
     monkeypatch.setattr("decord.VideoReader", broken)
 
 
-def damaged_at_a_fifth_second(path):
-    """Two groups of pictures of 30 frames each, of which the sixth frame is damaged; 25 frames a second."""
-    write_clip(path, steady(60), key_every=30, picture=noisy, options={"bf": "0"})
+def damaged_at_a_fifth_second(path, between="0"):
+    """Two groups of pictures of 30 frames, the sixth damaged; 25 frames a second, `between` B-frames."""
+    write_clip(path, steady(60), key_every=30, picture=noisy, options={"bf": between, "x264-params": "b-adapt=0"})
     data = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
-        packets = list(container.demux(video=0))
-    place = packets[5].pos + packets[5].size // 2
+        packet = next(packet for packet in container.demux(video=0) if packet.pts * packet.time_base == Fraction("0.2"))
+    place = packet.pos + packet.size // 2
     data[place : place + 40] = bytes(40)
     path.write_bytes(data)
     return path
@@ -387,6 +388,15 @@ def test_what_hangs_on_a_damaged_frame_is_damaged_too(tmp_path, no_decord, seek)
         assert len(decode(path, Sampling(frames=4, start=start, end=end), unchanged, seek).frames) == 4
     with pytest.raises(VideoError, match=r"damaged; its frame at 0\.40 s"):
         decode(path, Sampling(frames=2, start=0.4, end=0.8), unchanged, seek)
+
+
+@pytest.mark.parametrize("seek", ["fast", "exact"])
+def test_what_hangs_on_a_damaged_frame_that_is_shown_later_is_damaged_too(tmp_path, no_decord, seek):
+    # Frames 1 to 4 lie between those that they refer to, 0 and 5.
+    path = damaged_at_a_fifth_second(tmp_path / "clip.mp4", between="4")
+    with pytest.raises(VideoError, match=r"damaged; its frame at 0\.08 s"):
+        decode(path, Sampling(frames=2, start=0.08, end=0.12), unchanged, seek)
+    assert len(decode(path, Sampling(frames=2, start=1.28, end=1.32), unchanged, seek).frames) == 2
 
 
 def test_damage_beside_what_was_looked_at_does_not_keep_a_clip_from_being_drawn(tmp_path, no_decord):
