@@ -50,6 +50,8 @@ NO_TIMESTAMP = 1e9
 NO_REPEATED_FRAMES = "0.000000001"
 # decord stops skipping when its decoding thread is slow; without a frame for this long it is stuck.
 STALL_SECONDS = 20.0
+# No codec here shows so many frames before one that they refer to.
+MOST_REORDERED = 16
 _SILENCE = threading.RLock()
 
 
@@ -416,6 +418,32 @@ class _Decord:
         return self._decord.video_reader._CAPI_VideoReaderGetCurrentPosition(self._video._handle)
 
 
+class _Held:
+    """Pictures of frames that may hang on one that is shown after them, and be damaged with that: kept until it is out.
+
+    `pictures` are those, by what frames are known by, with how many frames had come out before.
+    """
+
+    def __init__(self) -> None:
+        self.pictures: dict[int, tuple[int, torch.Tensor]] = {}
+        self._shown = 0
+
+    def take(self, key: int, picture: torch.Tensor) -> None:
+        """The picture of the frame that has just come out."""
+        self.pictures[key] = (self._shown, picture)
+
+    def let_go(self, frame: Any) -> list[tuple[int, torch.Tensor]]:
+        """What hangs on no frame after `frame`, which has just come out whole; all, where there is none (None)."""
+        from av.video.frame import PictureType
+
+        self._shown += 1
+        oldest = self._shown - MOST_REORDERED if frame is not None and frame.pict_type == PictureType.B else self._shown
+        sure = [(key, picture) for key, (shown, picture) in self.pictures.items() if shown < oldest]
+        for key, _ in sure:
+            del self.pictures[key]
+        return sure
+
+
 class _PyAV:
     """A video read with PyAV from its first frame on: slower than decord, and right where decord is not.
 
@@ -450,36 +478,31 @@ class _PyAV:
         self.duration = _duration(self.starts, self.starts[-1] + shown[-1][1] * unit)
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
-        wanted, damaged = set(chosen), False
-        held: dict[int, torch.Tensor] = {}
+        wanted, held, damaged = set(chosen), _Held(), False
         with self._opened() as (container, stream):
             for number, frame in enumerate(container.decode(stream)):
                 if number >= len(self._times) or not (self._in_turn or frame.pts == self._times[number]):
                     break
                 # What is shown after it, up to the next key frame, may hang on it.
                 damaged = bool(frame.is_corrupt) or (damaged and not frame.key_frame)
-                if damaged and self._strict and (held or number in wanted):
-                    held = {}
+                if damaged and self._strict and (held.pictures or number in wanted):
+                    held = _Held()
                     break
                 if number in wanted:
-                    held[number] = self._upright(frame)
-                if not self._hangs_on_later(frame):
-                    yield from held.values()
-                    wanted -= held.keys()
-                    held = {}
+                    held.take(number, self._upright(frame))
+                for sure, picture in held.let_go(frame):
+                    wanted.remove(sure)
+                    yield picture
                 if not wanted:
                     return
-            yield from held.values()
-            wanted -= held.keys()
+            for sure, picture in held.let_go(None):
+                wanted.remove(sure)
+                yield picture
             if not wanted:
                 return
         raise VideoError(
             f"{self._path}: the video is damaged; its frame at {self.starts[min(wanted)]:.2f} s cannot be read."
         )
-
-    def _hangs_on_later(self, frame: Any) -> bool:
-        """Whether a frame may hang on one that is shown after it, and be damaged with that."""
-        return frame.pict_type == self._av.video.frame.PictureType.B
 
     @staticmethod
     def _upright(frame: Any) -> torch.Tensor:
@@ -545,7 +568,7 @@ class _Forward(_PyAV):
         wanted = {self._times[index] for index in chosen}
         last, ahead = self._last_needed(wanted), self._ahead_of_their_keys()
         found: dict[int, torch.Tensor] = {}
-        held: dict[int, torch.Tensor] = {}
+        held = _Held()
         with self._opened() as (container, stream):
             number = group = -1
             for packet in container.demux(stream):
@@ -560,12 +583,11 @@ class _Forward(_PyAV):
                     if frame.is_corrupt and (frame.pts in wanted or frame.pts not in ahead):
                         raise _InexactError
                     if frame.pts in wanted:
-                        held[frame.pts] = self._upright(frame)
-                    if not self._hangs_on_later(frame):
-                        found, held = found | held, {}
-                if packet.pts is None:
+                        held.take(frame.pts, self._upright(frame))
+                    found.update(held.let_go(frame))
+                if not packet.size:
                     # Nothing comes after it.
-                    found, held = found | held, {}
+                    found.update(held.let_go(None))
                 while chosen and (moment := self._times[chosen[0]]) in found:
                     yield found.pop(moment)
                     chosen = chosen[1:]
