@@ -566,7 +566,8 @@ class _Forward(_PyAV):
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
         wanted = {self._times[index] for index in chosen}
-        last, ahead = self._last_needed(wanted), self._ahead_of_their_keys()
+        ahead = self._ahead_of_their_keys()
+        last = self._last_needed(wanted, ahead)
         found: dict[int, torch.Tensor] = {}
         held = _Held()
         with self._opened() as (container, stream):
@@ -605,17 +606,17 @@ class _Forward(_PyAV):
                 ahead.add(moment)
         return ahead
 
-    def _last_needed(self, wanted: set[int]) -> dict[int, int]:
+    def _last_needed(self, wanted: set[int], ahead: set[int]) -> dict[int, int]:
         """The number of the last packet that has to be decoded of each group of pictures that has any."""
         last: dict[int, int] = {}
-        group, key, end_before = -1, 0, -1
+        group, end_before = -1, -1
         for number, (moment, is_key) in enumerate(self._packets):
             if is_key:
-                group, key, end_before = group + 1, moment, number - 1
+                group, end_before = group + 1, number - 1
             if moment in wanted:
                 last[group] = number
-                if moment < key:
-                    # Shown before the key frame that it follows, it may refer to the whole group before.
+                if moment in ahead:
+                    # It may refer to the whole group before.
                     last[group - 1] = end_before
         return last
 

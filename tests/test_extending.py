@@ -2,7 +2,6 @@
 
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,7 @@ from flashvlm import selection
 from flashvlm.backends.base import Backend
 from flashvlm.backends.video_llava import VideoLlava
 from flashvlm.errors import ModelError
-from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.result import Selection
-
-Chosen = Callable[[Inputs], Selection]
 
 
 def keeping(chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> Selection:
@@ -28,9 +24,7 @@ def keeping(chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> Selection:
     monkeypatch.setitem(selection._REGISTRY, "mine", ("mine", "mine"))
     monkeypatch.setattr(selection, "SELECTORS", (*selection.SELECTORS, "mine"))
     tokens = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    return selection.select(
-        tokens, torch.ones(8), tokens[:0], group_sizes=[4, 4], budget=3, selector="mine"
-    )  # fmt: skip
+    return selection.select(tokens, torch.ones(8), tokens[:0], group_sizes=[4, 4], budget=3, selector="mine")
 
 
 def test_a_selector_of_ones_own_is_asked_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +89,7 @@ def test_tokens_that_are_not_those_of_the_grid_are_told(
     backend = load(tiny_video_llava(tmp_path)).backend
     own = family(backend.model, backend.tokenizer, backend.folder)
     with pytest.raises(ValueError, match=expected):
-        own.encode(noise(3 if groups == 3 else 4, 28, 28))
+        own.encode(noise(groups * family.frames_per_group, 28, 28))
 
 
 def test_a_chat_template_without_a_place_for_a_video_is_told(tmp_path: Path) -> None:
