@@ -202,7 +202,7 @@ def parse_size(text: str | None) -> int:
         return DEFAULT_SIZE
     read = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
     if read is None:
-        raise UsageError(f"{SIZE_VARIABLE} takes bytes, such as 10GB or 500MB, not {text!r}.")
+        raise UsageError(f"{SIZE_VARIABLE} takes a size such as 10GB or 500MB, not {text!r}.")
     return int(Decimal(read[1]) * (1024 if read[3] else 1000) ** UNITS[read[2].lower()])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 KINDS = {2: "usage", 3: "video", 4: "model"}
@@ -38,6 +40,19 @@ class ModelError(FlashVLMError):
     """The model is not here and cannot be fetched, is incomplete, or is of a family that is not supported."""
 
     exit_code = 4
+
+
+def known(kind: str, name: str, names: Sequence[str]) -> str:
+    """The name itself, if it is one of `names`.
+
+    Raises:
+        UsageError: it is not; the message lists `names`, and the closest of them.
+    """
+    if name in names:
+        return name
+    close = get_close_matches(str(name), names, n=1)
+    suggestion = f" Did you mean {close[0]}?" if close else ""
+    raise UsageError(f"There is no {kind} {name!r}; choose from {', '.join(names)}.{suggestion}")
 
 
 def described(error: BaseException) -> dict[str, Any]:

@@ -35,12 +35,12 @@ ALIASES = {
     alias.name: alias
     for alias in (
         Alias(
-            "demo", "checkpoint", "A small trained Qwen2-VL that comes with flashvlm; knows 26 things.", bundled=True
+            "demo", "checkpoint", "A small trained Qwen2-VL that comes with flashvlm; knows 26 objects.", bundled=True
         ),
         Alias(
             "demo-video-llava",
             "checkpoint-video-llava",
-            "A small trained Video-LLaVA that comes with flashvlm; knows the same things.",
+            "A small trained Video-LLaVA that comes with flashvlm; knows the same objects.",
             bundled=True,
         ),
         Alias("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "Qwen2-VL, 2 B parameters. The default."),
@@ -170,7 +170,7 @@ def fetch(
     folder = _folder(model)
     if folder is not None:
         if revision is not None:
-            raise UsageError(f"{model} is a folder on this machine and has no revisions: leave --revision away.")
+            raise UsageError(f"{model} is a folder on this machine and has no revisions: leave out --revision.")
         if (lacking := _missing(folder)) is not None:
             raise ModelError(f"The model folder {folder} is incomplete: it has no {lacking}.")
         return folder

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Literal
 
-from flashvlm.errors import UsageError
-from flashvlm.selection import BY_CONTENT
+from flashvlm.errors import UsageError, known
+from flashvlm.selection import BY_CONTENT, METRICS, SELECTORS
 
 DEFAULT_KEEP = "10%"
 DEFAULT_SELECTOR = BY_CONTENT
@@ -194,14 +194,16 @@ class AskOptions:
     def __post_init__(self) -> None:
         # From Python, a budget may be given as on the command line.
         object.__setattr__(self, "keep", Keep.parse(self.keep))
+        known("selector", self.selector, SELECTORS)
+        known("metric", self.metric, METRICS)
         if self.keep.by_content and self.selector != BY_CONTENT:
             raise UsageError(
                 f"--keep {self.keep} is for --selector {BY_CONTENT}; {self.selector} takes a share or a count."
             )
         modes = (("--encode", self.encode, ENCODES), ("--seek", self.seek, SEEKS), ("--look", self.look, LOOKS))
-        for name, value, known in modes:
-            if value not in known:
-                raise UsageError(f"{name} is one of {', '.join(known)}, not {value!r}.")
+        for name, value, values in modes:
+            if value not in values:
+                raise UsageError(f"{name} is one of {', '.join(values)}, not {value!r}.")
         if self.max_pixels < 28 * 28:
             raise UsageError(f"--max-pixels must be at least {28 * 28} (one token), not {self.max_pixels}.")
         if self.max_new_tokens < 1:
@@ -209,7 +211,7 @@ class AskOptions:
         if self.temperature and not LEAST_TEMPERATURE <= self.temperature < math.inf:
             raise UsageError(f"--temperature must be 0, or {LEAST_TEMPERATURE} or more, not {self.temperature:g}.")
         if not -(2**63) <= self.seed < 2**63:
-            raise UsageError(f"--seed takes 64 bits, which {self.seed} does not fit into.")
+            raise UsageError(f"--seed must fit into 64 bits, which {self.seed} does not.")
 
 
 def watching(options: AskOptions) -> dict[str, Any]:

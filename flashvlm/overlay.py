@@ -30,7 +30,7 @@ MEANING = {
     "coverage": "kept for coverage",
     "kept": "kept",
     "dropped": "dropped",
-    "unseen": "outside of what the model sees",
+    "unseen": "outside what the model sees",
     "class": "the token of the whole frame, kept",
 }
 # How much light is left to what was dropped, and to what the model never saw.

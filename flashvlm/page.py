@@ -37,10 +37,10 @@ LAYERS = {
     "saliency": ("Saliency", "how much attention a token receives in the last block of the vision encoder."),
     "relevance": (
         "Relevance",
-        "how far a token's likeness to the words of the question stands out from that of the others; up to 1 it is "
-        "noise, beyond it the selector flashvlm raises the token.",
+        "how far a token's similarity to the question's words stands out from the others'; up to 1 it is noise, "
+        "above that the selector flashvlm raises the token.",
     ),
-    "score": ("Score", "what the selector ranks tokens by, all its signals together; each has a scale of its own."),
+    "score": ("Score", "what the selector ranks tokens by, from all its signals; each selector has its own scale."),
 }
 
 
@@ -81,7 +81,7 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
         figures=_figures(first, answer),
         rows=[_row(one, first) for one in inspections],
         moments=len(first.moments),
-        frames_each=f"{frames} frames that follow one another" if frames > 1 else "one frame",
+        frames_each=f"{frames} consecutive frames" if frames > 1 else "one frame",
         layers=[{"name": name, "key": keys[name], "label": label, "about": about} for name, (label, about) in shown],
         settings=[*_flat(first.settings), *_flat(first.versions)],
         data={

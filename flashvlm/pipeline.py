@@ -34,7 +34,7 @@ from flashvlm.report import (
     versions,
 )
 from flashvlm.seeing import Seeing
-from flashvlm.selection import METRICS, SELECTORS, select
+from flashvlm.selection import select
 from flashvlm.selection.directions import Directions
 from flashvlm.selection.merge import merge
 from flashvlm.selection.result import Selection
@@ -468,11 +468,7 @@ class VideoQA:
         for name, text in (("question", question), ("system prompt", options.system)):
             # A stray byte of a command line, or half of a pair in JSON, which no tokenizer takes.
             if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
-                raise UsageError(f"The {name} is no Unicode text.")
-        if options.selector not in SELECTORS:
-            raise UsageError(f"There is no selector {options.selector!r}; there are: {', '.join(SELECTORS)}.")
-        if options.metric not in METRICS:
-            raise UsageError(f"There is no metric {options.metric!r}; there are: {', '.join(METRICS)}.")
+                raise UsageError(f"The {name} is not valid Unicode.")
 
     @cached_property
     def _cache(self) -> FeatureCache:

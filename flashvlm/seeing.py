@@ -48,5 +48,7 @@ class Seeing:
         self._cells = self._backend.cells(frame)
         size = glimpse.small_size(frame, self._cells)
         if self._backend.class_tokens or self._backend.cells(size) == self._cells != (1, 1):
-            raise UsageError("--look twice takes a model with frames of any size and no class tokens; this is none.")
+            raise UsageError(
+                "--look twice needs a model that takes frames of any size and has no class tokens; this one does not."
+            )
         return glimpse.shrink(frames, size)

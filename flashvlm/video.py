@@ -58,8 +58,8 @@ _SILENCE = threading.RLock()
 UNREADABLE = "this is not a video or a picture that can be read"
 NO_VIDEO = "there is no video in this file"
 DAMAGED = "the video is damaged and cannot be decoded"
-HIDDEN = "none of its frames is to be shown; it may be damaged"
-NO_TIMES = "nothing in this file says when its frames are shown; ffmpeg -i FILE out.mp4 makes one that does"
+HIDDEN = "it has no frame to show, and may be damaged"
+NO_TIMES = "this file has no timestamps; ffmpeg -i FILE out.mp4 makes one that has"
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ COMPLETING = "_FLASHVLM_COMPLETE"
 EXIT_CODES = """\
 [bold]Exit codes[/bold]
   0  answered
-  1  anything else (out of memory, say)
+  1  any other failure (out of memory, say)
   2  wrong usage
   3  the video cannot be read
   4  the model is not available
 130  interrupted (Ctrl-C)
-141  the reader of standard output went away (| head)
+141  the reader of standard output closed it (| head)
 """
 
 app = typer.Typer(

@@ -144,7 +144,7 @@ def read_question(text: str) -> str:
         try:
             text = standard_input().read()
         except UnicodeDecodeError:
-            raise UsageError("The question on standard input is no text.") from None
+            raise UsageError("The question on standard input is not text.") from None
     question = text.strip()
     if not question:
         raise UsageError("The question is empty.")

@@ -31,7 +31,7 @@ EXIT_CODES = """\
   1  some were not: their records hold an error
   2  wrong usage, or an input that cannot be read at all
   4  the model is not available
-130  interrupted (Ctrl-C); the same command goes on where it stopped
+130  interrupted (Ctrl-C); the same command continues where it stopped
 """
 
 
@@ -51,7 +51,7 @@ def batch(
         typer.Option(
             "--question",
             metavar="TEXT",
-            help="What to ask of every video; may be given again and again.",
+            help="What to ask about every video; may be given several times.",
             show_default=False,
             rich_help_panel=ROWS,
         ),
@@ -62,7 +62,7 @@ def batch(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write records here; given again, go on where it stopped.",
+            help="Write records here; the same command continues where it stopped.",
             show_default="standard output",
             rich_help_panel=ROWS,
         ),
@@ -88,8 +88,8 @@ def batch(
         typer.Option(
             parser=whole_number,
             metavar="N",
-            help="Models of --engine ray.",
-            show_default="one a GPU, or a machine",
+            help="Worker processes of --engine ray, each with a model.",
+            show_default="one per GPU or, without GPUs, per machine",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -97,7 +97,7 @@ def batch(
         bool, typer.Option("--quiet", "-q", help="No progress and no summary.", rich_help_panel=OUTPUT)
     ] = False,
 ) -> None:
-    """Answer many questions on many videos, a line of JSON each.
+    """Answer many questions on many videos, one line of JSON each.
 
     The model is loaded once, and every video is decoded and encoded once. A row that fails becomes a record with its
     error. A row's columns keep, selector, start and end are its own options; all columns come back under "row".
@@ -137,7 +137,7 @@ def read_rows(inputs: Sequence[str], questions: Sequence[str]) -> tuple[list[rea
             raise UsageError("The question is empty.")
         return reading.of_videos(inputs, questions), None
     if len(inputs) > 1:
-        raise UsageError(f"Rows come from one file, with nothing beside it; give {of_rows[0]!r} alone.")
+        raise UsageError(f"Rows come from one file; give {of_rows[0]!r} alone.")
     if questions:
         raise UsageError("--question is for videos; rows have their own.")
     if first == "-":

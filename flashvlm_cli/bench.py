@@ -25,7 +25,7 @@ from flashvlm.options import (
 )
 from flashvlm_cli import output
 from flashvlm_cli.ask import silence_libraries
-from flashvlm_cli.options import Device, Dtype, known_selector, number, whole_number
+from flashvlm_cli.options import Device, Dtype, number, whole_number
 
 BUDGETS = "100%,22.2%,11.1%,5.6%,2.8%"
 
@@ -43,7 +43,7 @@ Frames = Annotated[
     typer.Option(
         parser=whole_number,
         metavar="N",
-        help="Exactly so many frames.",
+        help="Exactly this many frames.",
         show_default=f"{DEFAULT_FPS:g} a second",
         rich_help_panel=MEASURED,
     ),
@@ -80,7 +80,7 @@ def accuracy(
         str,
         typer.Option(
             metavar="A,B,...",
-            help="How tokens are chosen; the others are compared with the first. ablations: flashvlm's parts.",
+            help="Selectors; the others are compared with the first. ablations: flashvlm's parts, one by one.",
             show_default="all",
             rich_help_panel=MEASURED,
         ),
@@ -91,7 +91,7 @@ def accuracy(
         typer.Option(
             parser=whole_number,
             metavar="N",
-            help="So many videos.",
+            help="Number of videos.",
             show_default="300; all of easy-vqa or a file",
             rich_help_panel=MEASURED,
         ),
@@ -108,11 +108,12 @@ def accuracy(
     ] = None,
     questions: Annotated[
         int,
-        typer.Option(parser=whole_number, metavar="N", help="Questions a generated clip.", rich_help_panel=MEASURED),
+        typer.Option(parser=whole_number, metavar="N", help="Questions per generated clip.", rich_help_panel=MEASURED),
     ] = 1,
     frames: Frames = None,
     max_frames: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="At most so many frames.", rich_help_panel=MEASURED)
+        int,
+        typer.Option(parser=whole_number, metavar="N", help="The most frames to look at.", rich_help_panel=MEASURED),
     ] = DEFAULT_MAX_FRAMES,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     encode: Encode = DEFAULT_ENCODE,
@@ -141,7 +142,7 @@ def accuracy(
     merge: Annotated[
         bool,
         typer.Option(
-            "--merge", help="Average kept tokens with the dropped ones they stand for.", rich_help_panel=STRESS
+            "--merge", help="Average dropped tokens into the kept ones nearest to them.", rich_help_panel=STRESS
         ),
     ] = False,
     max_new_tokens: Annotated[
@@ -152,9 +153,11 @@ def accuracy(
     ] = 0,
     workers: Annotated[
         int,
-        typer.Option(parser=whole_number, metavar="N", help="Processes, a model in each.", rich_help_panel=RUN),
+        typer.Option(
+            parser=whole_number, metavar="N", help="Processes, each with a model of its own.", rich_help_panel=RUN
+        ),
     ] = 2,
-    device: Annotated[Device, typer.Option(help="Where it runs.", rich_help_panel=RUN)] = "auto",
+    device: Annotated[Device, typer.Option(help="Where the model runs.", rich_help_panel=RUN)] = "auto",
     dtype: Annotated[
         Dtype,
         typer.Option(
@@ -167,7 +170,7 @@ def accuracy(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write results here as they come; given again, go on where it stopped.",
+            help="Write results here as they come; the same command continues where it stopped.",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -227,7 +230,7 @@ def accuracy(
         except KeyboardInterrupt:
             if results is not None:
                 output.say(
-                    f"{run.done} of {len(numbers)} videos are in {results}; the same command goes on from there."
+                    f"{run.done} of {len(numbers)} videos are in {results}; the same command continues from there."
                 )
             raise
     table = run.table()
@@ -249,7 +252,7 @@ def selection(
         str, typer.Option(metavar="N,M,...", help="How many visual tokens, rising.", rich_help_panel=MEASURED)
     ] = "1024,4096,16384",
     width: Annotated[
-        int, typer.Option(parser=whole_number, metavar="D", help="How wide they are.", rich_help_panel=MEASURED)
+        int, typer.Option(parser=whole_number, metavar="D", help="Width of a token.", rich_help_panel=MEASURED)
     ] = 1536,
     keep: Annotated[
         str, typer.Option(metavar="SHARE|COUNT", help="The budget, as ask takes it.", rich_help_panel=MEASURED)
@@ -257,27 +260,32 @@ def selection(
     group: Annotated[
         int,
         typer.Option(
-            "--groups-of", parser=whole_number, metavar="N", help="Tokens of a moment.", rich_help_panel=MEASURED
+            "--groups-of", parser=whole_number, metavar="N", help="Tokens per moment.", rich_help_panel=MEASURED
         ),
     ] = 256,
     repeat: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Calls of each; medians count.", rich_help_panel=RUN)
+        int,
+        typer.Option(
+            parser=whole_number, metavar="N", help="Calls of each selector; the median counts.", rich_help_panel=RUN
+        ),
     ] = 5,
     memory: Annotated[
         bool,
-        typer.Option("--memory/--no-memory", help="Peak memory too, in a process each (Linux).", rich_help_panel=RUN),
+        typer.Option(
+            "--memory/--no-memory", help="Measure peak memory too, in a process for each (Linux).", rich_help_panel=RUN
+        ),
     ] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="The table as a JSON object.", rich_help_panel=OUTPUT)
     ] = False,
 ) -> None:
-    """The selectors alone on made-up tokens: seconds, growth, memory, coverage radius."""
+    """The selectors alone, on synthetic tokens: seconds, growth, memory, coverage radius."""
     from flashvlm.bench.selection import SelectionRun, Settings
     from flashvlm.selection import SELECTORS
     from flashvlm_cli.console import Bar
 
     settings = Settings(
-        selectors=tuple(known_selector(name) for name in split(selectors)) or SELECTORS,
+        selectors=split(selectors) or SELECTORS,
         tokens=tuple(whole_number(size) for size in split(tokens)),
         width=width,
         keep=keep,
@@ -299,7 +307,7 @@ def selection(
 @bench.command()
 def speed(
     video: Annotated[
-        str | None, typer.Argument(metavar="[VIDEO]", help="A video; without one, a clip is made up.")
+        str | None, typer.Argument(metavar="[VIDEO]", help="A video; without one, a clip is generated.")
     ] = None,
     model: ModelName = "demo",
     weights: Annotated[
@@ -332,34 +340,47 @@ def speed(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="The made-up clip: moving (camera and thing), still (a thing passes a camera that stands still) or "
-            "screen (pages of text).",
+            help="The generated clip: moving (camera and object), still (an object passes a camera that stands "
+            "still) or screen (pages of text).",
             show_default="moving",
             rich_help_panel=MEASURED,
         ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="WxH", help="Its size in pixels.", show_default="448x448", rich_help_panel=MEASURED),
+        typer.Option(
+            metavar="WxH",
+            help="Size of the generated clip in pixels.",
+            show_default="448x448",
+            rich_help_panel=MEASURED,
+        ),
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(parser=number, metavar="S", help="Its length.", show_default="8", rich_help_panel=MEASURED),
+        typer.Option(
+            parser=number,
+            metavar="S",
+            help="Length of the generated clip in seconds.",
+            show_default="8",
+            rich_help_panel=MEASURED,
+        ),
     ] = None,
     overlap: Annotated[
         bool,
-        typer.Option("--overlap", help="The last row once more, encoded while decoding.", rich_help_panel=MEASURED),
+        typer.Option(
+            "--overlap", help="Measure the last budget once more, encoding while decoding.", rich_help_panel=MEASURED
+        ),
     ] = False,
     max_new_tokens: Annotated[
         int, typer.Option(parser=whole_number, metavar="N", help="Longest answer.", rich_help_panel=MEASURED)
     ] = 16,
     repeat: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Rounds; medians count.", rich_help_panel=RUN)
+        int, typer.Option(parser=whole_number, metavar="N", help="Rounds; the medians count.", rich_help_panel=RUN)
     ] = 3,
     memory: Annotated[
-        bool, typer.Option("--memory/--no-memory", help="Peak memory too (Linux, CUDA).", rich_help_panel=RUN)
+        bool, typer.Option("--memory/--no-memory", help="Measure peak memory too (Linux, CUDA).", rich_help_panel=RUN)
     ] = True,
-    device: Annotated[Device, typer.Option(help="Where it runs.", rich_help_panel=RUN)] = "auto",
+    device: Annotated[Device, typer.Option(help="Where the model runs.", rich_help_panel=RUN)] = "auto",
     dtype: Annotated[
         Dtype, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16 or float16.", rich_help_panel=RUN)
     ] = "auto",
@@ -367,11 +388,10 @@ def speed(
         bool, typer.Option("--json", help="The table as a JSON object, every round of it.", rich_help_panel=OUTPUT)
     ] = False,
 ) -> None:
-    """Seconds of every stage at every budget, against all tokens and against transformers' own encoder.
+    """Time of every stage at every budget, compared with all tokens and with transformers' own encoder.
 
-    The latter gets every moment, and frames by exact seeking.
-
-    All in one run, round by round, after a warm-up that does not count; medians, and medians of the ratios.
+    The latter encodes every moment, and decodes by exact seeking. All are measured in one run, round by round, after a
+    warm-up that does not count; the figures are medians, and medians of the ratios.
     """
     from flashvlm.bench.footage import Footage
     from flashvlm.bench.speed import Settings, SpeedRun, random_weights
@@ -393,7 +413,7 @@ def speed(
     else:
         for name, value in (("--clip", clip), ("--size", size), ("--seconds", seconds)):
             if value is not None:
-                raise UsageError(f"{name} is for a made-up clip: leave the video out.")
+                raise UsageError(f"{name} is for a generated clip: leave out the video.")
         check_video(video)
         shown = Path(video)
     silence_libraries()
@@ -488,10 +508,7 @@ def with_ablations(names: Sequence[str]) -> tuple[str, ...]:
     """The selectors of these names, `ablations` standing for all of them."""
     from flashvlm.bench.ablation import ABLATIONS
 
-    chosen: list[str] = []
-    for name in names:
-        chosen += ABLATIONS if name == "ablations" else [name if name in ABLATIONS else known_selector(name)]
-    return tuple(chosen)
+    return tuple(part for name in names for part in (ABLATIONS if name == "ablations" else (name,)))
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything in it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object instead of text.")] = False,
 ) -> None:
-    """Show the feature cache, or clear it: what the encoder made of videos, kept so that it need not do so again."""
+    """Show or clear the feature cache, which stores what the encoder made of videos."""
     from flashvlm.cache import FeatureCache
 
     kept = FeatureCache.of_user()

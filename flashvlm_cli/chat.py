@@ -53,7 +53,7 @@ def chat(
 ) -> None:
     """Ask a video question after question.
 
-    The model is loaded once and looks at the video once. Each question stands alone: the model is not told of those
+    The model is loaded once and looks at the video once. Each question stands alone: the model does not see those
     before it. A line that begins with / sets something: /keep 5%, /start 1:00; /help lists what. Ctrl-C stops an
     answer, Ctrl-D ends the chat.
 
@@ -195,9 +195,9 @@ class Chat:
         try:
             question.encode()
         except UnicodeEncodeError:
-            raise UsageError("This line is no text.") from None
+            raise UsageError("This line is not text.") from None
         if self._missing is not None:
-            raise VideoError(f"There is no answer, for {self._missing!r} could not be looked at.")
+            raise VideoError(f"There is no answer, because {self._missing!r} could not be looked at.")
         if self._looked is None or watching(self._looked) != watching(self.options):
             self._look_at(self.video, on_stage)
         answer = self.qa.answer(self.watched, question, self.options, on_text=on_text, on_stage=on_stage)

@@ -237,7 +237,7 @@ class RowProgress:
             if self._failures <= FAILURES_TOLD:
                 self._say(f"line {record['line']}: {record['error']['message']}")
             if self._failures == FAILURES_TOLD + 1:
-                self._say("More rows that fail are told of in their records only.")
+                self._say("Further failures are only noted in the records.")
         for warning in record.get("warnings", ()):
             if warning not in self._warnings and len(self._warnings) < FAILURES_TOLD:
                 self._warnings.add(warning)

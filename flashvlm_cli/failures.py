@@ -31,7 +31,7 @@ def explain(error: BaseException) -> Failure:
     if _interrupted(error):
         return Failure("Interrupted.", INTERRUPTED)
     if isinstance(error, BrokenPipeError):
-        return Failure("The reader of the output went away.", READER_GONE)
+        return Failure("The reader of the output closed it.", READER_GONE)
     if isinstance(error, FlashVLMError):
         return Failure(sentence_of(error), error.exit_code, error=error)
     if isinstance(error, typer.TyperException):

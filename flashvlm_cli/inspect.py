@@ -19,7 +19,6 @@ from flashvlm_cli.options import (
     TOKENS,
     Pictures,
     ask_options,
-    known_selector,
     model_options,
     picture_options,
     takes,
@@ -42,7 +41,7 @@ def inspect(
     pictures: Pictures,
     question: Annotated[
         str | None,
-        typer.Argument(metavar="QUESTION", help="What it is kept for; - reads it from standard input."),
+        typer.Argument(metavar="QUESTION", help="What the tokens are kept for; - reads it from standard input."),
     ] = None,
     compare: Annotated[
         str | None,
@@ -60,13 +59,13 @@ def inspect(
         bool, typer.Option("--quiet", "-q", help="Nothing: only write the files.", rich_help_panel=OUTPUT)
     ] = False,
 ) -> None:
-    """See which tokens are kept of a video, for a question or for none; no answer is generated.
+    """See which tokens of a video are kept, with or without a question; no answer is generated.
 
     --overlay and --report show it in pictures.
     """
     if compare is not None and options.selector != DEFAULT_SELECTOR:
         raise UsageError("Give --selector or --compare, not both.")
-    names = [known_selector(name.strip()) for name in compare.split(",")] if compare is not None else [options.selector]
+    names = [name.strip() for name in compare.split(",")] if compare is not None else [options.selector]
     choices = [replace(options, selector=name) for name in dict.fromkeys(names)]
     check_video(video)
     pictures.check(video)

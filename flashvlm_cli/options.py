@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from flashvlm.errors import UsageError
 from flashvlm.files import check_overlay, check_report
 from flashvlm.models import DEFAULT_MODEL
 from flashvlm.options import (
@@ -52,14 +51,14 @@ def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no whole number.") from None
+        raise typer.BadParameter(f"{text!r} is not a whole number.") from None
 
 
 def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no number.") from None
+        raise typer.BadParameter(f"{text!r} is not a number.") from None
 
 
 def suggest_models(incomplete: str) -> list[tuple[str, str]]:
@@ -73,7 +72,7 @@ def suggest_keep(incomplete: str) -> list[tuple[str, str]]:
         "10%": "a tenth of the tokens",
         "5%": "a twentieth of them",
         "100%": "all: no pruning",
-        "256": "so many tokens",
+        "256": "this many tokens",
         "auto": "the video decides",
         "delta=0.3": "as many as cover all others to this radius",
     }
@@ -86,29 +85,6 @@ def suggest_selectors(incomplete: str) -> list[str]:
 
 def suggest_metrics(incomplete: str) -> list[str]:
     return [name for name in METRICS if name.startswith(incomplete)]
-
-
-def known_selector(name: str) -> str:
-    return known("selector", name, SELECTORS)
-
-
-def known_metric(name: str) -> str:
-    return known("metric", name, METRICS)
-
-
-def known(kind: str, name: str, names: Sequence[str]) -> str:
-    """The name itself, where there is one.
-
-    Raises:
-        UsageError: there is none; the message names what there is.
-    """
-    if name in names:
-        return name
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, names, n=1)
-    suggestion = f" Did you mean {close[0]}?" if close else ""
-    raise UsageError(f"There is no {kind} {name!r}; there are {', '.join(names)}.{suggestion}")
 
 
 def takes(**builders: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -143,8 +119,8 @@ def ask_options(
         str,
         typer.Option(
             metavar="SHARE|COUNT|auto",
-            help="Visual tokens to keep: 10%, 0.1 or 256; 100% prunes nothing; delta=0.3 covers all to a radius; "
-            "auto lets the video decide.",
+            help="Visual tokens to keep: 10%, 0.1 or 256; 100% prunes nothing. delta=0.3 covers all tokens "
+            "to that radius; auto lets the video decide.",
             rich_help_panel=TOKENS,
             autocompletion=suggest_keep,
         ),
@@ -162,7 +138,7 @@ def ask_options(
         str,
         typer.Option(
             metavar="NAME",
-            help="What distance between tokens means: cosine, centered, euclidean.",
+            help="How distance between tokens is measured: cosine, centered, euclidean.",
             rich_help_panel=TOKENS,
             autocompletion=suggest_metrics,
         ),
@@ -170,7 +146,7 @@ def ask_options(
     merge: Annotated[
         bool,
         typer.Option(
-            "--merge", help="Average kept tokens with the dropped ones that they stand for.", rich_help_panel=TOKENS
+            "--merge", help="Average dropped tokens into the kept ones nearest to them.", rich_help_panel=TOKENS
         ),
     ] = False,
     fps: Annotated[
@@ -178,7 +154,7 @@ def ask_options(
         typer.Option(
             parser=number,
             metavar="F",
-            help=f"Frames looked at per second, at least {MIN_FRAMES} in all.",
+            help=f"Frames to look at per second, at least {MIN_FRAMES} in all.",
             show_default=f"{DEFAULT_FPS:g}; Video-LLaVA: 8 frames in all",
             rich_help_panel=FRAMES,
         ),
@@ -188,23 +164,25 @@ def ask_options(
         typer.Option(
             parser=whole_number,
             metavar="N",
-            help="Exactly so many frames, instead of --fps and --max-frames.",
+            help="Exactly this many frames, instead of --fps and --max-frames.",
             rich_help_panel=FRAMES,
         ),
     ] = None,
     max_frames: Annotated[
         int,
-        typer.Option(parser=whole_number, metavar="N", help="At most so many, with --fps.", rich_help_panel=FRAMES),
+        typer.Option(
+            parser=whole_number, metavar="N", help="The most frames that --fps may give.", rich_help_panel=FRAMES
+        ),
     ] = DEFAULT_MAX_FRAMES,
     max_pixels: Annotated[
         int,
-        typer.Option(parser=whole_number, metavar="P", help="At most so many pixels a frame.", rich_help_panel=FRAMES),
+        typer.Option(parser=whole_number, metavar="P", help="The most pixels per frame.", rich_help_panel=FRAMES),
     ] = DEFAULT_MAX_PIXELS,
     encode: Annotated[
         str,
         typer.Option(
             metavar="WHICH",
-            help="changed: a moment that looks like an earlier one takes over its tokens; all: each is encoded.",
+            help="changed: a moment that looks like an earlier one reuses its tokens; all: every moment is encoded.",
             rich_help_panel=FRAMES,
         ),
     ] = DEFAULT_ENCODE,
@@ -212,7 +190,7 @@ def ask_options(
         str,
         typer.Option(
             metavar="HOW",
-            help="fast: key frames, where there are as many near the frames to look at; exact: those frames.",
+            help="fast: key frames instead, if each frame to look at has one nearby; exact: the very frames.",
             rich_help_panel=FRAMES,
         ),
     ] = DEFAULT_SEEK,
@@ -220,7 +198,7 @@ def ask_options(
         str,
         typer.Option(
             metavar="HOW",
-            help="twice: all moments in small frames, then both ends and what is asked about in full ones; once.",
+            help="once: full-size frames; twice: small ones, then the ends and what is asked about at full size.",
             rich_help_panel=FRAMES,
         ),
     ] = DEFAULT_LOOK,
@@ -228,14 +206,16 @@ def ask_options(
         str | None,
         typer.Option(
             metavar="T",
-            help="Look from here on: 90, 1:30, 0:01:30.5.",
+            help="Look at the video from here on: 90, 1:30, 0:01:30.5.",
             show_default="the video's start",
             rich_help_panel=FRAMES,
         ),
     ] = None,
     end: Annotated[
         str | None,
-        typer.Option(metavar="T", help="Look up to here.", show_default="the video's end", rich_help_panel=FRAMES),
+        typer.Option(
+            metavar="T", help="Look at the video up to here.", show_default="the video's end", rich_help_panel=FRAMES
+        ),
     ] = None,
     system: Annotated[
         str | None,
@@ -255,7 +235,7 @@ def ask_options(
         typer.Option(
             parser=whole_number,
             metavar="N",
-            help="What --temperature and --selector random draw with.",
+            help="Random seed of --temperature and --selector random.",
             rich_help_panel=ANSWER,
         ),
     ] = 0,
@@ -263,7 +243,7 @@ def ask_options(
         bool,
         typer.Option(
             "--cache/--no-cache",
-            help="Keep what the encoder makes of the video, and use it again.",
+            help="Store what the encoder makes of the video, and reuse it.",
             rich_help_panel=MODEL,
         ),
     ] = False,
@@ -271,7 +251,7 @@ def ask_options(
         bool,
         typer.Option(
             "--overlap/--no-overlap",
-            help="Begin to encode while frames are still decoded: for machines with cores to spare.",
+            help="Encode while frames are still being decoded, if there are cores to spare.",
             rich_help_panel=MODEL,
         ),
     ] = False,
@@ -279,8 +259,8 @@ def ask_options(
     """How a question is to be answered."""
     return AskOptions(
         keep=Keep.parse(keep),
-        selector=known_selector(selector),
-        metric=known_metric(metric),
+        selector=selector,
+        metric=metric,
         merge=merge,
         sampling=Sampling(
             fps=fps,
@@ -349,7 +329,7 @@ def picture_options(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write a page (.html) in which it can be looked at, moment by moment.",
+            help="Write a page (.html) to look through what was kept.",
             show_default=False,
             rich_help_panel=FILES,
         ),
@@ -377,12 +357,12 @@ def model_options(
             metavar="REV", help="Branch, tag or commit on the hub.", show_default="the newest", rich_help_panel=MODEL
         ),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where it runs.", rich_help_panel=MODEL)] = "auto",
+    device: Annotated[Device, typer.Option(help="Where the model runs.", rich_help_panel=MODEL)] = "auto",
     dtype: Annotated[
         Dtype,
         typer.Option(
             metavar="DTYPE",
-            help="auto (bfloat16 where the device computes in it at full speed), float32, bfloat16 or float16.",
+            help="auto (bfloat16 if the device computes in it at full speed), float32, bfloat16 or float16.",
             rich_help_panel=MODEL,
         ),
     ] = "auto",

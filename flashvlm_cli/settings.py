@@ -10,8 +10,6 @@ from flashvlm import units
 from flashvlm.errors import UsageError
 from flashvlm.options import ENCODES, LOOKS, SEEKS, AskOptions, Keep, parse_time
 from flashvlm_cli.options import (
-    known_metric,
-    known_selector,
     number,
     suggest_keep,
     suggest_metrics,
@@ -41,7 +39,7 @@ class Setting:
 
 def _on_or_off(text: str) -> bool:
     if text.lower() not in ("on", "off"):
-        raise UsageError(f"It is on or off, not {text!r}.")
+        raise UsageError(f"Give on or off, not {text!r}.")
     return text.lower() == "on"
 
 
@@ -55,11 +53,11 @@ def _names(suggest: Callable[[str], Sequence[tuple[str, str]]]) -> Callable[[str
 
 SETTINGS = {
     "keep": Setting("5%|0.05|256|auto|delta=0.3", "visual tokens to keep", Keep.parse, suggest=_names(suggest_keep)),
-    "selector": Setting("NAME", "how tokens are chosen", known_selector, suggest=suggest_selectors),
-    "metric": Setting("NAME", "what distance between tokens means", known_metric, suggest=suggest_metrics),
+    "selector": Setting("NAME", "how tokens are chosen", str, suggest=suggest_selectors),
+    "metric": Setting("NAME", "how distance between tokens is measured", str, suggest=suggest_metrics),
     "merge": Setting(
         "on|off",
-        "average kept tokens with dropped ones",
+        "average dropped tokens into kept ones",
         _on_or_off,
         lambda value: "on" if value else "off",
         _among(("on", "off")),
@@ -73,18 +71,18 @@ SETTINGS = {
         sampling=True,
     ),
     "fps": Setting(
-        "F", "frames looked at per second", number, lambda value: "the model's" if value is None else f"{value:g}",
+        "F", "frames to look at per second", number, lambda value: "the model's" if value is None else f"{value:g}",
         sampling=True, instead_of="frames",
     ),
     "frames": Setting(
-        "N", "exactly so many frames", whole_number, lambda value: "as /fps says" if value is None else str(value),
+        "N", "exactly this many frames", whole_number, lambda value: "as /fps says" if value is None else str(value),
         sampling=True, instead_of="fps",
     ),
-    "max-frames": Setting("N", "at most so many frames", whole_number, sampling=True),
-    "max-pixels": Setting("P", "at most so many pixels a frame", whole_number),
+    "max-frames": Setting("N", "the most frames to look at", whole_number, sampling=True),
+    "max-pixels": Setting("P", "the most pixels per frame", whole_number),
     "encode": Setting("|".join(ENCODES), "which moments are encoded", str, suggest=_among(ENCODES)),
-    "seek": Setting("|".join(SEEKS), "key frames where they serve, or the very frames", str, suggest=_among(SEEKS)),
-    "look": Setting("|".join(LOOKS), "twice: small frames first, full ones where asked", str, suggest=_among(LOOKS)),
+    "seek": Setting("|".join(SEEKS), "nearby key frames, or the very frames", str, suggest=_among(SEEKS)),
+    "look": Setting("|".join(LOOKS), "twice: small frames first, then full ones", str, suggest=_among(LOOKS)),
     "system": Setting(
         "TEXT", "system prompt", str, lambda text: "the checkpoint's own" if text is None else text
     ),

@@ -154,9 +154,9 @@ def test_frames_and_fps_take_each_others_place_and_default_brings_both_back(chat
     [
         ("/keep 0", "/keep must leave at least one token; 0 keeps none."),
         ("/keep many", "/keep takes a share such as 10% or 0.1, a count such as 256, delta=0.3 or auto; not 'many'."),
-        ("/merge maybe", "It is on or off, not 'maybe'."),
+        ("/merge maybe", "Give on or off, not 'maybe'."),
         ("/look thrice", "/look is one of once, twice, not 'thrice'."),
-        ("/fps x", "Invalid value: 'x' is no number."),
+        ("/fps x", "Invalid value: 'x' is not a number."),
         ("/frames 0", "/frames must be at least 1, not 0."),
         ("/start 9:00", "/start (540 s) is not before the end of the video, which lasts 6.00 s."),
         ("/end 1 o'clock", 'A time is given as 90, 1:30 or 0:01:30.5, not "1 o\'clock".'),
@@ -254,7 +254,7 @@ def test_what_is_wrong_at_the_start_ends_it_there(
 
 def test_a_line_that_is_no_text_is_told_and_the_next_one_answered(chat: Chat) -> None:
     code, out, err = chat(b"\xff\xfe?\nIs there a butterfly?\n", "--quiet", "--keep", "100%")
-    assert (code, out, err) == (2, "\nyes\n", "flashvlm: This line is no text.\n")
+    assert (code, out, err) == (2, "\nyes\n", "flashvlm: This line is not text.\n")
 
 
 def test_json_is_an_object_a_line_errors_too(chat: Chat) -> None:

@@ -141,7 +141,9 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
             raise ModelError(f"The weights in {folder} are damaged: {error}.") from error
         raise
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} more lack.")
+        raise ModelError(
+            f"The weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} more are missing."
+        )
     return model.to(device).eval()
 
 
@@ -195,7 +197,7 @@ def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
             end = 8 + length + max((tensor["data_offsets"][1] for tensor in head.values()), default=0)
             numbers = sum(math.prod(tensor["shape"]) for tensor in head.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ModelError(f"The weights in {folder} are damaged: {name} is no safetensors file.") from error
+            raise ModelError(f"The weights in {folder} are damaged: {name} is not a safetensors file.") from error
         if end > path.stat().st_size:
             raise ModelError(
                 f"The weights in {folder} are incomplete: {name} has {path.stat().st_size} of {end} bytes."

@@ -166,7 +166,7 @@ class Cluster:
             self._lost_starting += 1
             if self._lost_starting >= MOST_LOST:
                 why = str(error).strip().split("\n")[0].rstrip(".")
-                raise LostError(f"Ray's workers are lost before they have loaded the model: {why}.") from error
+                raise LostError(f"Ray's workers were lost before they had loaded the model: {why}.") from error
             self._start()
         else:
             self._lost_starting = 0

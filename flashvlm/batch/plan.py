@@ -13,7 +13,6 @@ from flashvlm import models
 from flashvlm.batch.rows import Row
 from flashvlm.errors import UsageError, described
 from flashvlm.options import AskOptions, Keep, parse_time, watching
-from flashvlm.selection import SELECTORS
 
 DIGITS = 16
 
@@ -121,7 +120,7 @@ def _asked(columns: dict[str, Any], options: AskOptions) -> tuple[str, str, AskO
         if value is None:
             raise UsageError(f"The column {name!r} is missing.")
         if not isinstance(value, str) or not value.strip():
-            raise UsageError(f"The column {name!r} must be a text that is not empty.")
+            raise UsageError(f"The column {name!r} must be a non-empty text.")
     given = {
         name: columns[name] for name in ("keep", "selector", "start", "end") if columns.get(name) not in (None, "")
     }
@@ -135,10 +134,7 @@ def _asked(columns: dict[str, Any], options: AskOptions) -> tuple[str, str, AskO
     times: dict[str, Any] = {name: parse_time(str(given[name])) for name in ("start", "end") if name in given}
     if times:
         changes["sampling"] = replace(options.sampling, **times)
-    own = replace(options, **changes)
-    if own.selector not in SELECTORS:
-        raise UsageError(f"There is no selector {own.selector!r}; there are: {', '.join(SELECTORS)}.")
-    return columns["video"], columns["question"].strip(), own
+    return columns["video"], columns["question"].strip(), replace(options, **changes)
 
 
 def _view(video: str, options: AskOptions) -> str:

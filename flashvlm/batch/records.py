@@ -133,7 +133,7 @@ class Records:
         return record
 
     def _foreign(self, number: int) -> UsageError:
-        return UsageError(f"{self.path}, line {number}: this is no record of flashvlm batch; give another file.")
+        return UsageError(f"{self.path}, line {number}: this is not a record of flashvlm batch; give another file.")
 
     def _refuse(self, record: Record, plan: Plan) -> None:
         there = _flat(

@@ -109,7 +109,7 @@ def _lines(content: bytes) -> Iterator[Row]:
                 text = line.decode(errors="replace").strip()
                 yield Row(number, text, "This line is not JSON.")
                 continue
-            error = None if isinstance(value, dict) else "This line is no JSON object."
+            error = None if isinstance(value, dict) else "This line is not a JSON object."
             yield Row(number, value, error)
 
 
@@ -136,7 +136,7 @@ def _table(content: bytes, name: str) -> Iterator[Row]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield Row(number, None, f"This line is no CSV: {error}.")
+            yield Row(number, None, f"This line is not valid CSV: {error}.")
             continue
         if cells is None:
             return
@@ -154,4 +154,4 @@ def _finite(number: str) -> float:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

@@ -27,7 +27,7 @@ from flashvlm.bench import scoring
 from flashvlm.bench.ablation import ABLATIONS, ablated
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.bench.results import Results
-from flashvlm.errors import UsageError
+from flashvlm.errors import UsageError, known
 from flashvlm.options import (
     DEFAULT_ENCODE,
     DEFAULT_LOOK,
@@ -103,12 +103,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for selector in self.selectors:
-            if selector not in (*SELECTORS, *ABLATIONS):
-                raise UsageError(f"There is no selector {selector!r}; there are: {', '.join(SELECTORS)}.")
+            if selector not in ABLATIONS:
+                known("selector", selector, SELECTORS)
         if len(set(self.selectors)) < max(1, len(self.selectors)):
             raise UsageError("Name at least one selector, and each once.")
-        if self.metric not in METRICS:
-            raise UsageError(f"There is no metric {self.metric!r}; there are: {', '.join(METRICS)}.")
+        known("metric", self.metric, METRICS)
         if self.words not in ("question", "unrelated"):
             raise UsageError(f"--words is question or unrelated, not {self.words!r}.")
         if not 0 <= self.noise < float("inf"):

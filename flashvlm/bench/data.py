@@ -167,7 +167,7 @@ def _read_line(line: str, where: str) -> tuple[str, Asked]:
             raise UsageError(f"{where}: {key!r} is missing.")
     for key in ("video", "question", "answer", "family"):
         if key in value and not (isinstance(value[key], str) and value[key].strip()):
-            raise UsageError(f"{where}: {key!r} must be a text that is not empty.")
+            raise UsageError(f"{where}: {key!r} must be a non-empty text.")
     choices = value.get("choices") or ()
     if not isinstance(choices, list | tuple) or not all(isinstance(choice, str) and choice for choice in choices):
         raise UsageError(f"{where}: 'choices' must be a list of texts.")

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from flashvlm.backends.loading import no_progress_bars
-from flashvlm.errors import UsageError
+from flashvlm.errors import known
 
 # Written as published with the checkpoints, with vision ids (which are off by default) left out.
 QWEN_TEMPLATE = (
@@ -179,9 +179,7 @@ def write(folder: Path, architecture: str | Architecture, *, layers: int | None 
     import transformers
 
     if isinstance(architecture, str):
-        if architecture not in ARCHITECTURES:
-            raise UsageError(f"There is no architecture {architecture!r}; there are: {', '.join(ARCHITECTURES)}.")
-        architecture = ARCHITECTURES[architecture]
+        architecture = ARCHITECTURES[known("architecture", architecture, list(ARCHITECTURES))]
     if layers is not None:
         text = {**architecture.config["text_config"], "num_hidden_layers": layers}
         architecture = replace(architecture, config={**architecture.config, "text_config": text})

@@ -53,7 +53,7 @@ class Results:
             _refuse_others(path, lines[0].get("settings", {}), settings)
             self.records = lines[1:]
         elif content and not content.startswith(b'{"settings"'):
-            raise UsageError(f"{path} is no file of results; give another one with -o.")
+            raise UsageError(f"{path} is not a file of results; give another one with -o.")
         self._file.truncate(len(whole))
         if not lines:
             self.write([{"settings": settings}])
@@ -67,7 +67,7 @@ def _parsed(path: Path, content: bytes) -> list[dict[str, Any]]:
             if not isinstance(value, dict) or (("settings" if place == 1 else "clip") not in value):
                 raise ValueError
         except ValueError:
-            raise UsageError(f"{path}, line {place}: this is no result; give another file with -o.") from None
+            raise UsageError(f"{path}, line {place}: this is not a result; give another file with -o.") from None
         lines.append(value)
     return lines
 

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from flashvlm.bench import memory
-from flashvlm.errors import UsageError
+from flashvlm.errors import UsageError, known
 from flashvlm.options import Keep
 from flashvlm.report import versions
 from flashvlm.selection import SELECTORS
@@ -66,6 +66,8 @@ class Settings:
                 raise UsageError(f"{name} must be at least 1, not {value}.")
         if list(self.tokens) != sorted(set(self.tokens)):
             raise UsageError("--tokens must rise from one number to the next.")
+        for selector in self.selectors:
+            known("selector", selector, SELECTORS)
         if len(set(self.selectors)) < len(self.selectors):
             raise UsageError("Name each selector once.")
         Keep.parse(self.keep)

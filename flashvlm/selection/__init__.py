@@ -60,7 +60,7 @@ def select(
             most of what the video shows.
         delta: instead of a budget, the largest distance from any token to its nearest kept one.
         selector: one of `SELECTORS`.
-        metric: one of `METRICS`, what distance between tokens means.
+        metric: one of `METRICS`, how distance between tokens is measured.
         seed: what the selector `random` draws with; the others ignore it.
 
     Returns:

@@ -160,7 +160,7 @@
     const column = xs.findIndex((edge, place) => edge <= x && x < xs[place + 1]);
     const row = ys.findIndex((edge, place) => edge <= y && y < ys[place + 1]);
     if (row < 0 || column < 0) {
-      byId("readout").textContent = "outside of what the model sees";
+      byId("readout").textContent = "outside what the model sees";
       return;
     }
     const cell = row * columns + column;
@@ -224,7 +224,7 @@
         mark(title, "kept", `${up} kept`);
       }
       if (selection.whole[state.moment]) mark(title, "class", "the token of the whole frame");
-      if (state.layer !== "kept" && !signal(selection, state.layer)) make("span", title, { textContent: `it has no ${state.layer}` });
+      if (state.layer !== "kept" && !signal(selection, state.layer)) make("span", title, { textContent: `no ${state.layer}` });
       views.forEach((view, place) => {
         view.shot.hidden = place >= moment.pictures.length;
         if (view.shot.hidden) return;
