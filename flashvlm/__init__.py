@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # VideoQA brings torch along; the command line's help and errors must not wait for that.
+    # VideoQA imports torch; the command line's help and errors must not wait for that.
     if name == "VideoQA":
         from flashvlm.pipeline import VideoQA
 

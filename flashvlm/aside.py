@@ -1,4 +1,4 @@
-"""Work in a thread of its own, while the model is at work in this one."""
+"""Run work in a thread of its own while the model runs in this one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def begin(work: Callable[[], T], name: str) -> Future[T]:
-    """Begin `work` in a thread of this name, which does not keep the process alive; the future says what came of it."""
+    """Begin `work` in a daemon thread of this name; the future gets its result or its error."""
     future: Future[T] = Future()
     threading.Thread(target=_run, args=(work, future), name=name, daemon=True).start()
     return future
@@ -23,5 +23,5 @@ def _run(work: Callable[[], T], future: Future[T]) -> None:
     except BaseException as error:
         future.set_exception(error)
     finally:
-        # An error holds this frame, and the future the error: not in a circle.
+        # The error's traceback holds this frame, and the future holds the error: break the reference cycle.
         del future

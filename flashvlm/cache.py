@@ -1,8 +1,8 @@
-"""The feature cache: what the encoder made of a video, kept on disk, so that no video is decoded and encoded twice.
+"""The feature cache: encoder output kept on disk, so that no video is decoded and encoded twice.
 
 An entry is one safetensors file, named by the digest of everything that decides its content (`entry_key`). It is
-written beside and moved into place, so that a reader finds it whole or not at all; a checksum tells a damaged one. The
-folder is bounded: what was used longest ago goes first. This module imports no torch before it is used.
+written to a temporary folder and moved into place, so that a reader finds it whole or not at all; a checksum detects
+damage. The size is bounded: the least recently used entries go first. This module imports torch only when it is used.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ DEFAULT_SIZE = 10 * 10**9
 UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 SUFFIX = ".safetensors"
 UNFINISHED = ".tmp"
-# What a killed process left half-written is nobody's after so many seconds.
+# What a killed process left half-written is removed after this many seconds.
 ABANDONED = 3600.0
-# The folder is listed only when a process has written STEP of the bound since it last did. Where more than FULL of the
-# bound is found, room is made down to FILLED: so a handful of processes at once stay within it.
+# A process lists the folder on its first write, then whenever it has written STEP of the bound. If it finds more than
+# FULL of the bound, it removes entries down to FILLED, so that a handful of processes at once stay within it.
 STEP, FULL, FILLED = 0.01, 0.95, 0.9
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an entry holds: the video's facts, the seconds of its sampled frames, its tokens."""
+    """The content of an entry: the video's facts, the timestamps of its sampled frames in seconds, its tokens."""
 
     facts: VideoFacts
     timestamps: tuple[float, ...]
@@ -53,7 +53,7 @@ class Features:
 
 
 class FeatureCache:
-    """The entries in one folder, `limit` bytes of them at most."""
+    """The entries in one folder, at most `limit` bytes in all."""
 
     def __init__(self, folder: Path, limit: int = DEFAULT_SIZE) -> None:
         self.folder, self.limit = folder, limit
@@ -64,12 +64,12 @@ class FeatureCache:
         """The cache in the user's cache folder (XDG), bounded by `FLASHVLM_CACHE_SIZE`.
 
         Raises:
-            UsageError: the variable is no size.
+            UsageError: the variable is not a size.
         """
         return cls(cache_home() / "flashvlm" / "features", parse_size(os.environ.get(SIZE_VARIABLE)))
 
     def get(self, key: str, path: str | Path, device: torch.device) -> Features | None:
-        """The entry of this key, as that of the video at `path`; None where there is none that is whole."""
+        """The entry with this key, with `path` as its video's path; None if there is none or it is damaged."""
         import safetensors
 
         entry = self._entry(key)
@@ -87,7 +87,7 @@ class FeatureCache:
         return replace(features, facts=replace(features.facts, path=str(path)))
 
     def put(self, key: str, features: Features) -> None:
-        """Write an entry, unless it is larger than the whole cache may be, and make room.
+        """Write an entry and make room for it, unless it is larger than FILLED of the bound.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -100,7 +100,7 @@ class FeatureCache:
         if size > self.limit * FILLED:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        # A folder of its own, for safetensors writes beside the file, too.
+        # A folder of its own, because safetensors also writes beside the file.
         with tempfile.TemporaryDirectory(UNFINISHED, dir=self.folder) as unfinished:
             written = Path(unfinished) / "entry"
             try:
@@ -115,11 +115,11 @@ class FeatureCache:
             self._make_room()
 
     def entries(self) -> list[tuple[float, int, Path]]:
-        """When each entry was last used (seconds since 1970), its bytes and its file, longest ago first."""
+        """When each entry was last used (seconds since 1970), its size in bytes and its path; oldest use first."""
         return sorted(self._files(SUFFIX))
 
     def clear(self) -> list[int]:
-        """Remove every entry; the bytes of each that went.
+        """Remove every entry; returns the size in bytes of each that was removed.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -160,17 +160,17 @@ class FeatureCache:
                         yield status.st_mtime, status.st_size, Path(file.path)
 
     def _locked(self) -> contextlib.AbstractContextManager[Any]:
-        """One process at a time makes room, lest several throw out more than they must."""
+        """Only one process at a time removes entries, so that several do not remove more than they must."""
         from filelock import FileLock
 
         return FileLock(self.folder / ".lock")
 
 
 def entry_key(path: str | Path, backend: Backend, model: str, options: AskOptions) -> str | None:
-    """The digest of all that decides what the encoder makes of a video; None where the file cannot be read.
+    """The digest of everything that decides what the encoder makes of a video; None if the file cannot be read.
 
     Args:
-        model: what tells the checkpoint from others.
+        model: what distinguishes the checkpoint from others.
     """
     try:
         if not Path(path).is_file():
@@ -193,7 +193,7 @@ def entry_key(path: str | Path, backend: Backend, model: str, options: AskOption
 
 
 def parse_size(text: str | None) -> int:
-    """Bytes as `10GB`, `500 MB` or `1000000` say them: powers of a thousand, of 1024 with an `i` (`2GiB`).
+    """Parse a size in bytes: `10GB`, `500 MB` or `1000000`; powers of 1000, or of 1024 with an `i` (`2GiB`).
 
     Raises:
         UsageError: anything else.
@@ -208,13 +208,13 @@ def parse_size(text: str | None) -> int:
 
 def cache_home() -> Path:
     """The user's cache folder."""
-    # A relative path there is to be ignored: https://specifications.freedesktop.org/basedir-spec/latest/
+    # A relative path is to be ignored: https://specifications.freedesktop.org/basedir-spec/latest/
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return named if named.is_absolute() else Path.home() / ".cache"
 
 
 def _parted(features: Features) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Features as what JSON takes and as tensors."""
+    """Features split into what JSON can hold and tensors."""
     import torch
 
     values = {field.name: getattr(features.encoded, field.name) for field in fields(features.encoded)}

@@ -1,4 +1,4 @@
-"""What can go wrong in a way a user can mend: one class an exit code, one sentence a message."""
+"""Errors that a user can fix: the class gives the exit code, the message is one sentence."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ KINDS = {2: "usage", 3: "video", 4: "model"}
 class FlashVLMError(Exception):
     """Any failure that the user should read as one sentence.
 
-    `exit_code` is what the command line ends with: 1 anything else, 2 wrong usage, 3 the video cannot be read,
-    4 the model is not available.
+    `exit_code` is the exit code of the command line: 2 wrong usage, 3 the video cannot be read, 4 the model is not
+    available, 1 anything else.
     """
 
     exit_code = 1
@@ -33,11 +33,11 @@ class VideoError(FlashVLMError):
 
 
 class OutputError(FlashVLMError):
-    """A file that was asked for cannot be written."""
+    """A requested file cannot be written."""
 
 
 class ModelError(FlashVLMError):
-    """The model is not here and cannot be fetched, is incomplete, or is of a family that is not supported."""
+    """The model is not on this machine and cannot be fetched, is incomplete, or is of an unsupported family."""
 
     exit_code = 4
 
@@ -46,7 +46,7 @@ def known(kind: str, name: str, names: Sequence[str]) -> str:
     """The name itself, if it is one of `names`.
 
     Raises:
-        UsageError: it is not; the message lists `names`, and the closest of them.
+        UsageError: it is not; the message lists `names` and suggests the closest.
     """
     if name in names:
         return name
@@ -56,20 +56,20 @@ def known(kind: str, name: str, names: Sequence[str]) -> str:
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """Any error as JSON has it: `message` (one sentence), `exit_code` and `kind`."""
+    """Any error as it appears in JSON: `message` (one sentence), `exit_code` and `kind`."""
     exit_code = error.exit_code if isinstance(error, FlashVLMError) else 1
     return {"message": sentence_of(error), "exit_code": exit_code, "kind": KINDS.get(exit_code, "other")}
 
 
 def sentence_of(error: BaseException) -> str:
-    """What the user should read of any error."""
+    """What the user should read for any error."""
     message = " ".join(str(error).split())
     if isinstance(error, FlashVLMError):
         return message
     if _is_out_of_memory(error):
         return "Out of memory: try a smaller --max-pixels, --max-frames or --keep, or a smaller model."
     if isinstance(error, OSError) and error.strerror:
-        # A file or a stream: that is for the user to mend, whoever met it.
+        # A file or a stream: the user can fix that, wherever it came up.
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return f"unexpected error: {sentence(text)} Set FLASHVLM_DEBUG=1 for the traceback."
@@ -80,7 +80,7 @@ def sentence(text: str) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch's errors are known by name and text, so that this module need not import it.
+    # torch's errors are recognised by name and text, so that this module need not import torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:

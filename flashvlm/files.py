@@ -1,4 +1,4 @@
-"""Files that a user names: refused early where they cannot be used, and those written there whole or not at all."""
+"""Files that a user names: refused early if they cannot be used, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ PLOTS = (".png", ".svg", ".pdf")
 
 
 def check_video(path: str | Path) -> None:
-    """Refuse a video that is not there: before anything is loaded for it.
+    """Refuse a video that does not exist, before anything is loaded for it.
 
     Raises:
-        VideoError: there is no such file, or it is an address on the web.
+        VideoError: there is no such file, its name is empty, or it is a web address.
     """
-    # A `Path` has lost one of the slashes.
+    # A `Path` drops one of the two slashes.
     if re.match("https?:/", str(path)):
         raise VideoError(f"{path}: this is an address; download the video and give the file.")
     if not os.path.exists(path):
         if not str(path).strip():
             raise VideoError("The name of the video is empty.")
-        # A container is read here and there, which a pipe does not allow.
+        # Reading a container jumps back and forth, which a pipe does not allow.
         only = "; a video is not read from standard input" if str(path) == "-" else ""
         raise VideoError(f"{path}: there is no such file{only}.")
 
 
 def check_overlay(path: str | Path, video: str | Path | None = None) -> Path:
-    """The path of an overlay of a video that is going to be written, where it can be (see `_check`).
+    """Check and return the path of an overlay that is to be written (see `_check`).
 
     Raises:
-        UsageError: it is the video.
+        UsageError: it is the video itself.
     """
     path = _check(path, OVERLAYS, "--overlay")
     if video is not None and path.exists() and os.path.exists(video) and os.path.samefile(path, video):
@@ -46,24 +46,24 @@ def check_overlay(path: str | Path, video: str | Path | None = None) -> Path:
 
 
 def check_report(path: str | Path) -> Path:
-    """The path of a report that is going to be written, where it can be (see `_check`)."""
+    """Check and return the path of a report that is to be written (see `_check`)."""
     return _check(path, REPORTS, "--report")
 
 
 def check_plot(path: str | Path) -> Path:
-    """The path of a plot that is going to be written, where it can be (see `_check`)."""
+    """Check and return the path of a plot that is to be written (see `_check`)."""
     return _check(path, PLOTS, "--plot")
 
 
 def _check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
-    """The path of a file that is going to be written, where it can be.
+    """Check that a file can be written; returns its path.
 
     Args:
-        suffixes: what its name may end in, with the dot.
+        suffixes: the suffixes that its name may have, with the dot.
         what: the option that names it.
 
     Raises:
-        UsageError: another suffix.
+        UsageError: it has another suffix.
         OutputError: its folder does not exist or may not be written to, or it is a folder itself.
     """
     asked, path = str(path), Path(path)
@@ -81,14 +81,14 @@ def _check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keep other runs from writing to `path`; its folder is made where it is not there.
+    """Keep other runs from writing to `path`; its folder is created if it does not exist.
 
     Raises:
-        UsageError: another run holds it, it is no ordinary file, or its folder cannot be written to.
+        UsageError: another run holds it, it is not an ordinary file, or its folder cannot be written to.
     """
     from filelock import FileLock, Timeout
 
-    # The lock lies beside the file itself, by whatever link it was named.
+    # The lock lies beside the real file, whatever link names it.
     real = Path(os.path.realpath(path))
     lock = real.with_name(f".{real.name}.lock")
     try:
@@ -104,15 +104,15 @@ def held(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Before it is let go, so that nothing is left beside the file.
+            # Before the lock is released, so that nothing is left beside the file.
             lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A file of another name and the same suffix beside `path`, which takes its place once all is written.
+    """A temporary file beside `path`, with the same suffix, that replaces it once everything is written.
 
-    Where `path` is a link, it takes the place of what that leads to.
+    If `path` is a link, the file that it leads to is replaced.
 
     Raises:
         OutputError: it cannot be written.

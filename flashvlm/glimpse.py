@@ -1,7 +1,7 @@
-"""Looking twice at a long video: every moment small, then the two ends and what the question asks about at full size.
+"""Looking twice at a long video: every moment small, then both ends and what the question asks about at full size.
 
-A token of a small frame stands for several cells of the full one. It is laid on all of them, so that every moment has
-one grid, and a token the position of its cell, whichever size it comes from; the selector sees that cells are alike.
+A token of a small frame stands for several cells of the full one. It is put on all of them, so that every moment has
+the same grid, and a token the position of its cell, from whatever size; the selector sees that cells are alike.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from flashvlm.backends.base import Encoded
 
-# The sides of a small frame are this part of the full one's, so that it takes a quarter of the time.
+# The side of a small frame as a share of the full one's: a small frame takes a quarter of the time.
 SIDE = 0.5
-# This part of the moments is looked at again. Of 117 questions on needles (tuning clips) 96.6 % were right from a tenth
-# of the tokens with three moments of ten at full size, 98.3 % with four, 99.1 % with all.
+# The share of the moments that is looked at again. Of 117 needle questions (tuning clips), with a tenth of the tokens,
+# 96.6 % were right with three moments of ten at full size, 98.3 % with four, 99.1 % with all.
 AGAIN = 0.4
-# And so many at least: both ends, and one that the question chooses.
+# At least this many: both ends, and one that the question chooses.
 FEWEST = 3
 
 
 def small_size(frame: tuple[int, int], cells: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) of the small frames of a full one in so many cells: whole cells of the same size."""
+    """The (height, width) of the small version of a frame with this many cells: whole cells of the same size."""
     height, width = (max(1, round(number * SIDE)) * (side // number) for side, number in zip(frame, cells, strict=True))
     return height, width
 
 
 def shrink(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """(F, 3, h, w) uint8 frames at this (height, width)."""
+    """(F, 3, h, w) uint8 frames, resized to this (height, width)."""
     return F.interpolate(frames, size=size, mode="bicubic", antialias=True)
 
 
 def lay_out(small: Encoded, height: int, width: int) -> Encoded:
-    """Every moment of `small` on a grid of `height` x `width` cells, each with the token of the place it lies in.
+    """Every moment of `small` on a grid of `height` x `width` cells, each with the token that covers its place.
 
-    Its saliency, a share of the attention within its frame, is spread over the cells that it lies on.
+    A token's saliency, a share of the attention within its frame, is spread over the cells that it covers.
     """
     rows = ((torch.arange(height) + 0.5) * small.height / height).long()
     columns = ((torch.arange(width) + 0.5) * small.width / width).long()
@@ -56,14 +56,14 @@ def lay_out(small: Encoded, height: int, width: int) -> Encoded:
 
 
 def worth_another_look(scores: Tensor, sources: Tensor) -> Tensor:
-    """The moments, rising, that are looked at again: the first, the last, and those with a token of the highest scores.
+    """The moments to look at again, ascending: the first, the last, and those with the highest-scoring tokens.
 
-    They are two fifths of all, or three, of those with tokens of their own. What there is at the beginning and at the
-    end is asked about, and no other moment can tell.
+    They are two fifths of all moments, at least three, among those with tokens of their own (for an end without, the
+    moment it repeats). Questions ask about the beginning and the end, and no other moment can show those.
 
     Args:
-        scores: (groups, n), what each token weighs.
-        sources: (groups,) int64, as `Encoded` has them.
+        scores: (groups, n), the score of each token.
+        sources: (groups,) int64, as in `Encoded`.
     """
     own = sources == torch.arange(len(sources))
     best = scores.amax(1).cpu()
@@ -74,7 +74,7 @@ def worth_another_look(scores: Tensor, sources: Tensor) -> Tensor:
 
 
 def put_in(encoded: Encoded, full: Encoded, moments: Tensor) -> Encoded:
-    """`encoded` with the tokens of `full`, whose groups are these moments, in their place and wherever these stand."""
+    """`encoded` with the tokens of `full`, whose groups are these moments, there and in all moments that reuse them."""
     assert encoded.small is not None
     sources = torch.arange(encoded.groups) if encoded.sources is None else encoded.sources
     place = torch.full((encoded.groups,), -1).index_put((moments,), torch.arange(len(moments)))[sources]

@@ -1,4 +1,4 @@
-"""Which models there are and where their files lie: aliases, Hugging Face ids, folders. Imports no torch."""
+"""Which models there are and where their files are: aliases, Hugging Face ids, folders. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from flashvlm.errors import ModelError, UsageError
 
 BUNDLED = Path(__file__).parent / "demo"
 DEFAULT_MODEL = "qwen2-vl-2b"
-# Weights as safetensors only, and no code: what a checkpoint needs to be loaded, nothing that runs.
+# The files needed to load a checkpoint: weights as safetensors only, and no code.
 FILES = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
-# Weights are known by so many samples of so many bytes of each of their files.
+# Weights are identified by this many samples of this many bytes from each of their files.
 SAMPLES, SAMPLE = 64, 2**16
 
 
@@ -52,7 +52,7 @@ ALIASES = {
 
 
 def _hub_id(model: str) -> str:
-    """The Hugging Face id that `model` names; raises ModelError where it cannot be one."""
+    """The Hugging Face id that `model` names; raises ModelError if it cannot be one."""
     source = ALIASES[model].source if model in ALIASES else model
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         return source
@@ -74,12 +74,12 @@ def _folder(model: str) -> Path | None:
 
 
 def _expanded(model: str) -> Path:
-    # As a shell does it: `~nobody` stays as it is.
+    # As a shell does: `~nobody` stays as it is.
     return Path(os.path.expanduser(model))
 
 
 def _missing(folder: Path) -> str | None:
-    """What a checkpoint folder lacks, in words; None where it is complete."""
+    """What a checkpoint folder lacks, in words; None if it is complete."""
     if not (folder / "config.json").is_file():
         return "config.json"
     index = folder / "model.safetensors.index.json"
@@ -108,7 +108,7 @@ def _cached(hub_id: str, revision: str | None) -> Path | None:
 
 
 def present(model: str, revision: str | None = None) -> bool:
-    """Whether the files of `model` (alias, id or folder) are on this machine, whole."""
+    """Whether all files of `model` (alias, id or folder) are on this machine."""
     try:
         folder = _folder(model) or _cached(_hub_id(model), revision)
     except ModelError:
@@ -117,14 +117,14 @@ def present(model: str, revision: str | None = None) -> bool:
 
 
 def revision_of(folder: Path) -> str | None:
-    """The commit that a folder of the Hugging Face cache holds; None for any other folder."""
+    """The commit of a snapshot folder in the Hugging Face cache; None for any other folder."""
     commit = re.fullmatch("[0-9a-f]{40}", folder.name)
     return folder.name if commit and folder.parent.name == "snapshots" else None
 
 
 def fingerprint(folder: Path) -> str:
-    """What tells the checkpoint in `folder` from others: the commit of a snapshot from the hub, else a digest of its
-    small files (settings, tokenizer, templates) and of samples all over its weights, lest gigabytes be read."""
+    """Identifies the checkpoint in `folder`: the commit of a snapshot from the hub, else a digest of its small files
+    (settings, tokenizer, templates) and of samples from all over its weights, to avoid reading gigabytes."""
     revision = revision_of(folder)
     if revision is not None:
         return revision
@@ -144,7 +144,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def fingerprint_here(model: str) -> str | None:
-    """The `fingerprint` of a model that is a folder of the user's; None of an alias, and of one on the hub."""
+    """The `fingerprint` of a model that is a folder of the user's; None for an alias or a model on the hub."""
     folder = _expanded(model)
     return fingerprint(folder) if model not in ALIASES and folder.is_dir() else None
 
@@ -152,18 +152,18 @@ def fingerprint_here(model: str) -> str | None:
 def fetch(
     model: str, revision: str | None = None, on_download: Callable[[int, int], None] = lambda done, total: None
 ) -> Path:
-    """The folder of `model`, downloaded into the Hugging Face cache where it is not on this machine yet.
+    """The folder of `model`, downloaded into the Hugging Face cache if it is not on this machine yet.
 
     Honours `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` and `HF_TOKEN`, as huggingface_hub does.
 
     Args:
-        revision: a branch, tag or commit of a model on the hub; None is its newest.
-        on_download: gets the bytes that are here and those wanted, again and again, from several threads. The second
+        revision: a branch, tag or commit of a model on the hub; None is the newest.
+        on_download: called repeatedly, from several threads, with the bytes downloaded and the bytes wanted. The second
             number grows until every file has begun.
 
     Raises:
-        ModelError: no name, no such model or revision, files that are missing, or neither cached nor reachable.
-        UsageError: a revision of a folder.
+        ModelError: no name, no such model or revision, missing files, or a model neither cached nor reachable.
+        UsageError: a revision of a folder is asked for.
     """
     if not model.strip():
         raise ModelError("The name of the model is empty; flashvlm models lists some.")
@@ -203,7 +203,7 @@ def fetch(
         raise ModelError(f"{hub_id} has no revision {revision!r} on the hub.") from error
     except OfflineModeIsEnabled as error:
         raise ModelError(f"{hub_id} is not on this machine and HF_HUB_OFFLINE is set: {out}.") from error
-    # The hub's client raises whatever its transport does; all of it means that the files cannot be had.
+    # The hub's client raises whatever its transport does; all of it means that the files are not available.
     except Exception as error:
         why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
         raise ModelError(f"{hub_id} is not on this machine and {why}: {out}.") from error
@@ -213,9 +213,9 @@ def fetch(
 
 
 def _meter(on_download: Callable[[int, int], None]) -> type[Any]:
-    """A tqdm class for huggingface_hub that draws nothing and hands its count of bytes on.
+    """A tqdm class for huggingface_hub that draws nothing and passes on its byte count.
 
-    The hub counts bytes in two bars where it rebuilds files from chunks: the one that is ahead is reported.
+    Where the hub rebuilds files from chunks, it counts bytes in two bars: the one that is ahead is reported.
     """
     import io
 

@@ -1,4 +1,4 @@
-"""What a user may ask for: the options of one question, and how their texts are read.
+"""What a user may ask for: the options of one question, and how they are parsed.
 
 This module imports neither torch nor transformers, so that the command line can refuse bad usage at once.
 """
@@ -24,7 +24,7 @@ DEFAULT_SEEK = "fast"
 LOOKS = ("once", "twice")
 DEFAULT_LOOK = "once"
 DEFAULT_MAX_NEW_TOKENS = 128
-# Below, logits that are divided by it overflow.
+# Below this, logits divided by the temperature overflow.
 LEAST_TEMPERATURE = 0.0001
 
 # Qwen's own practice for video: https://github.com/QwenLM/Qwen2-VL, qwen-vl-utils.
@@ -34,7 +34,7 @@ MIN_FRAMES = 4
 DEFAULT_MAX_FRAMES = 64
 DEFAULT_MAX_PIXELS = 768 * 28 * 28
 
-# The options of a question that play no part before the video is encoded.
+# The options of a question that do not change what the encoder makes of the video.
 AFTER_ENCODING = frozenset(
     {"keep", "selector", "metric", "merge", "system", "max_new_tokens", "temperature", "seed", "cache", "overlap"}
 )
@@ -42,8 +42,8 @@ AFTER_ENCODING = frozenset(
 
 @dataclass(frozen=True)
 class Keep:
-    """How many visual tokens to keep: a share of them, a count, as many as cover all others to a radius `delta`, or,
-    with none of these, as many as the video itself asks for (`auto`)."""
+    """How many visual tokens to keep: a share of them, a count, enough to cover all others within a radius `delta`, or,
+    with none of these, as many as the video itself calls for (`auto`)."""
 
     share: Decimal | None = None
     count: int | None = None
@@ -51,11 +51,10 @@ class Keep:
 
     @classmethod
     def parse(cls, value: str | float | Keep) -> Keep:
-        """Read `10%`, a fraction with a point (`0.1`, `1.0`; a Python float likewise), a count (`256`), `delta=0.3` or
-        `auto`.
+        """Parse `10%`, a fraction with a point (`0.1`, `1.0`, a Python float), a count (`256`), `delta=0.3` or `auto`.
 
         Raises:
-            UsageError: 0 and less, more than 100 %, or anything else.
+            UsageError: the value is 0 or less, more than 100 %, or of another form.
         """
         if isinstance(value, Keep):
             return value
@@ -85,8 +84,8 @@ class Keep:
         return cls(share=share)
 
     def budget(self, tokens: int) -> int | Literal["auto"] | None:
-        """The number of tokens to keep of `tokens`: rounded half up, at least one, at most all. `auto` where the video
-        is to say, None where a radius is."""
+        """The number of tokens to keep of `tokens`: rounded half up, at least one, at most all; `auto` if the video
+        decides, None if a radius does."""
         if self.delta is not None:
             return None
         if self.count is not None:
@@ -109,7 +108,7 @@ class Keep:
 
 
 def parse_time(text: str) -> float:
-    """Read a time in a video, in seconds: `90`, `1:30`, `0:01:30.5`.
+    """Parse a time in a video, in seconds: `90`, `1:30`, `0:01:30.5`.
 
     Raises:
         UsageError: anything else.
@@ -128,13 +127,13 @@ def parse_time(text: str) -> float:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of a video are looked at, evenly from `start` to `end` (seconds; None is the video's own).
+    """Which frames of a video are looked at: evenly spaced from `start` to `end` (seconds; None is the video's own).
 
-    `fps` frames a second (None is 2), at least `MIN_FRAMES` and at most `max_frames`; or exactly `frames` of them,
-    as far as the video has so many.
+    `fps` frames a second (None is 2), at least `MIN_FRAMES` and at most `max_frames`; or exactly `frames` of them, if
+    the video has that many.
 
     Raises:
-        UsageError: both `fps` and `frames`, values below their least, or an end that is not after the start.
+        UsageError: both `fps` and `frames` are given, a value is out of range, or the end is not after the start.
     """
 
     fps: float | None = None
@@ -162,14 +161,14 @@ class Sampling:
 class AskOptions:
     """The options of one question, as `flashvlm ask` names them.
 
-    `encode`: `all` moments go through the vision encoder, or those that `changed` against all earlier ones; the others
-    take over the tokens of the one that they look like.
-    `seek`: `exact` looks at the very frames that `sampling` asks for, `fast` at key frames near them where there are as
-    many (see `video.decode`).
-    `look`: `twice` encodes all moments small, and the first, the last and those that the question asks about again, at
+    `encode`: `all` moments go through the vision encoder, or only those that have `changed` from all earlier ones; the
+    others reuse the tokens of the moment that they look like.
+    `seek`: `exact` looks at exactly the frames that `sampling` asks for, `fast` at key frames near them if there are
+    enough (see `video.decode`).
+    `look`: `twice` encodes all moments small, and then the first, the last and those that the question asks about at
     full size.
-    `cache`: what the encoder makes of the video is taken from the feature cache where it has it, and kept there.
-    `overlap`: encoding begins while frames are still being decoded, in a thread of their own.
+    `cache`: the encoder's output is taken from the feature cache if it is there, and stored there if not.
+    `overlap`: encoding begins while frames are still being decoded in a thread of their own.
 
     Raises:
         UsageError: a value outside its range.
@@ -215,8 +214,8 @@ class AskOptions:
 
 
 def watching(options: AskOptions) -> dict[str, Any]:
-    """The options that decide what the encoder makes of a video: all but AFTER_ENCODING, new ones too.
+    """The options that decide what the encoder makes of a video: all but AFTER_ENCODING, including any new ones.
 
-    Questions that agree in them share their decoding and encoding, in memory and in the feature cache.
+    Questions that agree on them share decoding and encoding, in memory and in the feature cache.
     """
     return {name: value for name, value in asdict(options).items() if name not in AFTER_ENCODING}

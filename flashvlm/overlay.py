@@ -1,7 +1,7 @@
-"""Pictures of what was kept: the sampled moments on a sheet, or the clip itself, kept cells bright and the rest dimmed.
+"""Pictures of what was kept: the sampled moments on a sheet or the clip itself, kept cells bright, the rest dimmed.
 
-A cell kept for the question has a frame, one kept for coverage has corners: they differ in shape and in colour, and
-the two colours (of Okabe and Ito, https://jfly.uni-koeln.de/color) differ to every kind of colour vision.
+A cell kept for the question has a frame, one kept for coverage has corners: they differ in shape and in colour, and the
+two colours (by Okabe and Ito, https://jfly.uni-koeln.de/color) look different to every kind of colour vision.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flashvlm.report import Area, Moment, Seen, told_apart
 
 QUESTION, COVERAGE, KEPT = "#E69F00", "#56B4E9", "#F2F2F2"
 GROUND, PANEL, INK, QUIET = "#14161A", "#22262D", "#F4F5F7", "#A3AAB5"
-# In the legend, a cell that was kept has the second, whatever frames it.
+# What fills a cell in the legend; LIT is for all kinds of kept cells, whatever frames them.
 SWATCHES, LIT = {"dropped": "#3B414B", "unseen": "#050607"}, "#6B7482"
 DRAWN = (QUESTION, COVERAGE, KEPT, GROUND, PANEL, INK, QUIET, *SWATCHES.values(), LIT)
 MEANING = {
@@ -33,15 +33,15 @@ MEANING = {
     "unseen": "outside what the model sees",
     "class": "the token of the whole frame, kept",
 }
-# How much light is left to what was dropped, and to what the model never saw.
+# How much light is left in dropped cells, and in what the model never saw.
 DROPPED, UNSEEN = 0.42, 0.13
 
-# A sheet is at most so wide, in pixels; a picture on it has an area of at least and at most these squares.
+# A sheet's largest width, in pixels; and the sides of squares as large as its smallest and largest pictures.
 SHEET_WIDTH = 1680
 TILE = (230, 440)
-# So few moments are shown as large as that.
+# Up to this many moments are shown at the largest size.
 FEW = 3
-# A cell is as large as this where the sheet allows.
+# The side of a cell in pixels, where the size of the picture allows it.
 CELL = 12
 # Cells smaller than this have no room for corners.
 SMALLEST_MARKED = 6
@@ -50,23 +50,23 @@ MARGIN, GAP = 32, 14
 NO_QUESTION = "No question asked"
 MORE = " ..."
 
-# An animated picture holds every frame, so it is smaller and slower than a video.
+# An animated picture stores every frame, so it is made smaller and slower than a video.
 CLIP_SIDE = {".mp4": 960, ".gif": 480, ".webp": 640}
 CLIP_LEAST = 480
-# Several selections in one clip: each as large as this, and so many of the widest beside each other.
+# Several selections in one clip: how much smaller each is, and how many of the widest fit side by side.
 BESIDE, ABREAST = 0.75, 3
 BAR = 40
 CLIP_FPS = {".mp4": math.inf, ".gif": 10.0, ".webp": 15.0}
-# A longer clip is thinned to so many frames, evenly; drawing one takes about a tenth of a second.
+# A longer clip is thinned evenly to this many frames; drawing one takes about a tenth of a second.
 MOST_FRAMES = {".mp4": 6000, ".gif": 400, ".webp": 400}
-# The rest of a GIF's 256 colours are left to the text and the marks.
+# The rest of a GIF's 256 colours is left for the text and the marks.
 GIF_COLOURS = 224
-# The colours of a GIF are taken from so many moments.
+# The colours of a GIF are taken from at most this many moments.
 MOST_SAMPLED = 16
-# The last frame of a clip stays as long as this where nothing says how long it should, in seconds.
+# How long the only frame of a clip is shown, in seconds.
 STILL = 1.0
 
-# What Pillow brings knows English only; on most systems one of these knows more.
+# Pillow's own font covers English only; on most systems one of these covers more.
 FONTS = (
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "arial.ttf", "segoeui.ttf", "NotoSansCJK-Regular.ttc",
     "PingFang.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "msgothic.ttc", "malgun.ttf", "Arial Unicode.ttf",
@@ -77,11 +77,11 @@ def write(path: str | Path, seen: Sequence[Seen]) -> Path:
     """Draw what one or several selections keep of one video; the pictures are read from its file again.
 
     Args:
-        path: `.png` is a sheet of the sampled moments; `.gif`, `.webp` and `.mp4` are the clip itself.
-        seen: answers or inspections of one video at one sampling.
+        path: `.png` gives a sheet of the sampled moments; `.gif`, `.webp` and `.mp4` give the clip itself.
+        seen: answers or inspections of the same video with the same sampling.
 
     Raises:
-        UsageError: another suffix, or the video itself.
+        UsageError: the path has another suffix, or is the video itself.
         OutputError: it cannot be written.
         VideoError: the video cannot be read again.
     """
@@ -124,18 +124,18 @@ def mark(picture: Image.Image, moment: Moment, area: Area, apart: bool = True) -
 
 
 def edges(start: float, end: float, count: int, pixels: int) -> list[int]:
-    """Where `count` equal cells from `start` to `end`, shares of a side, begin and end on `pixels` pixels."""
+    """The pixel borders of `count` equal cells from `start` to `end`, which are shares of a side of `pixels` pixels."""
     return [round((start + (end - start) * place / count) * pixels) for place in range(count + 1)]
 
 
 def caption(seen: Seen) -> str:
-    """What was kept, in a line."""
+    """What was kept, in one line."""
     kept, share = seen.tokens, units.percent(seen.tokens.after, seen.tokens.before)
     return f"{seen.selection.selector} kept {units.count(kept.after)} of {units.count(kept.before)} tokens, {share}"
 
 
 def marks(seen: Sequence[Seen]) -> list[tuple[str, str]]:
-    """The kinds of marks and what they mean, as many of them as are used."""
+    """The kinds of marks that are used, and what they mean."""
     used = {
         "question": any(one.selection.important and told_apart(one) for one in seen),
         "coverage": any(one.selection.diverse and told_apart(one) for one in seen),
@@ -212,7 +212,7 @@ def _sheet(seen: Sequence[Seen]) -> Image.Image:
 
 
 def _tile_size(seen: Seen) -> tuple[int, int]:
-    """The size of a moment's picture on a sheet: cells of `CELL` pixels where that is neither too large nor small."""
+    """The size of a moment's picture on a sheet: cells of `CELL` pixels unless that makes it too large or too small."""
     grid, facts = seen.moments[0], seen.video
     across = grid.grid_width / (seen.area.right - seen.area.left)
     down = grid.grid_height / (seen.area.bottom - seen.area.top)
@@ -239,7 +239,7 @@ def _head(seen: Seen, width: int, about: str | None) -> Image.Image:
 
 
 def _said(seen: Seen, size: int, width: int, most: int) -> list[str]:
-    """The answer in lines, where there is one."""
+    """The answer in lines; none if there is no answer."""
     answer = getattr(seen, "answer", None)
     return _lines(f"Answer: {answer}", size, width, most) if answer else []
 
@@ -275,7 +275,7 @@ def _swatch(brush: ImageDraw.ImageDraw, at: tuple[int, int], kind: str, side: in
 
 
 def _counts(brush: ImageDraw.ImageDraw, at: tuple[int, int], moment: Moment, apart: bool) -> None:
-    """How many tokens of a moment were kept, beside the marks that they have."""
+    """Write how many tokens of a moment were kept, next to their marks."""
     x, y = at
     parts = [("kept", moment.kept_count)]
     if apart:
@@ -298,7 +298,7 @@ def _write_animation(path: Path, seen: Sequence[Seen]) -> None:
     kind = path.suffix.lower()
     times = _frame_times(seen[0], kind)
     shots = _shots(seen, CLIP_SIDE[kind], times)
-    # A GIF counts hundredths of a second: rounded so that they add up.
+    # A GIF counts in hundredths of a second: times are rounded so that the durations add up.
     ticks = [round(100 * (at - times[0])) for at in (*times, times[-1] + _mean_gap(times))]
     durations = [10 * max(2, later - now) for now, later in pairwise(ticks)]
     how: dict[str, Any] = {"quality": 80, "method": 3}
@@ -311,7 +311,7 @@ def _write_animation(path: Path, seen: Sequence[Seen]) -> None:
 def _with_palette(frames: Iterator[Image.Image], seen: Seen) -> Iterator[Image.Image]:
     """Frames in one palette, and without dithering, which a GIF cannot compress.
 
-    The palette holds the colours of the first frame, and those of the moments where they are bright.
+    The palette holds the colours of the first frame, and those of some moments undimmed.
     """
     first = next(frames)
     side = min(first.size) // 3
@@ -344,7 +344,7 @@ def _write_video(path: Path, seen: Sequence[Seen]) -> None:
             frame.pts, frame.time_base = round((at - times[0]) / base), base
             container.mux(stream.encode(frame))
         if stream is not None:
-            # The last picture stays as long as the others: a frame alone does not say how long it lasts.
+            # The last picture stays as long as the others do on average: a frame alone does not say how long it lasts.
             frame.pts += round(_mean_gap(times) / base)
             container.mux(stream.encode(frame))
             container.mux(stream.encode())
@@ -355,7 +355,7 @@ def _mean_gap(times: Sequence[float]) -> float:
 
 
 def _frame_times(seen: Seen, kind: str) -> list[float]:
-    """When the frames of the clip appear that are drawn: from the first that was looked at to the last."""
+    """The times of the frames that are drawn: from the first that was looked at to the last."""
     start, end = seen.moments[0].timestamps[0], seen.moments[-1].timestamps[-1]
     fps = min(CLIP_FPS[kind], seen.video.fps or math.inf)
     if end > start:
@@ -393,7 +393,7 @@ def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[
     for row, line in enumerate(said):
         _text(brush, (GAP, text + 28 * len(title) + 25 * row), line, 18, INK)
     canvas.paste(legend, (GAP, notes + 40))
-    # All bars have one scale.
+    # All bars share one scale.
     most = max(moment.kept_count for one in seen for moment in one.moments)
     sampled = [(moment, at) for moment in range(len(first.moments)) for at in first.moments[moment].timestamps]
     for at, pixels in zip(times, video.frames_at(facts.path, times), strict=True):
@@ -411,7 +411,7 @@ def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[
 
 
 def _time_bar(brush: ImageDraw.ImageDraw, box: tuple[int, int, int, int], seen: Seen, now: int, most: int) -> None:
-    """How many tokens of each moment were kept, the present moment marked; `most` fill the height."""
+    """Draw how many tokens of each moment were kept, with the current moment marked; `most` fills the height."""
     left, top, right, bottom = box
     places = edges(0, 1, len(seen.moments), right - left)
     apart = told_apart(seen)
@@ -432,7 +432,7 @@ def _image(pixels: torch.Tensor) -> Image.Image:
 
 
 def _inside(left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
-    """The corners, both included, of the pixels from `left` and `top` up to before `right` and `bottom`."""
+    """The corner pixels, inclusive, of a box from `left` and `top` up to but not including `right` and `bottom`."""
     return left, top, max(left, right - 1), max(top, bottom - 1)
 
 
@@ -441,7 +441,7 @@ def _even(length: int) -> int:
 
 
 def _text(brush: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str) -> int:
-    """Write a line, and return where it ends."""
+    """Write a line, and return the x at which it ends."""
     font, text = _typeset(text, size)
     brush.text(at, text, fill=colour, font=font)
     return at[0] + math.ceil(font.getlength(text))
@@ -453,7 +453,7 @@ def _width(text: str, size: int) -> int:
 
 
 def _lines(text: str, size: int, width: int, most: int) -> list[str]:
-    """The first `most` lines of a text; the last of them ends in dots where more would follow."""
+    """The first `most` lines of a text; the last ends in dots if more would follow."""
     lines = _wrapped(text, size, width)
     if len(lines) <= most:
         return lines
@@ -464,7 +464,7 @@ def _lines(text: str, size: int, width: int, most: int) -> list[str]:
 
 
 def _wrapped(text: str, size: int, width: int) -> list[str]:
-    """The lines of a text that are no wider than `width` pixels; at least one."""
+    """A text as lines no wider than `width` pixels; at least one."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -479,7 +479,7 @@ def _wrapped(text: str, size: int, width: int) -> list[str]:
 
 
 def _typeset(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
-    """A font for the text, and the text with a question mark for what no font knows."""
+    """The font that knows most of the text, and the text with a question mark for each letter that it lacks."""
     letters = set(text)
     best: tuple[int, str | None] = (-1, None)
     for name in (None, *FONTS):
@@ -505,7 +505,7 @@ def _font(name: str | None, size: int) -> ImageFont.FreeTypeFont | None:
 
 @cache
 def _knows(name: str | None, letter: str) -> bool:
-    """Whether a font has a letter, and not only the box that stands for those it has not."""
+    """Whether a font has a letter, and not only the box that stands for missing ones."""
     font = _font(name, 20)
     assert font is not None
     return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))

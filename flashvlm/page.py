@@ -1,4 +1,4 @@
-"""A report: one self-contained HTML file in which what was kept can be looked at, moment by moment."""
+"""A report: one self-contained HTML file that shows what was kept, moment by moment."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from PIL import Image
 from flashvlm import files, overlay, units
 from flashvlm.report import Answer, Inspection, Moment, Signal, overlap, told_apart
 
-# All pictures together take at most about so many bytes, before base64 makes a third more of them.
+# All pictures together take at most about this many bytes, before base64 adds a third.
 PICTURES = 3_000_000
-# Largest side in pixels and WebP quality: what each picture gets is the first that fits.
+# Largest side in pixels, and WebP quality: each picture gets the first that fits.
 SIZES = ((960, 80), (800, 75), (640, 72), (520, 68), (420, 62), (320, 55), (240, 45), (160, 30), (96, 20))
-# What a pixel takes, in bytes, where there is not much texture: where the search for a size begins.
+# Bytes per pixel of a picture with little texture: where the search for a size begins.
 PIXEL = 0.08
 
 # Between a figure and its unit.
 NO_BREAK = "\u00a0"
-# Questions of more letters than this are set smaller.
+# Questions of more characters than this are set smaller.
 LONG = 160
 
-# Heat maps end at this share of the values, so that a few outliers do not make all others dark.
+# Heat maps end at this quantile of the values, so that a few outliers do not make all others dark.
 BRIGHTEST = 0.995
 LEVELS = 255
 
-# What a layer shows; the key that it has does not hang on which of them there are.
+# What a layer shows. The key of a layer does not depend on which of them there are.
 LAYERS = {
     "kept": ("Kept", "kept cells bright, framed for the question and cornered for coverage; dropped ones dimmed."),
     "saliency": ("Saliency", "how much attention a token receives in the last block of the vision encoder."),
@@ -49,11 +49,11 @@ def write(path: str | Path, inspections: Sequence[Inspection], answer: Answer | 
 
     Args:
         path: ends in `.html`.
-        inspections: of one video, for one question, at one sampling.
-        answer: what was answered from the first of them.
+        inspections: of the same video and question, with the same sampling.
+        answer: the answer from the tokens of the first of them.
 
     Raises:
-        UsageError: another suffix.
+        UsageError: the path has another suffix.
         OutputError: it cannot be written.
         VideoError: the video cannot be read again.
     """
@@ -174,12 +174,12 @@ def _flat(settings: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
 
 
 def _counts(moment: Moment, apart: bool) -> tuple[int, int]:
-    """What rises and what hangs at a moment."""
+    """How many tokens of a moment the timeline shows above and below its line."""
     return (moment.important_count, moment.kept_count - moment.important_count) if apart else (moment.kept_count, 0)
 
 
 def _cells(moment: Moment, apart: bool) -> str:
-    """A digit for each cell: 0 dropped, 1 kept for coverage, 2 for the question, 3 kept."""
+    """A digit per cell: 0 dropped, 1 kept for coverage, 2 kept for the question, 3 kept (not distinguished)."""
     cells = ["0"] * (moment.grid_height * moment.grid_width)
     for (row, column), important in zip(moment.kept, moment.important, strict=True):
         cells[row * moment.grid_width + column] = ("2" if important else "1") if apart else "3"
@@ -187,9 +187,9 @@ def _cells(moment: Moment, apart: bool) -> str:
 
 
 def _levels(signal: Signal) -> dict[str, Any]:
-    """A signal in `LEVELS` steps from its lowest value, or 0, to its highest but for outliers; a byte a cell."""
+    """A signal as a byte per cell: `LEVELS` steps from its lowest value, or 0, to its highest without outliers."""
     values = sorted(value for moment in signal.moments for value in moment)
-    # Below the median, relevance has nothing to say.
+    # Relevance below the median, which is 0, says nothing.
     low = max(values[0], 0.0)
     high = max(values[math.ceil(BRIGHTEST * len(values)) - 1], low)
     scale = LEVELS / (high - low) if high > low else 0.0
@@ -205,7 +205,7 @@ def _levels(signal: Signal) -> dict[str, Any]:
 
 
 def _pictures(seen: Inspection, frames: int) -> Iterator[list[str]]:
-    """The frames of each moment as data URIs, small enough for all of them to fit into `PICTURES`."""
+    """The frames of each moment as data URIs, small enough that all of them fit into `PICTURES` bytes."""
     count = sum(len(moment.timestamps) for moment in seen.moments)
     step, left = 0, PICTURES
     shape = min(seen.video.width, seen.video.height) / max(seen.video.width, seen.video.height)

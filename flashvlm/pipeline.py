@@ -43,10 +43,10 @@ from flashvlm.selection.weights import standing_out
 
 @dataclass(frozen=True)
 class Decoded:
-    """A video, decoded and not yet encoded.
+    """A video that is decoded and not yet encoded.
 
-    `encode` and `look` say how it shall be (see `AskOptions`); `key` is the entry of the feature cache that it is to
-    have, if any.
+    `encode` and `look` say how to encode it (see `AskOptions`); `key` is the key of its future entry in the feature
+    cache, if any.
     """
 
     clip: video.Clip
@@ -58,10 +58,10 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Watched:
-    """A video, decoded and encoded: its facts, the seconds of its sampled frames, its tokens, and what that took.
+    """A decoded and encoded video: facts, timestamps of the sampled frames in seconds, tokens, and the time it took.
 
-    `cached`: it comes from the feature cache, and decoding took what finding it took, or it was watched before.
-    `frames` (F, 3, h, w) uint8 are there where they were seen in small only, and may be looked at again.
+    `cached`: the tokens come from the feature cache (finding them took `decode_seconds`) or from an earlier question.
+    `frames` (F, 3, h, w) uint8 are there if they were only seen small and may be looked at again; else None.
     """
 
     facts: VideoFacts
@@ -74,13 +74,13 @@ class Watched:
     frames: torch.Tensor | None = None
 
     def again(self) -> Watched:
-        """The same for a further question: nothing was decoded or encoded for that."""
+        """The same video for a further question, for which nothing was decoded or encoded."""
         return replace(self, decode_seconds=0.0, encode_seconds=0.0, cached=True, warnings=())
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The tokens of a video that were chosen for a question, or for none, and the seconds that took.
+    """The tokens of a video that were chosen for a question, or for none, and the seconds that this took.
 
     `vectors` (K, D) are what the language model gets for them.
     """
@@ -93,7 +93,7 @@ class Choice:
 
 
 class VideoQA:
-    """A loaded model that answers questions on videos, any number of either."""
+    """A loaded model that answers any number of questions on any number of videos."""
 
     def __init__(self, backend: Backend, name: str, load_seconds: float = 0.0) -> None:
         self.backend, self.name, self.load_seconds = backend, name, load_seconds
@@ -114,11 +114,11 @@ class VideoQA:
             device: `auto`, `cpu`, `cuda` or `mps`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`.
             revision: a branch, tag or commit of a model on the hub.
-            on_download: gets the bytes that are here and those wanted, while the model is downloaded.
+            on_download: gets the bytes downloaded so far and the bytes wanted, while the model is downloaded.
 
         Raises:
             ModelError: the model is not available, incomplete, too large, or of a family without a backend.
-            UsageError: an unknown dtype, a device that is not here, or a revision of a folder.
+            UsageError: the dtype is unknown, the device is not on this machine, or a revision of a folder is asked for.
         """
         if dtype not in ("auto", *DTYPES):
             raise UsageError(f"The dtype is one of auto, {', '.join(DTYPES)}; not {dtype!r}.")
@@ -140,14 +140,14 @@ class VideoQA:
         """Answer one question on one video (or still image).
 
         Args:
-            options: everything that can be set; `settings` name the fields of `AskOptions` or of `Sampling` one by one
-                instead (`keep=0.1`, `selector="uniform"`, `fps=1`, `start=10`).
+            options: everything that can be set; `settings` override single fields of `AskOptions` or `Sampling`
+                (`keep=0.1`, `selector="uniform"`, `fps=1`, `start=10`).
             on_text: gets the answer piece by piece as it is generated.
             on_stage: gets `decode`, `encode`, `select`, `prefill` and `generate` as each begins.
 
         Raises:
             VideoError: the video cannot be read.
-            UsageError: options or a question that make no sense.
+            UsageError: the options or the question make no sense.
         """
         options = _options(options or AskOptions(), settings)
         self._check(question, options)
@@ -159,12 +159,12 @@ class VideoQA:
     ) -> Watched:
         """Decode and encode a video once, for any number of questions on it (`answer`).
 
-        With `options.overlap`, `decode_seconds` last until the last frame is there, longer than decoding alone, and
-        `encode_seconds` from then on.
+        With `options.overlap`, `decode_seconds` lasts until the last frame has arrived, longer than decoding alone, and
+        `encode_seconds` counts from then on.
 
         Raises:
             VideoError: the video cannot be read.
-            UsageError: a part of the video that does not exist.
+            UsageError: the part asked for does not exist.
         """
         if options.overlap:
             return self._watch_overlapped(path, options, on_stage)
@@ -179,7 +179,7 @@ class VideoQA:
             if given_up.is_set():
                 raise _GivenUpError
             if number == 0:
-                # What waits here comes anew.
+                # The frames that wait here will come again.
                 with contextlib.suppress(Empty):
                     while True:
                         arriving.get_nowait()
@@ -196,7 +196,7 @@ class VideoQA:
         try:
             for number, frame in iter(arriving.get, None):
                 if stage == "decode" and decoding.done():
-                    # What cannot be read ends here, not only after all that waits is encoded.
+                    # A video that cannot be read fails here, not only after all waiting frames are encoded.
                     decoding.result()
                     on_stage(stage := "encode")
                 if number == 0:
@@ -210,7 +210,7 @@ class VideoQA:
             encoded = seeing.end(decoded.clip.seconds_per_frame)
         except BaseException:
             given_up.set()
-            # As long as the frame at hand takes: a thread that is cut off inside the decoder aborts the process.
+            # Takes as long as the current frame: a thread that is cut off inside the decoder aborts the process.
             wait([decoding])
             raise
         self.backend.wait()
@@ -224,16 +224,16 @@ class VideoQA:
         on_stage: Callable[[str], None] = lambda stage: None,
         on_frame: Callable[[int, torch.Tensor], None] = lambda number, frame: None,
     ) -> Decoded | Watched:
-        """The first half of `watch`: the frames, or, where the feature cache has them, the tokens already.
+        """The first half of `watch`: the frames or, if the feature cache has them, the tokens.
 
-        It runs no model, so that it can run in a thread of its own while the model is at work.
+        It runs no model, so it can run in a thread of its own while the model is at work.
 
         Args:
-            on_frame: gets each frame as it is there, and its number; from 0 on again where they had to be read anew.
+            on_frame: gets each frame's number and the frame as soon as it is there; from 0 again if they are reread.
 
         Raises:
             VideoError: the video cannot be read.
-            UsageError: a part of the video that does not exist, or a size of the cache that is none.
+            UsageError: the part asked for does not exist, or the size set for the cache is invalid.
         """
         on_stage("decode")
         begin = time.perf_counter()
@@ -253,7 +253,7 @@ class VideoQA:
         return Decoded(clip, time.perf_counter() - begin, options.encode, options.look, key)
 
     def encode(self, decoded: Decoded | Watched, *, on_stage: Callable[[str], None] = lambda stage: None) -> Watched:
-        """The second half of `watch`: the tokens of what `decode` gave, kept in the feature cache where asked for."""
+        """The second half of `watch`: the tokens of what `decode` returned, stored in the feature cache if asked."""
         if isinstance(decoded, Watched):
             return decoded
         clock = _Clock(on_stage, self.backend)
@@ -284,9 +284,9 @@ class VideoQA:
         *,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Watched:
-        """Encode at full size the ends of a video seen in small frames, and the moments that the question asks about.
+        """Encode the ends and what the question asks about at full size, if the video was seen in small frames.
 
-        Any other video is given back as it is. `answer` does this first, before `choose` and `respond`.
+        Any other video is returned as it is. `answer` does this first, before `choose` and `respond`.
         """
         encoded = watched.encoded
         if watched.frames is None:
@@ -316,7 +316,7 @@ class VideoQA:
         """Answer a question on a video that `watch` has encoded: `look_again`, `choose`, then `respond`.
 
         Raises:
-            UsageError: a question or selector that makes no sense.
+            UsageError: the question or the selector makes no sense.
         """
         watched = self.look_again(watched, question, options, on_stage=on_stage)
         choice = self.choose(watched, question, options, on_stage=on_stage)
@@ -330,10 +330,10 @@ class VideoQA:
         *,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Choice:
-        """Choose the tokens of a video that the language model gets; None asks for those of no question.
+        """Choose the tokens of a video that the language model gets; a `question` of None chooses for the video alone.
 
         Raises:
-            UsageError: a question or selector that makes no sense.
+            UsageError: the question or the selector makes no sense.
         """
         self._check(question, options)
         encoded, clock = watched.encoded, _Clock(on_stage, self.backend)
@@ -362,10 +362,10 @@ class VideoQA:
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Answer:
-        """Answer the question that tokens were chosen for from these tokens: generate, report.
+        """Answer the question from the tokens that were chosen for it: generate, report.
 
         Raises:
-            UsageError: they were chosen for no question.
+            UsageError: the tokens were chosen for no question.
         """
         if choice.question is None:
             raise UsageError("The question is empty.")
@@ -421,7 +421,7 @@ class VideoQA:
 
     @torch.inference_mode()
     def inspect(self, watched: Watched, choice: Choice) -> Inspection:
-        """Say which tokens were chosen, where they lie, and what the selector went by."""
+        """Report which tokens were chosen, where they lie, and what the selector based its choice on."""
         backend, encoded, selection = self.backend, watched.encoded, choice.selection
         clock = _Clock(lambda stage: None, backend)
         clock.start("delta")
@@ -466,7 +466,7 @@ class VideoQA:
         if question is not None and not question.strip():
             raise UsageError("The question is empty.")
         for name, text in (("question", question), ("system prompt", options.system)):
-            # A stray byte of a command line, or half of a pair in JSON, which no tokenizer takes.
+            # A stray byte on the command line, or half of a surrogate pair in JSON: no tokenizer takes either.
             if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
                 raise UsageError(f"The {name} is not valid Unicode.")
 
@@ -476,7 +476,7 @@ class VideoQA:
 
     @cached_property
     def _fingerprint(self) -> str:
-        # A change that samples of the weights miss would be a wrong answer: they are known by their time, too.
+        # A change that the samples miss would give wrong answers: the weights' modification times count, too.
         written = sorted(path.stat().st_mtime_ns for path in self.backend.folder.glob("*.safetensors"))
         return f"{models.fingerprint(self.backend.folder)} {written}"
 
@@ -492,7 +492,7 @@ class _GivenUpError(Exception):
 
 
 class _Clock:
-    """Wall-clock seconds of stages that follow one another; waits for the device before it reads the time."""
+    """Wall-clock seconds of consecutive stages; waits for the device before it reads the time."""
 
     def __init__(self, on_stage: Callable[[str], None], backend: Backend) -> None:
         self.seconds: dict[str, float] = {}
@@ -537,7 +537,7 @@ def _selection_facts(choice: Choice) -> SelectionFacts:
         options.selector,
         count,
         important,
-        # A selector that makes no such difference has neither.
+        # A selector that does not distinguish them has neither.
         count - important if selection.told_apart else 0,
         selection.delta,
         options.metric,

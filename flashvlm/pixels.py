@@ -1,6 +1,6 @@
-"""Pixels: frames in, the vision encoder's input out, with torch alone and one function a processor family.
+"""Pixels: frames in, the vision encoder's input out, with torch alone and one function per processor family.
 
-What comes out agrees with transformers' own processors, which need torchvision, to one grey level.
+The output agrees with transformers' own processors, which need torchvision, to within one grey level.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MAX_SIDE_RATIO = 200
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """The (height, width) that Qwen2-VL gives a frame of `height` x `width` pixels.
 
-    Both sides become multiples of `factor`, the area lies between `min_pixels` and `max_pixels`, and the side ratio
-    stays as close as that allows. The rule is that of Qwen's image processor (https://github.com/QwenLM/Qwen2-VL).
+    Both sides become multiples of `factor`, the area lies between `min_pixels` and `max_pixels`, and the aspect ratio
+    changes as little as that allows. The rule is that of Qwen's image processor (https://github.com/QwenLM/Qwen2-VL).
 
     Raises:
         VideoError: one side is more than 200 times the other.
@@ -42,7 +42,7 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
 
 
 def resize(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A (3, H, W) uint8 frame at `size` (h, w): bicubic with antialiasing, as torchvision resizes uint8."""
+    """A (3, H, W) uint8 frame resized to `size` (h, w): bicubic with antialiasing, as torchvision resizes uint8."""
     if frame.shape[1:] == size:
         return frame
     return torch.nn.functional.interpolate(frame[None], size=size, mode="bicubic", antialias=True)[0]
@@ -63,9 +63,9 @@ def qwen2_vl_patches(
         frames: (F, 3, h, w) uint8, h and w multiples of `patch_size * merge_size` (see `smart_resize`).
 
     Returns:
-        `pixel_values` (P, 3 * temporal_patch_size * patch_size**2) float32, one row a patch, the `merge_size`**2
-        patches that become one token next to each other; and `grid_thw` (1, 3) int64, the patches in time, height
-        and width.
+        `pixel_values` (P, 3 * temporal_patch_size * patch_size**2) float32, one row per patch, with the `merge_size`**2
+        patches that become one token next to each other; and `grid_thw` (1, 3) int64, the number of patches in time,
+        height and width.
     """
     p, tp, m = patch_size, temporal_patch_size, merge_size
     missing = -len(frames) % tp
@@ -81,7 +81,7 @@ def qwen2_vl_patches(
 
 
 def shortest_edge_size(height: int, width: int, edge: int) -> tuple[int, int]:
-    """The (height, width) at which the shorter side of a frame is `edge` pixels and its shape stays."""
+    """The (height, width) at which the shorter side of a frame is `edge` pixels and its aspect ratio is kept."""
     if height <= width:
         return edge, edge * width // height
     return edge * height // width, edge
@@ -104,6 +104,6 @@ def clip_pixels(
 
 
 def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What (value / 255 - mean) / std is as one multiplication and one addition, (3,) float32 each."""
+    """(value / 255 - mean) / std as a multiplication and an addition: scale and shift, (3,) float32 each."""
     deviation = torch.tensor(std, dtype=torch.float64)
     return (1 / (255 * deviation)).float(), (-torch.tensor(mean, dtype=torch.float64) / deviation).float()

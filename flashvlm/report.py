@@ -23,7 +23,7 @@ class BeforeAfter:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What answered: the name it was asked for by, its folder or hub id, family, device and dtype."""
+    """The model that answered: the name it was asked for by, its folder, family, device and dtype."""
 
     name: str
     source: str
@@ -48,7 +48,7 @@ class VideoFacts:
 
 @dataclass(frozen=True)
 class Area:
-    """A rectangle of the picture as displayed, in shares of its height and width from the top left corner."""
+    """A rectangle of the displayed picture, in fractions of its height and width from the top left corner."""
 
     top: float = 0.0
     left: float = 0.0
@@ -60,12 +60,12 @@ class Area:
 class Moment:
     """One temporal group: what the language model sees at one step of its time axis.
 
-    `timestamps` are the seconds of the frames in it. `kept` lists the kept tokens' cells as (row, column) of the
-    group's `grid_height` x `grid_width` grid, row by row; `important` says of each whether it was kept for the
-    question (true) or for coverage (false). `tokens` counts a class token too, which stands for a whole frame and has
-    no cell: `class_token` says the same of it, and is None where it was dropped or the model has none. `like` is the
-    number, from 0, of the earlier moment that it looked like and whose tokens it has; None where it has its own.
-    `small`: it was seen in a small frame only.
+    `timestamps` are the times of its frames in seconds. `kept` lists the kept tokens' cells as (row, column) of the
+    group's `grid_height` x `grid_width` grid, row by row; `important` says for each whether it was kept for the
+    question (true) or for coverage (false). `tokens` also counts a class token, which stands for a whole frame and has
+    no cell: `class_token` says the same for it, and is None if it was dropped or the model has none. `like` is the
+    number, from 0, of the earlier moment that this one looks like and whose tokens it reuses; None if it has its own.
+    `small`: it was only seen in a small frame.
     """
 
     timestamps: tuple[float, ...]
@@ -80,26 +80,25 @@ class Moment:
 
     @property
     def kept_count(self) -> int:
-        """How many tokens were kept, the class token among them."""
+        """How many tokens were kept, including the class token."""
         return len(self.kept) + (self.class_token is not None)
 
     @property
     def important_count(self) -> int:
-        """How many tokens were kept for the question, the class token among them."""
+        """How many tokens were kept for the question, including the class token."""
         return sum(self.important) + bool(self.class_token)
 
 
 @dataclass(frozen=True)
 class SelectionFacts:
-    """How the tokens were chosen. `important + diverse == tokens.after` where the selector tells them apart, else both
-    are 0.
+    """How the tokens were chosen.
 
-    `delta` is the measured coverage radius: the largest distance, by `metric`, from any token to its nearest kept
-    one. `merged` says that kept tokens were averaged with the dropped ones they stand for. `redundancy` is the mean
-    similarity between what the selector dropped and what stands for it, round by round of its thinning and, last,
-    from one temporal group to the next where there are several; empty where a selector does not measure it.
-    `little_to_drop` says that it was low from the beginning: every token unlike every other, and whatever was
-    dropped is missed.
+    `important + diverse == tokens.after` if the selector distinguishes them, else both are 0. `delta` is the measured
+    coverage radius: the largest distance, by `metric`, from any token to its nearest kept one. `merged`: kept tokens
+    were averaged with the dropped ones they stand for. `redundancy` is the mean similarity between what the selector
+    dropped and what stands for it, for each round of its thinning and, last, from one temporal group to the next if
+    there are several; empty if a selector does not measure it. `little_to_drop`: it was low from the start, so every
+    token is unlike every other, and whatever was dropped is missed.
     """
 
     selector: str
@@ -117,11 +116,11 @@ class SelectionFacts:
 class StageSeconds:
     """Wall-clock seconds of each stage.
 
-    Where the feature cache had the video, `decode` is what it took to find it there, and `encode` is 0. Where the two
-    overlapped, `decode` lasts until the last frame was there, `encode` from then on.
+    If the feature cache had the video, `decode` is the time it took to find it there, and `encode` is 0. If the two
+    overlapped, `decode` lasts until the last frame had arrived, `encode` from then on.
 
-    `time_to_first_token` counts from the call to the first generated token, model loading apart; `total` to the last
-    one. Neither holds the measurement of the coverage radius: `delta` says what that took.
+    `time_to_first_token` counts from the call to the first generated token, without model loading; `total` to the last
+    one. Neither includes measuring the coverage radius, which took `delta`.
     """
 
     load: float
@@ -139,7 +138,7 @@ class StageSeconds:
 class Answer:
     """The answer to one question and every figure of its summary; `to_json()` is the documented JSON object.
 
-    `cached`: the video was neither decoded nor encoded for it, but for an earlier question (of this run, or kept in
+    `cached`: the video was not decoded and encoded for this question, but for an earlier one (of this run, or kept in
     the feature cache). `area` is the part of the picture that the moments' grids divide into cells: what the model saw
     of it.
     """
@@ -170,7 +169,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Signal:
-    """What was measured of every token: for each moment the values of its cells, row by row; class tokens left out."""
+    """One measurement of every token: for each moment the values of its cells, row by row, without class tokens."""
 
     moments: tuple[tuple[float, ...], ...]
 
@@ -188,11 +187,11 @@ class Signal:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Which tokens a selector keeps of a video for a question, or for none, and what it went by; no answer.
+    """Which tokens of a video a selector keeps for a question, or for none, and what it based that on; no answer.
 
-    `signals` holds `saliency` (attention received in the vision encoder), `relevance` where there is a question (by how
-    much a token's likeness to its words stands out from that of the others; from 1 on beyond the reach of noise), and
-    `score` where the selector has one. `seconds` has `load`, `decode`, `encode`, `select` and `delta`.
+    `signals` holds `saliency` (attention received in the vision encoder), `relevance` if there is a question (how far a
+    token's similarity to its words stands out from that of the others; from 1 on it is beyond noise), and `score` if
+    the selector has one. `seconds` has `load`, `decode`, `encode`, `select` and `delta`.
     """
 
     question: str | None
@@ -216,17 +215,17 @@ class Inspection:
         return plain | {"signals": {name: signal.to_json() for name, signal in self.signals.items()}}
 
 
-# Either has a video, its moments and what was chosen of them.
+# Both have a video, its moments and what was chosen from them.
 Seen = Answer | Inspection
 
 
 def told_apart(seen: Seen) -> bool:
-    """Whether the selector says which tokens are for the question, and there is one."""
+    """Whether there is a question and the selector says which tokens are for it."""
     return seen.question is not None and seen.selection.important + seen.selection.diverse == seen.tokens.after
 
 
 def overlap(one: Seen, other: Seen) -> int:
-    """How many tokens both keep, of one video at one sampling."""
+    """How many tokens both keep; they must be of the same video with the same sampling."""
     shared = 0
     for mine, theirs in zip(one.moments, other.moments, strict=True):
         shared += len(set(mine.kept) & set(theirs.kept))
@@ -235,14 +234,14 @@ def overlap(one: Seen, other: Seen) -> int:
 
 
 def versions() -> dict[str, str]:
-    """What figures hang on beside the settings: flashvlm's version, Python's, and those of the libraries underneath."""
+    """What figures depend on besides the settings: the versions of flashvlm, Python and the libraries underneath."""
     packages = {name: version(name) for name in ("torch", "transformers", "decord2", "av", "pillow")}
     return {"flashvlm": flashvlm.__version__, "python": platform.python_version(), **packages}
 
 
 @cache
 def code_digest() -> str:
-    """A digest of the package's own sources: its version stays the same while they are worked on."""
+    """A digest of the package's own sources, because its version does not change while they are being worked on."""
     digest = hashlib.sha256()
     for path in sorted(Path(flashvlm.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

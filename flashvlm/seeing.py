@@ -11,7 +11,7 @@ from flashvlm.repeats import Repeats
 
 
 class Seeing:
-    """The frames of a video on their way to tokens, one by one, in order."""
+    """Turns the frames of a video into tokens, one by one, in order."""
 
     def __init__(self, backend: Backend, encode: str, look: str) -> None:
         self._backend, self._twice = backend, look == "twice"
@@ -21,17 +21,17 @@ class Seeing:
         self._cells = (0, 0)
 
     def add(self, frame: torch.Tensor) -> None:
-        """The next frame, (3, h, w) uint8 of `frame_size`.
+        """Add the next frame, (3, h, w) uint8 of `frame_size`.
 
         Raises:
-            UsageError: a second look, and the model has one size of frames, or class tokens.
+            UsageError: a second look is asked for, and the model takes frames of only one size or has class tokens.
         """
         self._frames.append(frame)
         if len(self._frames) == self._backend.frames_per_group:
             self._add_group()
 
     def end(self, seconds_per_frame: float) -> Encoded:
-        """What all of them show; seen twice: every moment from small frames, on the grid of the full ones."""
+        """The tokens of all frames; when looking twice, from small frames but on the grid of the full ones."""
         if self._frames:
             self._add_group()
         encoded = self._encoding.end(seconds_per_frame)

@@ -1,4 +1,4 @@
-"""Figures as a person reads them: three digits that matter and a unit."""
+"""Figures as a person reads them: three significant digits and a unit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def count(number: int) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """`1` and `token` is `1 token`, `2` are `2 tokens`."""
+    """`1` and `token` give `1 token`, `2` gives `2 tokens`."""
     return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def scaled(number: float, unit: str) -> str:
-    """`88_100_000` of `B` are `88.1 MB`: powers of a thousand."""
+    """`88_100_000` and `B` give `88.1 MB`: powers of 1000."""
     power = 0
     while number >= 999.5 and power < len(SCALES) - 1:
         number /= 1000
@@ -26,21 +26,21 @@ def scaled(number: float, unit: str) -> str:
 
 
 def seconds(duration: float) -> str:
-    """A time that passed: `4.1 ms`, `412 ms`, `1.84 s`, `75.2 s`."""
+    """An elapsed time: `4.1 ms`, `412 ms`, `1.84 s`, `75.2 s`."""
     if duration < 0.9995:
         return f"{_three_digits(duration * 1000) if duration >= 0.001 else f'{duration * 1000:.1f}'} ms"
     return f"{_three_digits(duration)} s"
 
 
 def duration(seconds: float) -> str:
-    """A time that a person waits: `0:07`, `12:30`, `1:02:03`."""
+    """A time to wait: `0:07`, `12:30`, `1:02:03`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def timestamp(at: float) -> str:
-    """A place in a video, as `--start` takes it: `0:07.5`, `1:30`, `1:02:03`; tenths count in its first ten minutes."""
+    """A time in a video, as `--start` takes it: `0:07.5`, `1:30`, `1:02:03`; tenths only in the first ten minutes."""
     tenths = round(at * 10) if at < 600 else round(at) * 10
     minutes, tenths = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)
@@ -58,7 +58,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def factor(before: float, after: float) -> str:
-    """How many times smaller: `9.4×`, `104×`; empty where nothing was saved."""
+    """How many times smaller: `9.4×`, `104×`; empty if nothing was saved."""
     ratio = before / after if after else 1.0
     if ratio < 1.05:
         return ""

@@ -1,19 +1,19 @@
 """Decode: a path and a sampling plan in, upright frames with their true timestamps out.
 
-Videos are read with decord. What is known of it (decord2 3.4, held by the tests) shapes this module:
+Videos are read with decord. What is known of it (decord2 3.4, checked by the tests) shapes this module:
 
 - It turns frames upright itself, by the container's display matrix, and does not say by how much.
-- A seek is exact only where the n-th packet of the file is the n-th frame to be shown. With open groups of pictures
-  (x265's default) it is not, and decord then hands out a wrong frame without a word. So every seek is checked here, and
-  once one fails the video is read forward from its first frame.
-- It numbers the frames that an edit list hides (a trimmed MP4), but never hands them out.
-- It gives up on HEVC with closed groups of pictures and reordered B-frames, and it cannot rewind MPEG-TS. What decord
+- A seek is exact only if the n-th packet of the file is the n-th frame to be shown. With open groups of pictures
+  (x265's default) it is not, and decord then silently returns a wrong frame. So every seek is checked here, and once
+  one fails the video is read forward from its first frame.
+- It numbers the frames that an edit list hides (a trimmed MP4), but never returns them.
+- It fails on HEVC with closed groups of pictures and reordered B-frames, and it cannot rewind MPEG-TS. What decord
   cannot read exactly is read with PyAV.
-- Where frames are missing it repeats another one, unless `fault_tol` forbids it. It does not tell of damaged ones.
-- Lines that FFmpeg fills up to a multiple of a very narrow picture's width it takes for pictures of more colours.
+- Where frames are missing it repeats another one, unless `fault_tol` forbids it. It does not report damaged ones.
+- If FFmpeg pads the lines of a very narrow picture to a multiple of its width, decord sees more colour channels.
 
-PyAV tells of damaged frames (`is_corrupt`), as FFmpeg marks them: most in H.264 and MPEG-4, few in other codecs. What
-hangs on a damaged frame is not marked.
+PyAV reports damaged frames (`is_corrupt`) as FFmpeg marks them: most in H.264 and MPEG-4, few in other codecs. Frames
+that depend on a damaged one are not marked.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
     import torch
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
-# EXIF's orientations without a mirror, in degrees clockwise.
+# EXIF orientations without mirroring, in degrees clockwise.
 EXIF_ROTATIONS = {3: 180, 6: 90, 8: 270}
-# Containers round times, and decord gives them as float32: closer than this is the same time, in seconds.
+# Containers round times, and decord returns them as float32: times closer than this are the same, in seconds.
 TIME_TOLERANCE = 5e-4
-# A missing timestamp comes out of decord as far more seconds than this, before or after 0.
+# decord returns a missing timestamp as far more seconds than this, before or after 0.
 NO_TIMESTAMP = 1e9
-# As strict as decord can be told: not one frame may stand in for another.
+# The strictest setting of decord: not one frame may stand in for another.
 NO_REPEATED_FRAMES = "0.000000001"
 # decord stops skipping when its decoding thread is slow; without a frame for this long it is stuck.
 STALL_SECONDS = 20.0
-# No codec here shows so many frames before one that they refer to.
+# No codec here shows as many frames as this before one that they refer to.
 MOST_REORDERED = 16
 _SILENCE = threading.RLock()
 
@@ -66,7 +66,7 @@ NO_TIMES = "this file has no timestamps; ffmpeg -i FILE out.mp4 makes one that h
 class Clip:
     """The frames that were looked at, (F, 3, h, w) uint8 as displayed, and the second at which each of them appears.
 
-    Time counts from the beginning of the video; timestamps are those of the file, also where its frame rate varies.
+    Time counts from the beginning of the video; timestamps are those of the file, even if its frame rate varies.
     `seconds_per_frame` is the length of what was looked at over the number of frames: what Qwen calls 1 / sample fps.
     """
 
@@ -85,22 +85,22 @@ def decode(
 ) -> Clip:
     """Read the frames that `sampling` asks for (see `choose_frames`) from a video or a still picture.
 
-    Every frame is decoded at its own size, turned upright, handed to `transform` as (3, H, W) uint8, and dropped:
+    Every frame is decoded at its own size, turned upright, passed to `transform` as (3, H, W) uint8, and dropped:
     memory holds what `transform` returned, which must be of one size, and what decord decodes ahead in the meantime. A
     picture (JPEG, PNG, WebP; the first one of an animated file; but a GIF is a video) counts as a video of one frame,
-    with no duration and no frame rate. `facts.rotation` is what an MP4, a MOV or a picture says; frames of other files
-    are turned just the same.
+    with no duration and no frame rate. `facts.rotation` is what an MP4, a MOV or a picture declares; frames of other
+    files are turned all the same.
 
     Args:
-        seek: `exact`, or `fast`: where every frame asked for has a key frame of its own that is no farther than one of
-            them is from the next, these are read in their place; else the same frames as ever, in one pass that
-            decodes nothing that they do not hang on. Timestamps are those of the frames that were read.
-        on_frame: gets each frame, transformed, as soon as it is there, and its number; where they must be read another
-            way they come anew, from 0 on.
+        seek: `exact`, or `fast`: if every frame asked for has a key frame of its own within the mean time from one of
+            them to the next, these key frames are read instead; else the same frames as with `exact`, in one pass that
+            decodes nothing that they do not depend on. Timestamps are those of the frames that were read.
+        on_frame: gets each frame's number and the transformed frame as soon as it is there; from 0 again if they must
+            be read another way.
 
     Raises:
-        VideoError: the file is missing, cannot be read, is cut short, holds no video, or is damaged where it is looked
-            at, as far as the reader tells.
+        VideoError: the file is missing, cannot be read, is cut short, holds no video, or is damaged in the part looked
+            at, to the extent that the reader reports it.
         UsageError: `sampling.start` is at or past the end of the video.
     """
     path = Path(path)
@@ -108,7 +108,7 @@ def decode(
     picture = _open_picture(path)
     try:
         if seek == "fast" and picture is None:
-            # What cannot be read this way is read, or refused, by another reader: what looks damaged, by PyAV alone.
+            # What cannot be read this way is left to the other readers; what looks damaged, to PyAV alone.
             with contextlib.suppress(VideoError):
                 return _read_clip(path, _Forward(path, rotation), sampling, transform, on_frame)
         return _read_clip(path, picture or _Decord(path, rotation), sampling, transform, on_frame)
@@ -117,7 +117,7 @@ def decode(
 
 
 def frames_at(path: str | Path, timestamps: Sequence[float]) -> Iterator[torch.Tensor]:
-    """Read again the frames that appear at `timestamps`, which rise: one by one, (3, H, W) uint8 as displayed.
+    """Read again the frames that appear at `timestamps` (ascending): one by one, (3, H, W) uint8 as displayed.
 
     Raises:
         VideoError: as `decode`.
@@ -132,17 +132,17 @@ def frames_at(path: str | Path, timestamps: Sequence[float]) -> Iterator[torch.T
             yield picture.permute(2, 0, 1)
             given += 1
     except _InexactError:
-        # Frames beside those that were looked at may be damaged.
+        # Frames other than those that were looked at may be damaged.
         reader = _PyAV(path, rotation, strict=False)
         for picture in reader.read([_nearest(reader.starts, moment) for moment in timestamps[given:]]):
             yield picture.permute(2, 0, 1)
 
 
 def times(path: str | Path, start: float, end: float, fps: float | None = None) -> list[float]:
-    """When the frames appear that `start` to `end` (seconds, both included) shows, as `frames_at` takes them.
+    """The times of the frames that are shown from `start` to `end` (seconds, inclusive), as `frames_at` takes them.
 
     Args:
-        fps: at most so many a second, evenly; None is all of them.
+        fps: at most this many a second, evenly spaced; None is all of them.
 
     Raises:
         VideoError: as `decode`.
@@ -163,17 +163,17 @@ def times(path: str | Path, start: float, end: float, fps: float | None = None) 
 
 
 def choose_frames(starts: Sequence[float], duration: float, sampling: Sampling) -> list[int]:
-    """The indices, rising and distinct, of the frames to look at.
+    """The indices, ascending and distinct, of the frames to look at.
 
-    Which come into question: the frames that appear from `sampling.start` to `sampling.end`, both included; where there
-    are none, the one that is on screen at `start`. How many: `fps` times the seconds asked for, at least MIN_FRAMES, at
-    most `max_frames`, and an even number (rounded down) from MIN_FRAMES on, as Qwen2-VL joins two frames; or `frames`
-    of them; never more than come into question. Which ones: those nearest to as many evenly spaced times, from the
-    first frame's to the last one's, both included; a single one is taken from the middle. At a constant frame rate this
+    Candidates: the frames that appear from `sampling.start` to `sampling.end`, inclusive; if there are none, the one
+    that is on screen at `start`. How many: `fps` times the seconds asked for, at least MIN_FRAMES, at most
+    `max_frames`, and from MIN_FRAMES on an even number (rounded down), because Qwen2-VL joins two frames; or `frames`
+    of them; never more than there are candidates. Which ones: those nearest to that many evenly spaced times, from the
+    first candidate's to the last one's, inclusive; a single one is taken from the middle. At a constant frame rate this
     is Qwen's linspace over frame indices (https://github.com/QwenLM/Qwen2-VL, qwen-vl-utils).
 
     Args:
-        starts: the second at which each frame appears, rising.
+        starts: the second at which each frame appears, ascending.
         duration: of the video, in seconds; 0 for a still picture.
 
     Raises:
@@ -197,7 +197,7 @@ def choose_frames(starts: Sequence[float], duration: float, sampling: Sampling) 
         return [_nearest(starts, (starts[first] + starts[last]) / 2)]
     step = (starts[last] - starts[first]) / (count - 1)
     chosen = [_nearest(starts, starts[first] + step * number) for number in range(count)]
-    # Where the frame rate varies, one frame may be the nearest to several times: its neighbours step in.
+    # If the frame rate varies, one frame may be the nearest to several times: its neighbours step in.
     for number in range(count):
         lowest = chosen[number - 1] + 1 if number else first
         chosen[number] = min(max(chosen[number], lowest), last - (count - 1 - number))
@@ -205,13 +205,13 @@ def choose_frames(starts: Sequence[float], duration: float, sampling: Sampling) 
 
 
 def near_keys(starts: Sequence[float], keys: Sequence[int], chosen: Sequence[int]) -> list[int] | None:
-    """The key frames nearest to the chosen frames; None where one of these has none that is near enough.
+    """The key frames nearest to the chosen frames; None if one of these has none that is near enough.
 
-    Near enough is the time from one chosen frame to the next, on average; and no key frame may serve two.
+    Near enough means within the mean time from one chosen frame to the next; no key frame may serve two.
 
     Args:
-        starts: the second at which each frame appears, rising.
-        keys, chosen: indices of frames, rising.
+        starts: the second at which each frame appears, ascending.
+        keys, chosen: indices of frames, ascending.
     """
     if len(chosen) < 2 or len(keys) < len(chosen):
         return None
@@ -228,19 +228,19 @@ def _nearest(starts: Sequence[float], moment: float) -> int:
 
 
 class _Reader(Protocol):
-    """A file opened: when each frame appears (seconds, rising), how long all last, and the pictures themselves."""
+    """An opened file: when each frame appears (seconds, ascending), its duration, and the pictures themselves."""
 
     starts: Sequence[float]
     duration: float
     rotation: int
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
-        """The frames of these rising indices, one by one, upright, (H, W, 3) uint8."""
+        """The frames at these ascending indices, one by one, upright, (H, W, 3) uint8."""
         ...
 
 
 class _InexactError(Exception):
-    """A reader cannot read this file, or cannot be trusted to hand out the frames that are asked for."""
+    """A reader cannot read this file, or cannot be trusted to return the frames that are asked for."""
 
 
 def _read_clip(
@@ -255,7 +255,7 @@ def _read_clip(
     count, duration = len(reader.starts), reader.duration
     chosen = choose_frames(reader.starts, duration, sampling)
     if isinstance(reader, _Forward):
-        # What lies outside the part that is asked about is not looked at.
+        # Nothing outside the part that is asked about is looked at.
         keys = [key for key in reader.keys if chosen[0] <= key <= chosen[-1]]
         chosen = near_keys(reader.starts, keys, chosen) or chosen
     frames = []
@@ -274,13 +274,13 @@ def _read_clip(
     )
     end = duration if sampling.end is None else min(sampling.end, duration)
     length = max(end - (sampling.start or 0.0), 0.0)
-    # Rounded, so that the noise of a container's times does not make 0.99999 of a whole second.
+    # Rounded, so that the noise of a container's times does not turn a whole second into 0.99999.
     seconds_per_frame = round(length / len(chosen), 4)
     return Clip(facts, torch.stack(frames), tuple(reader.starts[index] for index in chosen), seconds_per_frame)
 
 
 class _Picture:
-    """A still picture, laid on white where it is transparent."""
+    """A still picture, on white where it is transparent."""
 
     def __init__(self, image: torch.Tensor, rotation: int):
         self.starts: Sequence[float] = (0.0,)
@@ -292,7 +292,7 @@ class _Picture:
 
 
 def _open_picture(path: Path) -> _Picture | None:
-    """The picture at `path`; None where the file is none."""
+    """The picture at `path`; None if the file is not one."""
     import numpy as np
     import torch
     from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -305,7 +305,7 @@ def _open_picture(path: Path) -> _Picture | None:
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
             if upright.mode.startswith("I;16"):
-                # Pillow would cut off what is above 255.
+                # Pillow would clip values above 255.
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return _Picture(torch.from_numpy(np.array(upright.convert("RGB"))), rotation)
     except UnidentifiedImageError:
@@ -317,8 +317,8 @@ def _open_picture(path: Path) -> _Picture | None:
 class _Decord:
     """A video read with decord.
 
-    Inside, frames have decord's numbers, which count those that an edit list hides. decord's own position is the number
-    of the frame it gives next, less `_behind`: after a start from the beginning, the hidden frames that never came.
+    Frames have decord's numbers here, which count those that an edit list hides. decord's own position is the number of
+    the frame it returns next, less `_behind`: after a start from the beginning, the hidden frames that never came.
     """
 
     def __init__(self, path: Path, rotation: int):
@@ -359,7 +359,7 @@ class _Decord:
             yield picture
 
     def _frame(self, number: int) -> torch.Tensor:
-        """Frame `number`, which comes after the ones given so far."""
+        """Frame `number`, which comes after those returned so far."""
         key = self._keys[bisect_right(self._keys, number) - 1]
         picture = None
         if self._last < 0 or (self._seekable and key > self._last + 1):
@@ -374,9 +374,9 @@ class _Decord:
         return picture
 
     def _land(self, key: int) -> torch.Tensor | None:
-        """Seek to key frame `key` and give it; None where decord landed elsewhere."""
+        """Seek to key frame `key` and return it; None if decord landed elsewhere."""
         if self._position() == key:
-            # decord takes a seek to where it is for done, and checks nothing.
+            # decord treats a seek to its current position as done, and checks nothing.
             self._next()
         with _silent_stderr():
             self._video.seek_accurate(key)
@@ -389,7 +389,7 @@ class _Decord:
         return self._next()
 
     def _step(self, number: int) -> torch.Tensor:
-        """Go on to frame `number` or to the next key frame, whichever is first; without a seek, and give it."""
+        """Skip to frame `number` or the last one before a key frame, whichever is first, without a seek; return it."""
         position = self._position()
         after = bisect_right(self._keys, position)
         # Within a group of pictures decord's seek only skips.
@@ -410,7 +410,7 @@ class _Decord:
         with self._decord.bridge.use_torch():
             picture = self._video.next()
         if picture.shape[2] != 3:
-            # It takes what fills up the lines of a very narrow picture for colours.
+            # It takes the padding of a very narrow picture's lines for colour channels.
             raise _InexactError
         return picture
 
@@ -419,9 +419,9 @@ class _Decord:
 
 
 class _Held:
-    """Pictures of frames that may hang on one that is shown after them, and be damaged with that: kept until it is out.
+    """Pictures of frames that may depend on a frame shown later, and share its damage: held until that one is out.
 
-    `pictures` are those, by what frames are known by, with how many frames had come out before.
+    `pictures` has them by the key of their frame, each with how many frames had come out before.
     """
 
     def __init__(self) -> None:
@@ -429,11 +429,11 @@ class _Held:
         self._shown = 0
 
     def take(self, key: int, picture: torch.Tensor) -> None:
-        """The picture of the frame that has just come out."""
+        """Hold the picture of the frame that has just come out."""
         self.pictures[key] = (self._shown, picture)
 
     def let_go(self, frame: Any) -> list[tuple[int, torch.Tensor]]:
-        """What hangs on no frame after `frame`, which has just come out whole; all, where there is none (None)."""
+        """Release what depends on no frame after `frame`, which has just come out whole; all at the end (None)."""
         from av.video.frame import PictureType
 
         self._shown += 1
@@ -445,9 +445,9 @@ class _Held:
 
 
 class _PyAV:
-    """A video read with PyAV from its first frame on: slower than decord, and right where decord is not.
+    """A video read with PyAV from its first frame on: slower than decord, but right where decord is not.
 
-    If `strict`, frames that are damaged are refused as those that are missing.
+    If `strict`, damaged frames are refused like missing ones.
     """
 
     def __init__(self, path: Path, rotation: int, strict: bool = True):
@@ -455,10 +455,10 @@ class _PyAV:
 
         self._av, self._path, self.rotation, self._strict = av, path, rotation, strict
         with self._opened() as (container, stream):
-            # AVI says when a frame is decoded, not when it is shown. Where these may be out of order, frames are known
-            # by their number alone.
+            # AVI says when a frame is decoded, not when it is shown. If the two orders may differ, frames are
+            # identified by their number alone.
             self._in_turn = container.format.name == "avi" and stream.codec_context.has_b_frames
-            # In the order in which they are decoded.
+            # In decoding order.
             packets, timeless = [], False
             for packet in container.demux(stream):
                 moment = packet.dts if self._in_turn else packet.pts
@@ -483,7 +483,7 @@ class _PyAV:
             for number, frame in enumerate(container.decode(stream)):
                 if number >= len(self._times) or not (self._in_turn or frame.pts == self._times[number]):
                     break
-                # What is shown after it, up to the next key frame, may hang on it.
+                # What is shown after a damaged frame, up to the next key frame, may depend on it.
                 damaged = bool(frame.is_corrupt) or (damaged and not frame.key_frame)
                 if damaged and self._strict and (held.pictures or number in wanted):
                     held = _Held()
@@ -506,7 +506,7 @@ class _PyAV:
 
     @staticmethod
     def _upright(frame: Any) -> torch.Tensor:
-        """A frame of PyAV as (H, W, 3) uint8, turned as it says."""
+        """A PyAV frame as (H, W, 3) uint8, rotated as it says."""
         import numpy as np
         import torch
 
@@ -531,8 +531,8 @@ class _PyAV:
 
 
 def _filtered(frame: Any) -> Any:
-    """A frame of PyAV, upright and in RGB by FFmpeg's filters, as decord has them: of more than 8 bits, PyAV's own way
-    puts colours elsewhere."""
+    """A PyAV frame, upright and in RGB by FFmpeg's filters, as decord has them: with more than 8 bits, PyAV's own
+    conversion places colours differently."""
     from av.filter import Graph
 
     graph = Graph()
@@ -548,10 +548,10 @@ def _filtered(frame: Any) -> Any:
 
 
 class _Forward(_PyAV):
-    """A video read with PyAV in one pass that leaves out what no chosen frame hangs on.
+    """A video read with PyAV in one pass that leaves out what no chosen frame depends on.
 
-    That is: whole groups of pictures without a chosen frame, what comes after the last chosen one of a group, and
-    pictures that no other one refers to. `keys` are the indices of the key frames.
+    That is: whole groups of pictures without a chosen frame, what follows the last chosen one of a group, and pictures
+    that no other one refers to. `keys` are the indices of the key frames.
     """
 
     def __init__(self, path: Path, rotation: int):
@@ -578,7 +578,7 @@ class _Forward(_PyAV):
                     group += packet.is_keyframe
                     if number > last.get(group, -1):
                         continue
-                    # The others are the first of a group, or such as later ones refer to.
+                    # Of the frames that are not wanted, only those that others refer to are decoded.
                     stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
                 for frame in packet.decode():
                     if frame.is_corrupt and (frame.pts in wanted or frame.pts not in ahead):
@@ -587,7 +587,7 @@ class _Forward(_PyAV):
                         held.take(frame.pts, self._upright(frame))
                     found.update(held.let_go(frame))
                 if not packet.size:
-                    # Nothing comes after it.
+                    # Nothing follows it.
                     found.update(held.let_go(None))
                 while chosen and (moment := self._times[chosen[0]]) in found:
                     yield found.pop(moment)
@@ -597,8 +597,8 @@ class _Forward(_PyAV):
         raise VideoError(f"{self._path}: its frame at {self.starts[chosen[0]]:.2f} s was not to be had in one pass.")
 
     def _ahead_of_their_keys(self) -> set[int]:
-        """When frames are shown that come after a key frame and are shown before it: they may hang on the group of
-        pictures before, and are no damage where that is left out."""
+        """The times of frames that follow a key frame in the file but are shown before it: they may depend on the group
+        of pictures before, and do not count as damaged if that is left out."""
         ahead, key = set(), 0
         for moment, is_key in self._packets:
             key = moment if is_key else key
@@ -607,7 +607,7 @@ class _Forward(_PyAV):
         return ahead
 
     def _last_needed(self, wanted: set[int], ahead: set[int]) -> dict[int, int]:
-        """The number of the last packet that has to be decoded of each group of pictures that has any."""
+        """For each group of pictures that has any packet to decode, the number of the last one."""
         last: dict[int, int] = {}
         group, end_before = -1, -1
         for number, (moment, is_key) in enumerate(self._packets):
@@ -622,7 +622,7 @@ class _Forward(_PyAV):
 
 
 def _duration(starts: Sequence[float], end: float) -> float:
-    """When the last frame leaves the screen; where the file does not say, it stays as long as the others on average."""
+    """When the last frame leaves the screen; if the file does not say, it stays as long as the others on average."""
     if end > starts[-1] or len(starts) == 1:
         return max(end, 0.0)
     return starts[-1] + (starts[-1] - starts[0]) / (len(starts) - 1)
@@ -630,8 +630,8 @@ def _duration(starts: Sequence[float], end: float) -> float:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Keep decord, which writes warnings straight to file descriptor 2, from being heard: one thread at a time, for the
-    last one out must leave what the first one found."""
+    """Silence decord, which writes warnings straight to file descriptor 2: one thread at a time, because the last one
+    out must restore what the first one found."""
     with _SILENCE:
         try:
             kept = os.dup(2)
@@ -648,12 +648,12 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _check_file(path: Path) -> int:
-    """Refuse what is no readable, whole file; the angle by which an MP4 or MOV says its pictures are to be turned.
+    """Refuse all but readable, whole files; returns the rotation that an MP4 or MOV declares, in degrees clockwise.
 
-    FFmpeg reads what there is of a file that is cut short, and does not tell. Most containers give their own length.
+    FFmpeg reads what there is of a file that is cut short, and reports nothing. Most containers give their own length.
 
     Raises:
-        VideoError: there is no such file, it may not be read, it is empty or cut short.
+        VideoError: there is no such file, it cannot be read, is empty or cut short, or claims more frames than bytes.
     """
     try:
         if path.is_dir():
@@ -674,13 +674,13 @@ def _check_file(path: Path) -> int:
     if declared > size:
         raise VideoError(f"{path}: the file is cut short: {size} bytes of at least {declared} are there.")
     if frames > size:
-        # decord would reserve memory for so many, and end the process.
+        # decord would reserve memory for that many, and end the process.
         raise VideoError(f"{path}: the file is damaged: it claims to have {frames} frames in {size} bytes.")
     return rotation
 
 
 def _container_facts(file: BinaryIO, size: int) -> tuple[int, int, int]:
-    """What a container says of itself: bytes, display rotation in degrees clockwise, frames. 0: it does not say."""
+    """What a container says of itself: bytes, display rotation in degrees clockwise, frames; 0 if it does not say."""
     head = file.read(64)
     declared = rotation = frames = 0
     with contextlib.suppress(struct.error, IndexError):
@@ -706,7 +706,7 @@ def _container_facts(file: BinaryIO, size: int) -> tuple[int, int, int]:
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes of an MP4 or MOV, and those inside on the way to the sample tables: kind, start of the body, end."""
+    """The boxes of an MP4 or MOV, and those nested on the way to the sample tables: kind, start of the body, end."""
     start = 0
     while start + 8 <= size:
         file.seek(start)

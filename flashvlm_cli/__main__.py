@@ -1,10 +1,10 @@
-"""What `flashvlm` and `python -m flashvlm_cli` start."""
+"""The entry point of `flashvlm` and `python -m flashvlm_cli`."""
 
 import sys
 
 
 def main() -> int:
-    """Run the command line; an interrupt while it is still being imported is one, too."""
+    """Run the command line, and handle an interrupt during its import too."""
     try:
         from flashvlm_cli import app
     except KeyboardInterrupt:

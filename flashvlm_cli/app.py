@@ -1,6 +1,6 @@
 """The Typer app, and how every run of `flashvlm` ends: one sentence and a documented exit code.
 
-Nothing imported here imports torch, transformers or decord: help and wrong usage answer at once.
+Nothing imported here imports torch, transformers or decord, so that help and usage errors appear at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flashvlm_cli.inspect import inspect
 from flashvlm_cli.models import models
 from flashvlm_cli.samples import samples
 
-# Set by the shell that wants to know what a line may be completed to.
+# Set by a shell that asks for completions.
 COMPLETING = "_FLASHVLM_COMPLETE"
 EXIT_CODES = """\
 [bold]Exit codes[/bold]
@@ -45,8 +45,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={
         "help_option_names": ["--help", "-h"],
-        # Flags that are absent are false. Typer would import pydantic to make that of None: a third of the time
-        # that the help of a command takes.
+        # Absent flags are false. To convert None to that, Typer would import pydantic, which takes a third of the time
+        # of a command's help.
         "default_map": dict.fromkeys(("help", "install_completion", "show_completion"), False),
     },
 )
@@ -84,12 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `flashvlm` with `arguments` (None: the command line's own) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if COMPLETING in os.environ:
-        # Typer wraps what options are for, and a shell takes each of its lines for something to complete to.
+        # Typer wraps the help of options, and a shell would take each line for a completion of its own.
         os.environ["COLUMNS"] = "1000"
     try:
         if sys.stdout is None:
             raise UsageError("Standard output is closed.")
-        # Not standalone: Typer would print its own errors, in boxes of several lines.
+        # In standalone mode, Typer would print its own errors, in boxes of several lines.
         code = app(args=list(arguments), prog_name="flashvlm", standalone_mode=False) or 0
         if code != failures.INTERRUPTED:
             output.flush()
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         failure = failures.explain(error)
     except SystemExit as ended:
-        # Typer makes an exit of a broken pipe, and ends shell completion this way.
+        # Typer turns a broken pipe into an exit, and also ends shell completion with one.
         if not isinstance(ended.__context__, BrokenPipeError):
             raise
         failure = failures.explain(ended.__context__)

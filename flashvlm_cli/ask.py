@@ -1,4 +1,4 @@
-"""`flashvlm ask`: one question to one video."""
+"""`flashvlm ask`: one question about one video."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def ask(
 
 
 def show_loading(progress: Progress, loading: dict[str, Any]) -> None:
-    """Let `progress` follow the model that `loading` is about to load, and download where it is not here."""
+    """Let `progress` follow the loading of the model, and its download if it is not on this machine."""
     from flashvlm.models import present
 
     progress.stage("load" if present(loading["model"], loading["revision"]) else "fetch")
@@ -102,7 +102,7 @@ def show_loading(progress: Progress, loading: dict[str, Any]) -> None:
 def draw(
     pictures: Pictures, seen: Sequence[Seen], inspections: Sequence[Inspection], answer: Answer | None = None
 ) -> list[Path]:
-    """Write the files that show what was kept, as far as they are wanted."""
+    """Write those files showing what was kept that were asked for, and return their paths."""
     written = []
     if pictures.overlay is not None:
         from flashvlm import overlay
@@ -120,9 +120,9 @@ def stream_answer(
     before_first: Callable[[], None] = lambda: None,
     one_line: bool = False,
 ) -> Answer:
-    """Print an answer while it is generated; a broken-off one still ends its line.
+    """Print an answer while it is generated; an interrupted one still ends with a newline.
 
-    With `one_line` it is exactly one line, whatever comes: an empty one where there is no answer.
+    With `one_line`, exactly one line is printed in any case: an empty one if there is no answer.
     """
     stream = output.AnswerStream(before_first, one_line)
     try:
@@ -139,7 +139,7 @@ def stream_answer(
 
 
 def read_question(text: str) -> str:
-    """The question itself, or standard input where it is `-`."""
+    """The question itself, or standard input if it is `-`."""
     if text == "-":
         try:
             text = standard_input().read()
@@ -152,7 +152,7 @@ def read_question(text: str) -> str:
 
 
 def standard_input() -> TextIO:
-    """Standard input, where there is one: a shell can close it.
+    """Standard input, which a shell can close.
 
     Raises:
         UsageError: it is closed.
@@ -163,7 +163,7 @@ def standard_input() -> TextIO:
 
 
 def silence_libraries() -> None:
-    """Keep standard error ours: what the libraries underneath would print there is for their developers."""
+    """Keep the libraries' messages, which are for developers, off standard error."""
     if output.debugging():
         return
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""`flashvlm batch`: many questions on many videos."""
+"""`flashvlm batch`: many questions about many videos."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ def batch(
         bool, typer.Option("--quiet", "-q", help="No progress and no summary.", rich_help_panel=OUTPUT)
     ] = False,
 ) -> None:
-    """Answer many questions on many videos, one line of JSON each.
+    """Answer many questions about many videos, with one line of JSON each.
 
-    The model is loaded once, and every video is decoded and encoded once. A row that fails becomes a record with its
-    error. A row's columns keep, selector, start and end are its own options; all columns come back under "row".
+    The model is loaded once, and every video is decoded and encoded once. A row that fails gives a record with its
+    error. The columns keep, selector, start and end are options of their row; all columns are returned under "row".
     """
     from flashvlm.batch.plan import make_plan
     from flashvlm.batch.records import Records
@@ -113,7 +113,7 @@ def batch(
     if retry_failed and out is None:
         raise UsageError("--retry-failed is for records in a file: give it with -o.")
     if options.cache:
-        # A size that is none is no row's error.
+        # An invalid cache size is not the error of any row.
         FeatureCache.of_user()
     silence_libraries()
     output.keep_stderr()
@@ -150,7 +150,7 @@ def is_of_rows(name: str) -> bool:
 
 
 def chosen_engine(name: str, loading: dict[str, Any], address: str | None, workers: int | None) -> Engine:
-    """What answers groups of rows; nothing is loaded before there are any."""
+    """The engine that answers groups of rows; nothing is loaded before the first group."""
     if name == "ray":
         from flashvlm.batch.cluster import Cluster
 
@@ -168,7 +168,7 @@ def chosen_engine(name: str, loading: dict[str, Any], address: str | None, worke
 
 
 def told(run: Run, engine: Engine, quiet: bool) -> Iterator[Record]:
-    """The records of a run, with its progress and a summary on standard error."""
+    """The records of a run, while showing its progress and then a summary on standard error."""
     if quiet or sys.stderr is None:
         yield from run.answer(engine)
         return

@@ -188,7 +188,7 @@ def accuracy(
 ) -> None:
     """Accuracy and retention of every selector at every budget, with 95 % intervals.
 
-    A question is answered from each selection; retention is the share of the accuracy with all tokens.
+    Every question is answered from each selection; retention is the share of the accuracy with all tokens.
     """
     from flashvlm.bench import plot as plots
     from flashvlm.bench.accuracy import Run, Settings, resolved
@@ -390,8 +390,8 @@ def speed(
 ) -> None:
     """Time of every stage at every budget, compared with all tokens and with transformers' own encoder.
 
-    The latter encodes every moment, and decodes by exact seeking. All are measured in one run, round by round, after a
-    warm-up that does not count; the figures are medians, and medians of the ratios.
+    The latter encodes every moment, and its frames are decoded by exact seeking. Everything is measured in one run,
+    round by round, after a warm-up that does not count; the figures are medians, and medians of the ratios.
     """
     from flashvlm.bench.footage import Footage
     from flashvlm.bench.speed import Settings, SpeedRun, random_weights
@@ -487,7 +487,7 @@ def print_selection(table: dict[str, Any]) -> None:
 
 
 def selection_row(row: dict[str, Any]) -> tuple[str, ...]:
-    """A line of the table; empty cells where a figure could not be had."""
+    """A line of the table; cells without a figure are empty."""
     if "skipped" in row:
         expected = "too long" if row["skipped"] is None else units.seconds(row["skipped"])
         return (row["selector"], "left out", f"({expected})", *[""] * 7)
@@ -505,19 +505,19 @@ def times_as(ratio: float | None) -> str:
 
 
 def with_ablations(names: Sequence[str]) -> tuple[str, ...]:
-    """The selectors of these names, `ablations` standing for all of them."""
+    """The selectors of these names, with `ablations` replaced by all ablations."""
     from flashvlm.bench.ablation import ABLATIONS
 
     return tuple(part for name in names for part in (ABLATIONS if name == "ablations" else (name,)))
 
 
 def split(text: str) -> tuple[str, ...]:
-    """The parts of a list with commas."""
+    """The parts of a comma-separated list."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def share(text: str) -> float:
-    """A share as `5%` or `0.05`; more than all of it must have its percent sign, for `5` is hardly 500 %."""
+    """Parse a share such as `5%` or `0.05`; above 1 it needs its percent sign, because `5` hardly means 500 %."""
     try:
         value = float(text.removesuffix("%"))
     except ValueError:
@@ -555,7 +555,7 @@ def print_accuracy(table: dict[str, Any]) -> None:
         "same",
     )
     lines = [heads, *(accuracy_row(row) for row in overall["rows"])]
-    # Where selectors go by what they always do, they keep what they always do.
+    # The last column is left out if it is empty: it has figures only if selectors are hampered.
     print_table(title, lines if any(line[-1] for line in lines[1:]) else [line[:-1] for line in lines])
     for budget in settings["keep"]:
         rows = [("selector", *(section["family"] for section in families))]
@@ -572,7 +572,7 @@ def print_accuracy(table: dict[str, Any]) -> None:
 
 
 def accuracy_row(row: dict[str, Any]) -> tuple[str, ...]:
-    """A line of the table; empty cells where a figure makes no sense."""
+    """A line of the table; cells where a figure makes no sense are empty."""
     cells = [row["keep"], row["selector"] or "all tokens"]
     cells += [percent(row["accuracy"]), span(row["accuracy_interval"])]
     cells += [percent(row.get("retention")), span(row.get("retention_interval"))]

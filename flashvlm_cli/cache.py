@@ -1,4 +1,4 @@
-"""`flashvlm cache`: what is kept of videos, and how to be rid of it."""
+"""`flashvlm cache`: show or clear the feature cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything in it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object instead of text.")] = False,
 ) -> None:
-    """Show or clear the feature cache, which stores what the encoder made of videos."""
+    """Show or clear the feature cache, which stores the encoder's output for videos."""
     from flashvlm.cache import FeatureCache
 
     kept = FeatureCache.of_user()

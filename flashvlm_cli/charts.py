@@ -1,6 +1,6 @@
-"""Charts of block characters, as rows of (text, role) cells; console.py knows what colour a role has.
+"""Charts of block characters, as rows of (text, role) cells; console.py gives each role a colour.
 
-They read without colour too: what differs in role also differs in place.
+They can be read without colour too: different roles are also in different places.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Row = list[Cell]
 
 EIGHTHS_UP = " ▁▂▃▄▅▆▇█"
 EIGHTHS_RIGHT = " ▏▎▍▌▋▊▉█"
-# Of the blocks that hang from above, every font knows these three.
+# Every font has these three of the blocks that hang from above.
 HANGING = " ▔▔▀▀▀▀██"
 
 WIDEST_SLOT = 8
@@ -27,7 +27,7 @@ TICK_EVERY = 13
 class Columns:
     """Bars that rise from a time axis (kept for the question) and hang from it (kept for coverage).
 
-    `above` and `below` are listed outermost row first and axis first, as they are printed.
+    Rows are in the order in which they are printed: `above` from the outermost row, `below` from the axis.
     """
 
     above: list[Row]
@@ -37,10 +37,10 @@ class Columns:
 
 
 def columns(moments: Sequence[Moment], told_apart: bool, width: int, height: int) -> Columns:
-    """Draw how many tokens of each moment were kept, in at most `width` characters a row.
+    """Draw how many tokens of each moment were kept, in at most `width` characters per row.
 
-    The larger half gets `height` rows and both halves share its scale. Where the selector does not tell important
-    from diverse tokens, all bars rise. Where there are more moments than fit, a column is the mean of neighbours.
+    The larger half gets `height` rows, and both halves share its scale. If the selector does not distinguish important
+    from diverse tokens, all bars rise. If there are more moments than fit, a column is the mean of several neighbours.
     """
     shown = min(len(moments), width)
     per_column = -(-len(moments) // shown)
@@ -78,13 +78,13 @@ def columns(moments: Sequence[Moment], told_apart: bool, width: int, height: int
 
 
 def share_bar(part: float, whole: float, width: int) -> Row:
-    """A bar of `width` characters, filled as far as `part` is of `whole`."""
+    """A bar of `width` characters, filled to the share `part / whole`."""
     filled = bar(_eighths(part / whole if whole else 0, width))
     return [(filled, "kept"), ("░" * (width - len(filled)), "track")]
 
 
 def waterfall(durations: Sequence[float], total: float, width: int) -> list[Row]:
-    """A bar for each of the `durations`, beginning where the one before ended; `total` is as wide as `width`."""
+    """A bar for each duration, beginning where the one before ended; `total` corresponds to `width` characters."""
     drawn: list[Row] = []
     passed = 0.0
     for duration in durations:
@@ -96,17 +96,17 @@ def waterfall(durations: Sequence[float], total: float, width: int) -> list[Row]
 
 
 def bar(eighths: int) -> str:
-    """A bar of so many eighths of a character."""
+    """A bar of this many eighths of a character."""
     return "█" * (eighths // 8) + (EIGHTHS_RIGHT[eighths % 8] if eighths % 8 else "")
 
 
 def _eighths(share: float, cells: int) -> int:
-    """How many eighths of `cells` a share fills: none only for nothing."""
+    """How many eighths of `cells` a share fills: at least one unless the share is 0."""
     return min(8 * cells, max(1 if share > 0 else 0, round(8 * cells * share)))
 
 
 def _axis(starts: Sequence[float], end: float, slot: int, bar: int) -> str:
-    """The times of some columns, each beginning under its column, and of the end."""
+    """The time axis: the times of some columns, each aligned with its column, and of the end."""
     width = len(starts) * slot - (slot - bar)
     last = units.timestamp(end)
     line = units.timestamp(starts[0])

@@ -1,4 +1,4 @@
-"""`flashvlm chat`: question after question to one video."""
+"""`flashvlm chat`: question after question about one video."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flashvlm.pipeline import Watched
     from flashvlm.report import Answer
 
-# What a line may begin with, besides the settings: name -> what follows it, what it does.
+# The commands besides the settings: name -> its argument, what it does.
 COMMANDS = {
     "video": ("PATH", "look at another video"),
     "overlay": ("PATH", "draw what the last answer kept: .png, .gif, .webp or .mp4"),
@@ -53,13 +53,13 @@ def chat(
 ) -> None:
     """Ask a video question after question.
 
-    The model is loaded once and looks at the video once. Each question stands alone: the model does not see those
-    before it. A line that begins with / sets something: /keep 5%, /start 1:00; /help lists what. Ctrl-C stops an
+    The model is loaded once and looks at the video once. Each question stands alone: the model does not see earlier
+    ones. A line that begins with / is a command, such as /keep 5% or /start 1:00; /help lists them. Ctrl-C stops an
     answer, Ctrl-D ends the chat.
 
-    Lines can be piped in: each question's answer is one line of standard output, empty where there is none; blank
-    lines and lines that begin with # are skipped; after a /video that fails, questions have no answer until the
-    next /video; the exit code is that of the last line that failed, or 0.
+    Lines can be piped in: each question's answer is one line of standard output, empty if there is none; blank lines
+    and lines that begin with # are skipped; after a /video that fails, questions get no answer until the next /video;
+    the exit code is that of the last line that failed, or 0.
     """
     check_video(video)
     silence_libraries()
@@ -71,7 +71,7 @@ def chat(
 
 
 class Chat:
-    """A loaded model, the video it looks at, and what is set; lines ask and change them."""
+    """A loaded model, the video it looks at, and the settings; each line asks a question or is a command."""
 
     qa: VideoQA
     video: str
@@ -84,7 +84,7 @@ class Chat:
         self.last: Answer | None = None
         # The options that `watched` was made with.
         self._looked: AskOptions | None = None
-        # The video that could not be looked at, where nobody sees that questions would go to the one before.
+        # With piped lines, the video that could not be looked at: questions must not silently go to the one before it.
         self._missing: str | None = None
 
     def begin(self, video: str, loading: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ class Chat:
         Raises:
             ModelError: the model is not available.
             VideoError: the video cannot be read.
-            UsageError: options that make no sense, for this video too.
+            UsageError: options that make no sense, in general or for this video.
         """
         from flashvlm import VideoQA
         from flashvlm_cli.console import Progress
@@ -109,12 +109,12 @@ class Chat:
             print_greeting(self.watched.facts, self.qa.name)
 
     def run(self, lines: Iterable[str]) -> int:
-        """Take line after line; the exit code of the last one that failed, or 0.
+        """Process the lines and return the exit code of the last one that failed, or 0.
 
         Raises:
             ModelError: the model is gone.
-            OSError: nothing can be printed any more.
-            KeyboardInterrupt: lines are piped in, and nobody is there to go on.
+            OSError: output can no longer be written.
+            KeyboardInterrupt: only if lines are piped in, since nobody is there to continue.
         """
         code = 0
         for line in map(str.strip, lines):
@@ -138,7 +138,7 @@ class Chat:
         return code
 
     def take(self, line: str) -> None:
-        """Answer a question, or do what a line that begins with / says."""
+        """Answer a question, or execute a line that begins with /."""
         if not line.startswith("/"):
             self._ask(line)
             return
@@ -154,7 +154,7 @@ class Chat:
             raise UsageError(f"There is no command /{name}; {meant}/help lists what there is.")
 
     def suggest(self, line: str) -> list[str]:
-        """What a line that begins with / may be completed to; questions are the user's own."""
+        """Completions of a line that begins with /; there are none for questions."""
         if not line.startswith("/"):
             return []
         name, space, text = line[1:].partition(" ")
@@ -201,7 +201,7 @@ class Chat:
         if self._looked is None or watching(self._looked) != watching(self.options):
             self._look_at(self.video, on_stage)
         answer = self.qa.answer(self.watched, question, self.options, on_text=on_text, on_stage=on_stage)
-        # Looking at the video was this answer's expense: the next one is spared it.
+        # The time of looking at the video counts for this answer only, not for the next ones.
         self.watched = self.watched.again()
         return answer
 
@@ -215,7 +215,7 @@ class Chat:
             if options.sampling != self.options.sampling and self._missing is None:
                 from flashvlm.video import choose_frames
 
-                # A part that the video does not have is refused now, not with the next question.
+                # Refuse a part that the video does not have now, not at the next question.
                 choose_frames([0.0], self.watched.facts.duration, options.sampling)
             self.options = options
         self._note(f"{name} is {shown(self.options, name)}.")
@@ -288,7 +288,7 @@ class Chat:
             print_note(text)
 
     def _warn_of_video(self) -> None:
-        """Say what there is to say of the video, unless it is said with the next answer."""
+        """Print the warnings about the video, unless the JSON of the next answer contains them."""
         if not self.as_json:
             self._warn(self.watched.warnings)
             self.watched = replace(self.watched, warnings=())
@@ -300,7 +300,7 @@ class Chat:
 
 
 def _in_chat(failure: Failure) -> Failure:
-    """The failure, its options named as lines of a chat set them."""
+    """The failure, with options named as chat commands (`/keep` for `--keep`)."""
     named = re.sub(
         r"--([a-z-]+)",
         lambda option: f"/{option[1]}" if option[1] in SETTINGS or option[1] in COMMANDS else option[0],
@@ -310,7 +310,7 @@ def _in_chat(failure: Failure) -> Failure:
 
 
 def _paths(text: str) -> Iterator[str]:
-    """The files and folders whose paths begin with `text`, folders with a slash; hidden ones only where asked for."""
+    """The files and folders whose paths begin with `text`, folders with a slash; hidden ones only if asked for."""
     folder, beginning = os.path.split(text)
     try:
         entries = sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name)

@@ -1,6 +1,6 @@
-"""Everything Rich: the spinner, the summary of an answer, the table of models.
+"""Everything that uses Rich: the spinner, the summary of an answer, the table of models.
 
-Where standard error is no terminal, or NO_COLOR is set, the same text comes without colours or any other codes.
+If a stream is not a terminal, or NO_COLOR is set, the same text is printed without colours or any other codes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flashvlm_cli import charts, output
 if TYPE_CHECKING:
     from flashvlm.batch.run import Run
 
-# The sixteen colours of the user's own terminal, so that both light and dark ones are readable.
+# Only the sixteen colours of the user's terminal, so that the text is readable on both light and dark ones.
 THEME = Theme(
     {
         "title": "bold",
@@ -66,7 +66,7 @@ NARROWEST, WIDEST = 24, 100
 CHART_HEIGHT = 4
 FEWEST_BAR_CELLS = 10
 DOWNLOAD_BAR_CELLS = 20
-# Of a batch: seconds between two lines where there is no bar, and how many failures and warnings are told of.
+# For a batch: seconds between two lines if there is no bar, and how many failures and warnings are reported.
 TOLD_EVERY = 10.0
 FAILURES_TOLD = 10
 
@@ -100,7 +100,7 @@ def is_plain(stream: TextIO) -> bool:
 
 
 class Progress:
-    """A spinner on standard error that names the stage; nothing where that is no terminal, or it is not to be shown."""
+    """A spinner on standard error that names the stage; nothing if that is not a terminal, or `shown` is false."""
 
     def __init__(self, shown: bool = True) -> None:
         self._live: Live | None = None
@@ -109,7 +109,7 @@ class Progress:
                 stderr=True, theme=THEME, highlight=False, color_system=None if is_plain(sys.stderr) else "auto"
             )
             self._spinner = Spinner("dots", style="kept")
-            # Not redirected: Rich would move the answer from standard output to standard error.
+            # With redirection, Rich would move the answer from standard output to standard error.
             self._live = Live(
                 self._spinner,
                 console=console,
@@ -134,7 +134,7 @@ class Progress:
             self._spinner.update(text=Text(STAGES.get(name, name), "label"))
 
     def fetched(self, done: int, total: int) -> None:
-        """How far a download is, in bytes."""
+        """Show how far a download is, in bytes."""
         if self._live is not None:
             label = Text(f"{STAGES['fetch']}  ", "label")
             label.append_text(Text.assemble(*charts.share_bar(done, total, DOWNLOAD_BAR_CELLS)))
@@ -142,7 +142,7 @@ class Progress:
             self._spinner.update(text=label)
 
     def give_way(self) -> None:
-        """Stop for good where the answer is about to appear on the same screen."""
+        """Stop for good if the answer is about to appear on the same screen."""
         if is_terminal(sys.stdout):
             self._stop()
 
@@ -153,7 +153,7 @@ class Progress:
 
 
 class Bar:
-    """A progress bar on standard error with the time to go; nothing where that is no terminal."""
+    """A progress bar on standard error with the remaining time; nothing if that is not a terminal."""
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -167,7 +167,7 @@ class Bar:
             console=Console(stderr=True, color_system=None if is_plain(sys.stderr) else "auto"),
             transient=True,
             disable=not is_terminal(sys.stderr),
-            # As the spinner: nothing of standard output is moved to standard error.
+            # As for the spinner: standard output must not be moved to standard error.
             redirect_stdout=False,
             redirect_stderr=False,
         )
@@ -187,7 +187,7 @@ class Bar:
 
 
 class RowProgress:
-    """How far a batch is, on standard error: a bar where that is a terminal, else a line now and then."""
+    """The progress of a batch, on standard error: a bar if that is a terminal, else a line now and then."""
 
     def __init__(self, run: Run) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -210,7 +210,7 @@ class RowProgress:
             redirect_stderr=False,
         )
         self._task = self._columns.add_task("loading the model", total=run.total, completed=run.done, pace="")
-        # Since when lines are due: since the model is loaded.
+        # The time of the last line; counted from the first record, when the model is loaded.
         self._told: float | None = None
 
     def __enter__(self) -> RowProgress:
@@ -228,7 +228,7 @@ class RowProgress:
         self._columns.stop()
 
     def show(self, record: Mapping[str, Any]) -> None:
-        """Tell of one more record; of the first errors, what they are."""
+        """Count one more record, and report its error and its warnings unless there were too many before."""
         run = self._run
         if self._told is None:
             self._told = time.monotonic()
@@ -250,7 +250,7 @@ class RowProgress:
             output.say(f"{units.count(run.done)} of {units.plural(run.total, 'row')}, {pace}.")
 
     def summarise(self) -> None:
-        """Tell how it ended."""
+        """Report the outcome of the run."""
         run = self._run
         answered = run.answered + run.answered_before
         parts = [f"{units.count(answered)} of {units.plural(run.total, 'row')} answered"]
@@ -277,14 +277,14 @@ class RowProgress:
 
 
 def _rate(number: float) -> str:
-    """`9.31`, `92.4`, `2,120`."""
+    """The number with three significant digits, or as a whole number: `9.31`, `92.4`, `2,120`."""
     return units.count(round(number)) if number >= 99.95 else f"{number:.3g}"
 
 
 def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print a title and rows of equal length on standard output, the first row being the heads of the columns.
+    """Print a title and rows of equal length on standard output; the first row holds the column heads.
 
-    A column is flush right where its entries begin with a figure, else flush left.
+    A column is right-aligned if any of its entries begins with a digit or sign, else left-aligned.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     figures = [
@@ -302,7 +302,7 @@ def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_summary(answer: Answer) -> None:
-    """Draw what answered, what was kept of the video, where it lies in time, what that saved and how long it took."""
+    """Print the model, what was kept of the video, where it lies in time, what that saved and how long it took."""
     plain = is_plain(sys.stderr)
     width = min(_width(sys.stderr), WIDEST)
     content = width - BEFORE
@@ -325,7 +325,7 @@ def print_summary(answer: Answer) -> None:
 
 
 def print_inspections(seen: Sequence[Inspection]) -> None:
-    """Draw what was kept of the video and where it lies in time; several selectors one below the other, compared."""
+    """Print what was kept of the video and where it lies in time; several selectors are also compared in a table."""
     first, width = seen[0], min(_width(sys.stdout), WIDEST)
     content = width - BEFORE
     lines = [_title(first, width), Text(), *_facts(first, content), Text()]
@@ -346,7 +346,7 @@ def print_inspections(seen: Sequence[Inspection]) -> None:
 
 
 def print_written(paths: Sequence[Path], stream: TextIO) -> None:
-    """Say which files are there now."""
+    """Say which files were written."""
     labels = ["written", *[""] * len(paths)]
     sizes = [units.scaled(path.stat().st_size, "B") for path in paths]
     lines = [
@@ -358,18 +358,18 @@ def print_written(paths: Sequence[Path], stream: TextIO) -> None:
 
 
 def print_greeting(video: VideoFacts, model: str) -> None:
-    """Say at the beginning of a chat what it is about, and how to find out more."""
+    """Print the facts of the video and the model at the beginning of a chat, and how to get help."""
     facts = [*_video_facts(video, _width()), model]
     _note([_flow([[(fact, "")] for fact in facts], _width()), [Text("/help lists the commands, Ctrl-D ends", "aside")]])
 
 
 def print_facts(video: VideoFacts) -> None:
-    """Say on a line of standard error what the video is."""
+    """Print the facts of the video on a line of standard error."""
     _note([_flow([[(fact, "")] for fact in _video_facts(video, _width())], _width())])
 
 
 def print_brief(answer: Answer) -> None:
-    """Say on a line of standard error what the answer took."""
+    """Print tokens and times of the answer on a line of standard error."""
     took = answer.seconds
     facts = [
         f"{units.count(answer.tokens.after)} of {units.plural(answer.tokens.before, 'token')}",
@@ -380,13 +380,13 @@ def print_brief(answer: Answer) -> None:
 
 
 def print_note(text: str) -> None:
-    """Say something in passing, on standard error."""
-    # Not cut at the terminal's width, where a path may be told.
+    """Print a remark on standard error."""
+    # Not cut at the terminal's width: it may contain a path.
     _print([Text(text, "aside")], sys.stderr, is_plain(sys.stderr), None)
 
 
 def print_rows(rows: Sequence[tuple[str, str]]) -> None:
-    """Print pairs on standard error, the second ones below each other."""
+    """Print pairs on standard error, the second elements aligned in a column."""
     width = max(len(name) for name, _ in rows) + GAP
     room = _width() - width if is_terminal(sys.stderr) else sys.maxsize
     lines = []
@@ -402,7 +402,7 @@ def print_rows(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def print_models(models: Sequence[Mapping[str, Any]]) -> None:
-    """Print the aliases with their sources, and whether they are on this machine: one line each where it is piped."""
+    """Print the aliases with their sources, and whether they are on this machine; if piped, each on one line."""
     sources = ["built in" if model["bundled"] else model["source"] for model in models]
     alias_width = max(len(model["alias"]) for model in models)
     before = alias_width + GAP + len("✓ here") + GAP + max(map(len, sources)) + GAP
@@ -466,7 +466,7 @@ def _video_facts(video: VideoFacts, width: int) -> list[str]:
 
 
 def _savings(figures: Sequence[tuple[str, BeforeAfter, Callable[[int], str]]], width: int) -> list[Text]:
-    """Of each figure what it was before and after, and the share that is left as figure and bar."""
+    """Each figure before and after, and the remaining share as a number and as a bar."""
     befores = [form(pair.before) for _, pair, form in figures]
     afters = [form(pair.after) for _, pair, form in figures]
     shares = [units.percent(pair.after, pair.before) for _, pair, _ in figures]
@@ -496,7 +496,7 @@ def _savings(figures: Sequence[tuple[str, BeforeAfter, Callable[[int], str]]], w
 
 
 def _moments(answer: Seen, width: int) -> list[Text]:
-    """The kept tokens along the video's time, with what the bars mean."""
+    """The kept tokens along the video's time, with a legend."""
     chosen = answer.selection
     apart = told_apart(answer)
     drawn = charts.columns(answer.moments, apart, width, CHART_HEIGHT)
@@ -534,7 +534,7 @@ def _moments(answer: Seen, width: int) -> list[Text]:
 
 def _times(answer: Answer, width: int) -> list[Text]:
     took = answer.seconds
-    # What the cache had was found, not decoded, and not encoded.
+    # What came from the cache was neither decoded nor encoded.
     labels = {stage: stage for stage in TIMED_STAGES}
     if answer.cached:
         labels = {"decode": "cached", **{stage: stage for stage in TIMED_STAGES[2:]}}
@@ -554,7 +554,7 @@ def _times(answer: Answer, width: int) -> list[Text]:
 
 
 def _flow(items: Iterable[Sequence[charts.Cell]], width: int) -> list[Text]:
-    """Lay items out on as few lines as take them whole; what no line takes is broken, between words if it has any."""
+    """Lay items out on as few lines as possible; an item longer than a line is broken, between words if possible."""
     lines: list[Text] = []
     for item in items:
         text = Text.assemble(*item)
@@ -581,7 +581,7 @@ def _width(stream: TextIO | None = None) -> int:
 
 
 def _print(lines: Sequence[Text], stream: TextIO, plain: bool, width: int | None) -> None:
-    """Print lines that are laid out already: cut at the width, no space at their ends, in characters the stream has."""
+    """Print finished lines, cut at the width, without trailing space, in characters that the stream can encode."""
     drawn = io.StringIO()
     console = Console(
         file=drawn,

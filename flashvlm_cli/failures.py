@@ -9,12 +9,12 @@ import typer
 from flashvlm.errors import KINDS, FlashVLMError, sentence, sentence_of
 
 INTERRUPTED = 130
-READER_GONE = 141  # 128 + SIGPIPE, as a shell reports any other program that was writing to `head`
+READER_GONE = 141  # 128 + SIGPIPE, as a shell reports for any other program that was writing to `head`
 
 
 @dataclass(frozen=True)
 class Failure:
-    """`message` is one sentence; `hint`, where there is one, names the help to read."""
+    """`message` is one sentence; `hint`, if not empty, names the help to read."""
 
     message: str
     exit_code: int = 1
@@ -27,7 +27,7 @@ class Failure:
 
 
 def explain(error: BaseException) -> Failure:
-    """Say of any error what the user should read."""
+    """Turn any error into what the user should read."""
     if _interrupted(error):
         return Failure("Interrupted.", INTERRUPTED)
     if isinstance(error, BrokenPipeError):
@@ -37,9 +37,9 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         hint = f"Try '{context.command_path} --help'." if context else ""
-        # "Value error, " is what pydantic, underneath Typer, puts before a message of its own.
+        # "Value error, " is the prefix that pydantic, which Typer uses, adds to messages.
         described = " ".join(error.format_message().split()).replace(": Value error, ", ": ")
-        # An option that is like none there is may be meant as a question.
+        # An unknown option that resembles no existing one may be meant as a question.
         takes_one = context is not None and any(one.name == "question" for one in context.command.params)
         if takes_one and not getattr(error, "possibilities", True):
             described += "; a question that begins with - goes last, after --"
@@ -48,7 +48,7 @@ def explain(error: BaseException) -> Failure:
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether it is an interrupt, or what a library made of one."""
+    """Whether the error is an interrupt, or was caused by one in a library."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -1,4 +1,4 @@
-"""`flashvlm fetch`: download a model where there is a network, to use it where there is none."""
+"""`flashvlm fetch`: download a model while there is a network, to use it without one later."""
 
 from __future__ import annotations
 

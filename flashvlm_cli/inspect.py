@@ -1,4 +1,4 @@
-"""`flashvlm inspect`: what would be kept of a video, without an answer."""
+"""`flashvlm inspect`: what would be kept of a video, without generating an answer."""
 
 from __future__ import annotations
 

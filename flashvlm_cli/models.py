@@ -1,4 +1,4 @@
-"""`flashvlm models`: the names a model can be asked for by."""
+"""`flashvlm models`: the aliases of models."""
 
 from __future__ import annotations
 

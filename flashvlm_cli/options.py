@@ -1,7 +1,7 @@
-"""The options that commands share: declared, read and refused in one place.
+"""The options that commands share: declared, parsed and validated in one place.
 
-A command takes them by naming a parameter after what they build: `@takes(options=ask_options, loading=model_options)`;
-with another default, `@takes(options=partial(ask_options, cache=True))`.
+A command takes them by naming a parameter after what they build: `@takes(options=ask_options, loading=model_options)`,
+or `@takes(options=partial(ask_options, cache=True))` for another default.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def suggest_metrics(incomplete: str) -> list[str]:
 
 
 def takes(**builders: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of each builder in the place of its parameter of that name.
+    """Replace each named parameter of a command by the options of its builder.
 
-    The command gets what the builder makes of them.
+    The command is called with what the builder makes of these options.
     """
 
     def expand(command: Callable[..., None]) -> Callable[..., None]:
@@ -256,7 +256,7 @@ def ask_options(
         ),
     ] = False,
 ) -> AskOptions:
-    """How a question is to be answered."""
+    """The options for answering a question."""
     return AskOptions(
         keep=Keep.parse(keep),
         selector=selector,
@@ -283,7 +283,7 @@ def ask_options(
 
 
 def without(builder: Callable[..., Any], *names: str) -> Callable[..., Any]:
-    """A builder without some of its options, for a command in which they mean nothing."""
+    """A builder without some of its options, for a command in which they have no meaning."""
 
     def build(**given: Any) -> Any:
         return builder(**given, **{name: parameters[name].default for name in names})
@@ -296,7 +296,7 @@ def without(builder: Callable[..., Any], *names: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The files that show what was kept, where they are wanted."""
+    """The files that show what was kept; None for those not asked for."""
 
     overlay: Path | None = None
     report: Path | None = None
@@ -335,7 +335,7 @@ def picture_options(
         ),
     ] = None,
 ) -> Pictures:
-    """Which files show what was kept; refused here, where they cannot be written."""
+    """Which files show what was kept; those that cannot be written are refused here."""
     return Pictures(
         None if overlay is None else check_overlay(overlay), None if report is None else check_report(report)
     )

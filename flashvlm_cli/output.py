@@ -17,19 +17,19 @@ from flashvlm_cli.failures import READER_GONE, Failure
 
 
 def debugging() -> bool:
-    """Whether the user asked for tracebacks, and for what the libraries underneath have to say."""
+    """Whether the user asked for tracebacks and the messages of the underlying libraries."""
     return bool(os.environ.get("FLASHVLM_DEBUG"))
 
 
 def json_wanted(arguments: Sequence[str]) -> bool:
-    """Whether `--json` is among the options, also where the command line could not be read to its end."""
+    """Whether `--json` is among the options, even if the command line could not be parsed completely."""
     options = list(arguments)
     return "--json" in (options[: options.index("--")] if "--" in options else options)
 
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON in UTF-8, whatever the locale."""
-    # backslashreplace writes what is no Unicode (a file name's stray byte) as the JSON escape \udcXX.
+    # backslashreplace writes what is not Unicode (a stray byte in a file name) as the JSON escape \udcXX.
     reconfigure(sys.stdout, encoding="utf-8", errors="backslashreplace")
     print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
 
@@ -45,7 +45,7 @@ def warn(message: str) -> None:
 
 
 def keep_stderr() -> None:
-    """Give standard error a file descriptor of its own: decoders are silenced on 2, at times in another thread."""
+    """Give standard error a file descriptor of its own: decoders are silenced on 2, sometimes from another thread."""
     if isinstance(sys.stderr, io.TextIOWrapper):
         with contextlib.suppress(OSError, io.UnsupportedOperation):
             stream = sys.stderr
@@ -55,9 +55,9 @@ def keep_stderr() -> None:
 
 
 def report(failure: Failure, as_json: bool, about: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Tell of a failure: a sentence on standard error, or under `--json` an object on a line of standard output.
+    """Report a failure: a sentence on standard error, or with `--json` an object on a line of standard output.
 
-    `about` is what else that object says.
+    `about` holds further entries of that object.
     """
     if failure.exit_code == READER_GONE:
         _abandon(sys.stdout)
@@ -73,7 +73,7 @@ def report(failure: Failure, as_json: bool, about: Mapping[str, str] = MappingPr
             say(f"{failure.message} {failure.hint}".rstrip())
         flush()
     except OSError:
-        # One of them may still be there to be told on.
+        # One of the two streams may still work.
         _abandon(sys.stdout)
         with contextlib.suppress(OSError):
             if as_json:
@@ -87,14 +87,14 @@ def say(sentence: str) -> None:
 
 
 def flush() -> None:
-    """Flush both streams now, while an error can still be told."""
+    """Flush both streams now, while an error can still be reported."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
 
 
 def _abandon(stream: TextIO | None) -> None:
-    """Send what is left in `stream` nowhere, so that Python does not complain of it at exit."""
+    """Discard what is left in `stream`, so that Python does not complain about it at exit."""
     if stream is None:
         return
     with contextlib.suppress(OSError, io.UnsupportedOperation):
@@ -105,15 +105,15 @@ def _abandon(stream: TextIO | None) -> None:
 
 
 def reconfigure(stream: TextIO | None, **settings: str) -> None:
-    """Change the encoding of a stream, or what becomes of that which it cannot encode."""
+    """Change a stream's encoding, or how it handles encoding errors."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(**settings)  # type: ignore[arg-type]
 
 
 class AnswerStream:
-    """Prints an answer on standard output as its pieces come, and ends it with exactly one newline.
+    """Prints an answer on standard output as its pieces arrive, and ends it with exactly one newline.
 
-    White space at either end of the answer is left out: it is held back until more text follows it.
+    White space at either end of the answer is dropped: it is held back until more text follows.
     `before_first` is called once, before the first text. With `one_line`, line breaks become spaces.
     """
 

@@ -1,4 +1,4 @@
-"""Where the lines of a chat come from: a terminal, with editing, history and completion, or a pipe."""
+"""The input lines of a chat: from a terminal, with editing, history and completion, or from a pipe."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ HISTORY_LINES = 1000
 
 
 def piped() -> Iterator[str]:
-    """The lines of standard input, as they come; bytes that are no text become surrogates."""
+    """The lines of standard input, as they come; bytes that are not text become surrogates."""
     if sys.stdin is not None:
         output.reconfigure(sys.stdin, errors="surrogateescape")
         yield from sys.stdin
 
 
 def typed(suggest: Callable[[str], Sequence[str]]) -> Iterator[str]:
-    """The lines typed at the terminal until Ctrl-D, or Ctrl-C on a line that another Ctrl-C has cleared.
+    """The lines typed at the terminal until Ctrl-D, or until Ctrl-C on a line that another Ctrl-C has cleared.
 
     Args:
-        suggest: what a line, up to the cursor, may be completed to.
+        suggest: returns the completions of a line up to the cursor.
     """
     readline = _readline(suggest)
     history = _History(readline) if readline else None
@@ -52,13 +52,13 @@ def typed(suggest: Callable[[str], Sequence[str]]) -> Iterator[str]:
 
 def history_file() -> Path:
     """Where typed lines are kept for the next chat, in the user's state folder (XDG)."""
-    # A relative path there is to be ignored: https://specifications.freedesktop.org/basedir-spec/latest/
+    # A relative path must be ignored: https://specifications.freedesktop.org/basedir-spec/latest/
     named = Path(os.environ.get("XDG_STATE_HOME", ""))
     return (named if named.is_absolute() else Path.home() / ".local" / "state") / "flashvlm" / "history"
 
 
 class _History:
-    """The lines typed in this chat and those before it; each is on disk at once, so that chats side by side add up."""
+    """The lines typed in this chat and earlier ones, each saved at once, so that parallel chats share one history."""
 
     def __init__(self, readline: ModuleType) -> None:
         self._readline, self._file = readline, history_file()
@@ -68,7 +68,7 @@ class _History:
         readline.clear_history()
         with self._telling():
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Questions are the user's own business.
+            # Questions are private.
             os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
             readline.read_history_file(self._file)
 
@@ -91,7 +91,7 @@ class _History:
 
 
 def _readline(suggest: Callable[[str], Sequence[str]]) -> ModuleType | None:
-    """Python's readline, completing with `suggest`; None where there is none (Windows), or none that can keep files."""
+    """Python's readline, completing with `suggest`; None if missing (Windows) or unable to append to a history file."""
     try:
         import readline
     except ImportError:
@@ -118,13 +118,13 @@ def _readline(suggest: Callable[[str], Sequence[str]]) -> ModuleType | None:
 
 @contextlib.contextmanager
 def _output_to_terminal() -> Iterator[str]:
-    """Where standard output is piped away, let the line be edited on standard error; the prompt that can be shown."""
+    """If standard output is piped, let the line be edited on standard error; yields the prompt that can be shown."""
     if sys.stdout is not None and sys.stdout.isatty():
         yield PROMPT
     elif sys.stdout is None or sys.stderr is None or not sys.stderr.isatty():
         yield ""
     else:
-        # Python's input() and readline know no other terminal than that of descriptor 1.
+        # Python's input() and readline only use the terminal of descriptor 1.
         sys.stdout.flush()
         away, terminal = sys.stdout.fileno(), sys.stderr.fileno()
         kept = os.dup(away)
@@ -137,7 +137,7 @@ def _output_to_terminal() -> Iterator[str]:
 
 
 def _newline() -> None:
-    """End the prompt's line, where it was shown."""
+    """End the line of the prompt on the terminal that shows it, if any."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and stream.isatty():
             print(file=stream, flush=True)

@@ -1,4 +1,4 @@
-"""What can be set between two questions of `flashvlm chat`: `/keep 5%` and its like, in lines of text."""
+"""The settings that can be changed between questions of `flashvlm chat`, with lines such as `/keep 5%`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from flashvlm_cli.options import (
     whole_number,
 )
 
-# What puts a setting back to what it was when the chat began.
+# The value that resets a setting to what it was when the chat began.
 DEFAULT = "default"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of `AskOptions`, or of its sampling: how its text is read and written, what it may be.
+    """One field of `AskOptions`, or of its sampling: how it is parsed and shown, and what values it takes.
 
     `instead_of` is the field that cannot be set at the same time.
     """
@@ -93,17 +93,17 @@ SETTINGS = {
 
 
 def shown(options: AskOptions, name: str) -> str:
-    """The value of a setting, as a user reads it."""
+    """The value of a setting, as shown to the user."""
     setting = SETTINGS[name]
     return setting.show(getattr(options.sampling if setting.sampling else options, _field(name)))
 
 
 def changed(options: AskOptions, name: str, text: str, first: AskOptions) -> AskOptions:
-    """The options with one setting read from `text`; `default` puts it back to what it is in `first`.
+    """The options with one setting parsed from `text`; `default` resets it to its value in `first`.
 
     Raises:
         UsageError: a value that makes no sense, alone or with the others.
-        typer.BadParameter: what should be a number is none.
+        typer.BadParameter: a value that should be a number is not one.
     """
     setting = SETTINGS[name]
     values: dict[str, Any] = {}

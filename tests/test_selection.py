@@ -271,9 +271,9 @@ def test_selectors_that_look_at_nothing_have_no_scores(selector):
 
 
 @every_selector
-@pytest.mark.parametrize("budget", [1, 2, 9, 50, 95, 96, 97, 1000])
-def test_any_budget_gives_a_valid_set(selector, budget):
-    assert_valid(keep(clip(), budget, selector=selector), 96, budget)
+def test_any_budget_gives_a_valid_set(selector):
+    for budget in (1, 2, 9, 50, 95, 96, 97, 1000):
+        assert_valid(keep(clip(), budget, selector=selector), 96, budget)
 
 
 @every_selector

@@ -33,7 +33,7 @@ def load(folder: Path, *, device: str, dtype: str) -> Backend:
     backend: type[Backend] = getattr(import_module(module), name)
     architectures = config.get("architectures") or [backend.model_class]
     if backend.model_class not in architectures:
-        # A reward or embedding model, say: it has no words to answer with.
+        # For example a reward or embedding model, which has no words to answer with.
         raise ModelError(
             f"Models of architecture {architectures[0]} are not supported; of type {family} only {backend.model_class}."
         )

@@ -1,4 +1,4 @@
-"""What every model family gives the pipeline, and what all of them share: loading, prompts, words, generation."""
+"""What every model family provides to the pipeline, and what all share: loading, prompts, words, generation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import DEFAULT_FPS, Sampling
 from flashvlm.report import Area, BeforeAfter
 
-# How many cells go through the vision encoder together: on a processor as many as its cache holds the activations of,
+# How many cells go through the vision encoder together: on a CPU (True) as many as its cache holds the activations of,
 # elsewhere as many as keep the device busy.
 CELLS_AT_ONCE = {True: 256, False: 8192}
 
@@ -30,11 +30,11 @@ CELLS_AT_ONCE = {True: 256, False: 8192}
 class Encoded:
     """A video as visual tokens, group by group.
 
-    `tokens` (N, D) in the language model's input space and `saliency` (N,) float32 >= 0. Each of the `groups` has
-    `class_tokens` that stand for no place in the picture, then `height` x `width` cells, row by row.
-    `seconds_per_group` is the time from one group to the next. `sources` (groups,) int64 says of each whose tokens and
-    saliency it has: its own, or those of an earlier group that shows the same; None where all have their own. `small`
-    (groups,) bool says whose tokens come from a small frame (see `glimpse`); None where none do.
+    `tokens` (N, D) are in the language model's input space, `saliency` (N,) is float32 >= 0. Each of the `groups` has
+    `class_tokens` tokens that stand for no place in the picture, then `height` x `width` cells, row by row.
+    `seconds_per_group` is the time from one group to the next. `sources` (groups,) int64 is the group that each takes
+    its tokens and saliency from: itself, or an earlier one that shows the same; None if all have their own. `small`
+    (groups,) bool marks the groups whose tokens come from a small frame (see `glimpse`); None if there are none.
     """
 
     tokens: Tensor
@@ -58,7 +58,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Generated:
-    """What the language model said: the text and how many tokens it took (its end token among them)."""
+    """What the language model said: the text and how many tokens it took (including its end token)."""
 
     text: str
     tokens: int
@@ -73,7 +73,7 @@ def groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
 
 
 class _AfterPrompt(LogitsProcessor):
-    """A processor that looks at earlier tokens, shown the ids of the whole unpruned prompt before them."""
+    """Wraps a processor that looks at earlier tokens, to show it the ids of the whole unpruned prompt before them."""
 
     def __init__(self, processor: LogitsProcessor, prompt: Tensor) -> None:
         self.processor, self.prompt = processor, prompt
@@ -83,14 +83,14 @@ class _AfterPrompt(LogitsProcessor):
 
 
 class _Streamer(TextStreamer):
-    """Hands finished pieces of text on, and says when the first token came."""
+    """Passes on finished pieces of text, and reports when the first token came."""
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None], on_first_token: Callable[[], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._on_text, self._on_first_token = on_text, on_first_token
 
     def put(self, value: Tensor) -> None:
-        # generate() hands over the prompt first: here it is empty, for the prompt goes in as embeddings.
+        # generate() passes the prompt first: here it is empty, because the prompt goes in as embeddings.
         if value.numel() and self._on_first_token is not None:
             self._on_first_token()
             self._on_first_token = None  # type: ignore[assignment]
@@ -104,9 +104,9 @@ class _Streamer(TextStreamer):
 class Backend(ABC):
     """One loaded checkpoint of one family.
 
-    A family's file says its `family`, its `model_class` and what is marked abstract here; and where it is not what
-    stands here, `class_tokens`, `area`, `default_frames`, `chat_template`, `position_ids` with `kept_positions`, and
-    `positions_have_gaps`.
+    A family's class sets `family` and `model_class` and implements what is abstract here. Where the defaults do not
+    fit, it also overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `position_ids` with
+    `kept_positions`, and `positions_have_gaps`.
     """
 
     # `model_type` of config.json, and the name of transformers' class.
@@ -114,11 +114,11 @@ class Backend(ABC):
     model_class: ClassVar[str]
     # The published prompt format, for checkpoints that come without a chat template.
     chat_template: ClassVar[str | None] = None
-    # How many frames are looked at where the user does not say; None: so many a second, as `Sampling` has it.
+    # How many frames to look at if the user does not say; None: a number per second, as in `Sampling`.
     default_frames: ClassVar[int | None] = None
-    # Tokens of a group that stand for no place in the picture; they come first.
+    # Tokens in each group that stand for no place in the picture; they come first.
     class_tokens: ClassVar[int] = 0
-    # Whether the attention layers themselves get positions that pruning leaves gaps in; M-RoPE does not hand them on.
+    # Whether the attention layers themselves get the positions, in which pruning leaves gaps; with M-RoPE they do not.
     positions_have_gaps: ClassVar[bool] = True
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
@@ -136,7 +136,7 @@ class Backend(ABC):
 
         Raises:
             ModelError: files that are missing, damaged, or do not fit the family.
-            UsageError: a device that is not here.
+            UsageError: a device that this machine does not have.
         """
         device = choose_device(device)
         chosen = choose_dtype(dtype, device)
@@ -154,11 +154,11 @@ class Backend(ABC):
         return self.model.dtype
 
     def wait(self) -> None:
-        """Wait until the device has done all that it was given."""
+        """Wait until the device has finished all its work."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
-    # What a family has to say.
+    # What a family has to define.
 
     @property
     @abstractmethod
@@ -175,7 +175,7 @@ class Backend(ABC):
 
     @abstractmethod
     def cells(self, frame: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) in cells of the tokens of a frame of this `frame_size`."""
+        """The (height, width) of the grid of cells that a frame of this `frame_size` becomes."""
 
     @abstractmethod
     def pixels(self, frames: Tensor) -> dict[str, Tensor]:
@@ -183,10 +183,10 @@ class Backend(ABC):
 
     @abstractmethod
     def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole groups of (F, 3, h, w) uint8 frames of `frame_size` as visual tokens, each group by itself.
+        """Turn whole groups of (F, 3, h, w) uint8 frames of `frame_size` into visual tokens, each group independently.
 
-        How many come in one call is chosen for speed, and must change nothing. It is called in inference mode, so that
-        it may write in place.
+        The number of groups in a call is chosen for speed and must not change the result. It is called in inference
+        mode, so it may write in place.
 
         Returns:
             The tokens (G, n, D) in the language model's input space, `class_tokens` and then the cells, row by row; and
@@ -206,12 +206,12 @@ class Backend(ABC):
     # What all families share.
 
     def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:
-        """(F, 3, h, w) uint8 frames of `frame_size` to visual tokens with their saliency.
+        """Encode (F, 3, h, w) uint8 frames of `frame_size` as visual tokens with their saliency.
 
         The last frame is repeated to fill its group.
 
         Args:
-            seconds_per_frame: how long each of them stands for; a family that does not count seconds ignores it.
+            seconds_per_frame: how long each frame stands for; a family that does not count seconds ignores it.
         """
         encoding = Encoding(self)
         for group in groups_of(frames, self.frames_per_group):
@@ -219,16 +219,16 @@ class Backend(ABC):
         return encoding.end(seconds_per_frame)
 
     def sampling(self, asked: Sampling) -> Sampling:
-        """What was asked for, with the family's own number of frames where nothing was."""
+        """The sampling asked for, with the family's own number of frames if neither fps nor frames was given."""
         if self.default_frames is None or asked.fps is not None or asked.frames is not None:
             return asked
         return replace(asked, frames=min(self.default_frames, asked.max_frames))
 
     def prompt(self, question: str, system: str | None) -> Prompt:
-        """The checkpoint's own chat template around the question, cut where the video stands.
+        """The checkpoint's own chat template around the question, split where the video goes.
 
         Raises:
-            UsageError: a question or system prompt that holds a video marker of its own.
+            UsageError: a question or system prompt that contains a video marker itself.
             ModelError: a chat template that has none.
         """
         messages: list[dict[str, Any]] = [
@@ -237,7 +237,7 @@ class Backend(ABC):
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        # As transformers' processors do: a tokenizer with a first token of its own adds it, unless the template has it.
+        # As in transformers' processors: a tokenizer that has a BOS token adds it, unless the template already has it.
         first = self.tokenizer.bos_token
         ids = torch.tensor(self.tokenizer(text, add_special_tokens=not (first and text.startswith(first))).input_ids)
         places = (ids == self.visual_token).nonzero().flatten().tolist()
@@ -255,18 +255,18 @@ class Backend(ABC):
     def unknown_words(self, text: str) -> list[str]:
         """The words of `text` that the tokenizer has no token for, each once."""
         unknown = self.tokenizer.unk_token_id
-        # An emoji counts as a word, and so do several in a row; punctuation and what joins letters do not.
+        # An emoji counts as a word, and so does a run of several; punctuation and joining characters do not.
         symbols = "".join(sign if category(sign) == "So" else " " for sign in text).split()
         words = dict.fromkeys([*re.findall(r"[\w'-]+", text), *symbols])
         return [w for w in words if unknown in self.tokenizer(w, add_special_tokens=False).input_ids]
 
     def inputs(self, prompt: Prompt, encoded: Encoded, kept: Tensor, vectors: Tensor) -> dict[str, Tensor]:
-        """What the language model gets: embeddings and positions of the prompt with the kept tokens, B times over.
+        """The language model's inputs: embeddings and positions of the prompt with the kept tokens, in a batch of B.
 
         Args:
-            kept: (B, K) int64, ascending places in `encoded.tokens`. Every token keeps the position that it had in the
-                full sequence, and so does the text, as far as `kept_positions` can.
-            vectors: (B, K, D), what stands at these places.
+            kept: (B, K) int64, ascending indices into `encoded.tokens`. Every token keeps the position that it had in
+                the full sequence, and so does the text, if `kept_positions` can provide it.
+            vectors: (B, K, D), the vectors that stand there.
         """
         embed = self.model.get_input_embeddings()
         before, after = embed(prompt.before.to(self.device)), embed(prompt.after.to(self.device))
@@ -282,14 +282,14 @@ class Backend(ABC):
         }
 
     def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
-        """Positions of the whole unpruned sequence, (axes, S) int64 with S = before + N + after: counted, here."""
+        """Positions of the whole unpruned sequence, (axes, S) int64 with S = before + N + after: here 0 to S - 1."""
         return torch.arange(len(prompt.before) + len(encoded.tokens) + len(prompt.after)).unsqueeze(0)
 
     def kept_positions(self, prompt: Prompt, encoded: Encoded, places: Tensor) -> Tensor:
-        """The positions (axes, B, S') of the tokens at `places` (B, S') of the unpruned sequence: those they had.
+        """The original positions (axes, B, S') of the tokens at `places` (B, S') of the unpruned sequence.
 
-        Where the model was not made for so high ones, they close up, in one axis: a family whose positions have more
-        says itself what becomes of them.
+        If the unpruned sequence has more positions than the model supports, they are closed up, on one axis; a family
+        with more axes must override this.
 
         Raises:
             UsageError: more tokens than the model has positions.
@@ -321,12 +321,12 @@ class Backend(ABC):
     ) -> Generated:
         """Answer from the kept tokens, through transformers' `generate`.
 
-        At temperature 0 it is greedy; above, it samples (with the checkpoint's own top-k and top-p). Penalties of its
-        `generation_config.json` see the prompt's ids as they would unpruned.
+        At temperature 0 it is greedy; above, it samples (with the checkpoint's own top-k and top-p). Penalties from its
+        `generation_config.json` see the prompt's ids as they would without pruning.
 
         Args:
-            kept: (K,) int64, ascending places in `encoded.tokens`.
-            vectors: (K, D), what stands at these places.
+            kept: (K,) int64, ascending indices into `encoded.tokens`.
+            vectors: (K, D), the vectors that stand there.
         """
         inputs = self.inputs(prompt, encoded, kept.unsqueeze(0), vectors.unsqueeze(0))
         streamer = _Streamer(self.tokenizer, on_text, on_first_token)
@@ -339,11 +339,11 @@ class Backend(ABC):
     def answers(
         self, prompt: Prompt, encoded: Encoded, kept: Tensor, vectors: Tensor, *, max_new_tokens: int
     ) -> list[str]:
-        """Answer one question from B selections of K tokens each, at once: greedily, as `generate` would one by one.
+        """Answer one question from B selections of K tokens each, batched: greedily, as `generate` would one by one.
 
         Args:
-            kept: (B, K) int64, ascending places in `encoded.tokens`.
-            vectors: (B, K, D), what stands at these places.
+            kept: (B, K) int64, ascending indices into `encoded.tokens`.
+            vectors: (B, K, D), the vectors that stand there.
         """
         inputs = self.inputs(prompt, encoded, kept, vectors)
         output = self._generate(prompt, encoded, inputs, max_new_tokens)
@@ -364,7 +364,7 @@ class Backend(ABC):
         ids = torch.cat(
             [prompt.before, torch.full((len(encoded.tokens),), self.visual_token), prompt.after]
         ).to(self.device)  # fmt: skip
-        # generate() takes what is None here from the model's own configuration: neutral values switch a thing off.
+        # generate() replaces None with the model's own setting, so it takes neutral values to switch something off.
         if config.repetition_penalty not in (None, 1.0):
             penalty = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
             processors.append(_AfterPrompt(penalty, ids.unsqueeze(0)))
@@ -381,22 +381,24 @@ class Backend(ABC):
         return self.model.generate(**inputs, generation_config=config, logits_processor=processors, streamer=streamer)
 
     def kv_cache_bytes(self, tokens: BeforeAfter) -> BeforeAfter:
-        """Bytes of keys and values that a prompt of so many tokens leaves in the cache, in the model's dtype."""
+        """Bytes of keys and values that a prompt of this many tokens leaves in the cache, in the model's dtype."""
         config = self.text_config
         heads = config.num_key_value_heads
         each = 2 * config.num_hidden_layers * heads * self._head_dim * self.dtype.itemsize
         return BeforeAfter(each * tokens.before, each * tokens.after)
 
     def prefill_flops(self, tokens: BeforeAfter) -> BeforeAfter:
-        """Floating-point operations of the language model's pass over a prompt: two a weight and token in the layers,
-        causal attention, and the output layer for the last token."""
+        """Floating-point operations of the language model's pass over a prompt.
+
+        Two per weight and token in the layers, causal attention, and the output layer for the last token.
+        """
         config = self.text_config
         linear = sum(
             parameter.numel()
             for name, parameter in self.model.get_decoder().named_parameters()
             if parameter.ndim == 2 and "embed_tokens" not in name
         )
-        # Scores and weighted values: two products of (S x d) with (S x d) a head, half of which the causal mask spares.
+        # Scores and weighted values: two (S x d) by (S x d) products per head, half of which the causal mask saves.
         attention = 2 * config.num_hidden_layers * config.num_attention_heads * self._head_dim
         last = 2 * config.hidden_size * config.vocab_size
 
@@ -412,7 +414,7 @@ class Backend(ABC):
 
 
 class Encoding:
-    """Temporal groups on their way through the vision encoder: they may come one by one."""
+    """Temporal groups on their way through the vision encoder; they may be added one by one."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -423,11 +425,11 @@ class Encoding:
         self._cells = (0, 0)
 
     def add(self, group: Tensor, source: int | None = None) -> None:
-        """The next group, (frames_per_group, 3, h, w) uint8 frames of `frame_size`.
+        """Add the next group, (frames_per_group, 3, h, w) uint8 frames of `frame_size`.
 
         Args:
-            source: the number of the group whose tokens it has: an earlier one that has its own, or this one; None is
-                this one.
+            source: the index of the group whose tokens it uses: an earlier one that has its own, or this one; None
+                means this one.
         """
         number = len(self._sources)
         self._cells = self._backend.cells((group.shape[2], group.shape[3]))
@@ -441,7 +443,7 @@ class Encoding:
 
     @torch.inference_mode()
     def end(self, seconds_per_frame: float) -> Encoded:
-        """All groups that came, each of whose frames stands for so many seconds."""
+        """All groups that were added, each frame standing for this many seconds."""
         if self._waiting:
             self._see()
         groups = len(self._sources)

@@ -1,4 +1,4 @@
-"""Loading: device, dtype and attention as they suit the machine; weights, tokenizer and settings of a folder."""
+"""Loading: device, dtype and attention that suit the machine; weights, tokenizer and settings from a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flashvlm.errors import ModelError, UsageError
 from flashvlm.precision import quick_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Where a Linux container says how much memory it may use and does use: cgroup version 2, then version 1.
+# Where Linux says how much memory a container may use and how much it does use: cgroup version 2, then version 1.
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (
@@ -32,7 +32,7 @@ def choose_device(device: str) -> str:
     """`auto` is CUDA, then MPS, then the CPU.
 
     Raises:
-        UsageError: a device that is not here.
+        UsageError: a device that this machine does not have.
     """
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
@@ -54,11 +54,11 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def choose_attention(device: str, dtype: torch.dtype, *, gaps: bool) -> str:
-    """FlashAttention 2 where it is installed and can be used, else torch's own scaled dot product.
+    """FlashAttention 2 if it is installed and can be used, else torch's own scaled dot product.
 
     Args:
-        gaps: the family hands positions with gaps to every attention layer. transformers' FlashAttention takes a gap
-            for the beginning of another sequence, so it is out of the question there.
+        gaps: whether the family passes positions with gaps to every attention layer. transformers' FlashAttention takes
+            a gap for the start of another sequence, so it cannot be used then.
     """
     from transformers.utils import is_flash_attn_2_available
 
@@ -68,7 +68,7 @@ def choose_attention(device: str, dtype: torch.dtype, *, gaps: bool) -> str:
 
 
 def read_settings(folder: Path, *names: str) -> dict[str, Any]:
-    """The first of these JSON files that `folder` has, as a dict; empty where it has none."""
+    """The first of these JSON files that `folder` has, as a dict; empty if it has none."""
     for name in names:
         path = folder / name
         if path.is_file():
@@ -83,13 +83,13 @@ def read_settings(folder: Path, *names: str) -> dict[str, Any]:
 
 
 def video_settings(folder: Path) -> dict[str, Any]:
-    """How the checkpoint wants its frames prepared, from the file that transformers takes it from."""
+    """How the checkpoint wants its frames prepared, from the file that transformers reads it from."""
     nested = read_settings(folder, "processor_config.json").get("video_processor")
     return nested or read_settings(folder, "video_preprocessor_config.json", "preprocessor_config.json")
 
 
 def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
-    """The checkpoint's tokenizer with its chat template: the processor's, then the tokenizer's own, then this one.
+    """The checkpoint's tokenizer with a chat template: the processor's, else the tokenizer's own, else `chat_template`.
 
     Raises:
         ModelError: no tokenizer that can be read, or no chat template at all.
@@ -97,7 +97,7 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        # The tokenizer classes raise whatever their files make them raise.
+        # Tokenizer classes raise whatever exception their files lead to.
         raise ModelError(f"The tokenizer in {folder} is missing or cannot be read.") from error
     if not (folder / "chat_template.jinja").is_file():
         # Older checkpoints keep the processor's template here.
@@ -112,7 +112,7 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
 def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dtype, attention: str) -> Any:
     """The model of the transformers class `model_class`, ready for inference: safetensors only, no remote code.
 
-    On a CPU and in the dtype of the files the weights are mapped from disk, not copied.
+    On a CPU, in the dtype of the files, the weights are mapped from disk, not copied.
 
     Raises:
         ModelError: weights that are missing, damaged, do not fit the class, or do not fit into memory.
@@ -162,7 +162,7 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def check_memory(folder: Path, device: str, dtype: torch.dtype) -> None:
-    """See that the weights fit, before anything is read.
+    """Check that the weights fit before they are read.
 
     Raises:
         ModelError: the weights in `dtype` are larger than the device's free memory, or their files are damaged.
@@ -178,10 +178,10 @@ def check_memory(folder: Path, device: str, dtype: torch.dtype) -> None:
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes of the folder's weights once loaded in `dtype`, read from the heads of its safetensors files.
+    """Bytes of the folder's weights once loaded in `dtype`, read from the headers of its safetensors files.
 
     Raises:
-        ModelError: a file whose head cannot be read, or that is shorter than its head says.
+        ModelError: a file whose header cannot be read, or that is shorter than its header says.
     """
     index = read_settings(folder, "model.safetensors.index.json")
     total = 0
@@ -207,7 +207,7 @@ def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that can still be taken on this device; None where the system does not say."""
+    """Bytes that can still be allocated on this device; None if the system does not say."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(device))[0]
     if device.startswith("mps"):
@@ -217,7 +217,7 @@ def free_memory(device: str) -> int | None:
     if known:
         return min(known)
     try:
-        # Where nothing says what is free, at least what there is.
+        # If nothing says how much is free, at least how much there is.
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
@@ -234,7 +234,7 @@ def _linux_memory() -> int | None:
 def _cgroup_memory(limit: str, used: str, statistics: str) -> int | None:
     try:
         counts = dict(line.split() for line in Path(statistics).read_text().splitlines())
-        # Pages of files count as used, and are given up for anything else.
+        # Pages of files count as used, but are given up when anything else needs the memory.
         reclaimable = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
         return int(Path(limit).read_text()) - int(Path(used).read_text()) + reclaimable
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Linear layers whose weights are laid out for the processor once, and not at every product."""
+"""Linear layers whose weights are laid out for the processor once instead of at every product."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from flashvlm.precision import quick_dtype
 
 
 def packed(module: Any) -> Any:
-    """A twin of `module` with the weights of its linear layers as oneDNN multiplies them; it shares everything else.
+    """A twin of `module` whose linear layers hold their weights in oneDNN's layout; it shares everything else.
 
-    The results are those of `module`. The twin has the weights as they are now, and takes as much memory again as
-    these. Where that is short, or nothing is gained (devices or dtypes that oneDNN does not multiply), there is no twin
-    but `module` itself.
+    It gives the results of `module`, with the weights as they are now, and takes as much memory again as these. If
+    memory is short or nothing is gained (devices or dtypes that oneDNN does not multiply), `module` itself is returned.
     """
     weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
     if not all(map(_gains, weights)):
@@ -30,7 +29,7 @@ def packed(module: Any) -> Any:
 
 
 def _gains(weight: Tensor) -> bool:
-    # The operators that torch's own compiler sets in when it freezes a model; they are no public interface.
+    # The operators that torch's own compiler inserts when it freezes a model; they are not a public interface.
     here = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
     on_cpu = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
     return here and on_cpu and quick_dtype(weight.device) == torch.bfloat16

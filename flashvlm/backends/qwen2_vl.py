@@ -1,4 +1,4 @@
-"""Qwen2-VL (arXiv 2409.12191): two frames a temporal group, 2x2 patches a token, M-RoPE positions."""
+"""Qwen2-VL (arXiv 2409.12191): two frames per temporal group, 2x2 patches per token, M-RoPE positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flashvlm.backends.packing import packed
 from flashvlm.backends.vision import Layout, layout, see
 from flashvlm.pixels import qwen2_vl_patches, smart_resize
 
-# What transformers' Qwen2VLVideoProcessor takes where a checkpoint says nothing.
+# Defaults of transformers' Qwen2VLVideoProcessor, for what a checkpoint does not set.
 MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -37,7 +37,7 @@ class Qwen2VL(Backend):
 
     @cached_property
     def encoder(self) -> Any:
-        """The vision encoder, laid out for this machine."""
+        """The vision encoder, with its weights laid out for this machine."""
         return packed(self.model.model.visual)
 
     @property
@@ -77,25 +77,25 @@ class Qwen2VL(Backend):
         groups, height, width = inputs["video_grid_thw"][0].tolist()
         patches = inputs["pixel_values_videos"].to(self.device, self.dtype).view(groups, height * width, -1)
         merge = self.vision.spatial_merge_size
-        # Patches come block by block, so each merged token's patches stand together.
+        # Patches are ordered block by block, so those of each merged token are adjacent.
         axes = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         places = [axis.view(height // merge, merge, width // merge, merge).transpose(1, 2).flatten() for axis in axes]
         return see(self.encoder, patches, torch.stack(places, dim=1), self.layout(height, width))
 
     def layout(self, height: int, width: int) -> Layout:
-        """Which of height x width patches of a group see each other: all."""
+        """Which of a group's height x width patches attend to each other: all."""
         merge = self.vision.spatial_merge_size
         return layout(height // merge, width // merge, merge, [True] * self.vision.depth)
 
     def times(self, encoded: Encoded) -> Tensor:
-        """The positions of the groups on the time axis, (groups,) int64 from 0: they are counted."""
+        """The positions of the groups on the time axis, (groups,) int64: 0, 1, 2, ..."""
         return torch.arange(encoded.groups)
 
     def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
         """M-RoPE as the checkpoints were trained: every part starts one past the highest position before it.
 
         transformers 5.x starts the text after a video at max(height, width) past the video's start instead, which is
-        the same while there are no more groups than that.
+        the same as long as there are no more groups than that.
         """
         begin = len(prompt.before)
         axes = (self.times(encoded), torch.arange(encoded.height), torch.arange(encoded.width))

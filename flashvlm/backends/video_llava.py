@@ -1,4 +1,4 @@
-"""Video-LLaVA (arXiv 2311.10122): eight frames, CLIP with a class token a frame, positions in one dimension."""
+"""Video-LLaVA (arXiv 2311.10122): eight frames, CLIP with a class token per frame, positions in one dimension."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from flashvlm.errors import ModelError
 from flashvlm.pixels import clip_pixels, shortest_edge_size
 from flashvlm.report import Area
 
-# What transformers' VideoLlavaVideoProcessor takes where a checkpoint says nothing.
+# Defaults of transformers' VideoLlavaVideoProcessor, for what a checkpoint does not set.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class VideoLlava(Backend):
-    """Every frame is resized by its shorter side and cut to its middle square, as the class's processor does.
+    """Every frame is resized by its shorter side and cropped to its middle square, as transformers' processor does.
 
-    Kept tokens have the positions they had: closed up, the demo model loses 16 to 24 points (docs/results.md).
+    Kept tokens keep their original positions: with positions closed up, the demo model loses 16 to 24 points
+    (docs/results.md).
 
     A still picture is a video of one frame and goes through the video tower. The class has a tower for pictures too; in
     the published checkpoint the two differ in little but the class token
@@ -57,7 +58,7 @@ class VideoLlava(Backend):
 
     @cached_property
     def encoder(self) -> tuple[Any, Any]:
-        """The video tower and the projector, laid out for this machine."""
+        """The video tower and the projector, with their weights laid out for this machine."""
         return packed(self.model.model.video_tower), packed(self.model.model.multi_modal_projector)
 
     @property
@@ -72,7 +73,7 @@ class VideoLlava(Backend):
         return shortest_edge_size(height, width, self.edge)
 
     def area(self, height: int, width: int) -> Area:
-        """The middle square, as far as whole patches fill it."""
+        """The part of the middle square that whole patches fill."""
         height, width = shortest_edge_size(height, width, self.edge)
         top, left = (height - self.side) // 2, (width - self.side) // 2
         side = self.side // self.vision.patch_size * self.vision.patch_size
@@ -94,12 +95,12 @@ class VideoLlava(Backend):
 
 
 def clip_features(tower: Any, pixels: Tensor, chosen: int | list[int]) -> tuple[Tensor, Tensor]:
-    """What a CLIP tower makes of frames, as its `vision_feature_layer` says, and the class token's attention.
+    """A CLIP tower's features of frames, from the layers of `vision_feature_layer`, and its class token's attention.
 
     Args:
         tower: transformers' `CLIPVisionModel`, or a twin of it (`packed`).
         pixels: (F, 3, h, w) frames.
-        chosen: the hidden state that is taken, or several, side by side; 0 is what goes into the first layer.
+        chosen: the hidden state to use, or several to concatenate; 0 is the input of the first layer.
 
     Returns:
         (F, 1 + P, C) features, the class token first, and their (F, 1 + P) saliency (`class_attention`).
@@ -108,7 +109,7 @@ def clip_features(tower: Any, pixels: Tensor, chosen: int | list[int]) -> tuple[
     numbers = [n % (len(layers) + 1) for n in ([chosen] if isinstance(chosen, int) else chosen)]
     deepest = max(*numbers, 1)
     hidden = [tower.pre_layrnorm(tower.embeddings(pixels))]
-    # What comes after the deepest layer asked for is not computed.
+    # Layers after the deepest one asked for are not computed.
     for layer in layers[:deepest]:
         hidden.append(layer(hidden[-1], attention_mask=None))
     features = torch.cat([hidden[number] for number in numbers], dim=-1)
@@ -117,14 +118,14 @@ def clip_features(tower: Any, pixels: Tensor, chosen: int | list[int]) -> tuple[
 
 
 def class_attention(attention: Any, hidden: Tensor) -> Tensor:
-    """The class token's row of attention in one layer, mean over heads: what it reads from itself and every patch.
+    """The class token's row of attention in one layer, averaged over heads: its attention to itself and every patch.
 
     Args:
         attention: the layer's attention module.
-        hidden: (F, 1 + P, C) its input, the class token first.
+        hidden: (F, 1 + P, C), its input, the class token first.
 
     Returns:
-        (F, 1 + P) float32, each row's sum 1.
+        (F, 1 + P) float32; each row sums to 1.
     """
     query = attention.q_proj(hidden[:, :1]).unflatten(-1, (attention.num_heads, -1))
     key = attention.k_proj(hidden).unflatten(-1, (attention.num_heads, -1))

@@ -1,12 +1,12 @@
-"""The forward of the vision encoders from the checkpoint's own modules and weights: transformers' result, faster.
+"""The vision encoders' forward pass with the checkpoint's own modules and weights: transformers' result, faster.
 
-Three things make it so. A few frames go through all layers before the next ones, so that what a layer leaves is still
-in the processor's cache when the next one reads it, and memory does not grow with the video. Frames, or windows, of one
-size attend in one call, where transformers makes one for each. And what is large only in passing (the inner layer of a
-perceptron, rotated positions in float32, attention scores) is made and used up piece by piece on a processor: in the
-cache, and in memory that the allocator has at hand, where larger pieces are fetched from the system page by page, and
-given back, every time. The patch embedding is the matrix product that its Conv3d stands for. (What linear layers gain
-from weights that are laid out once is in `packing`.)
+Three things make it faster. A few frames go through all layers before the next ones, so that a layer's output is still
+in the processor's cache when the next layer reads it, and memory does not grow with the video. Frames, or windows, of
+the same size attend in one call, where transformers makes one call for each. And on a CPU, large temporaries (the inner
+layer of an MLP, rotated positions in float32, attention scores) are made and used up piece by piece: in the cache, and
+in memory that the allocator has at hand, whereas larger pieces are fetched from the system page by page, and given
+back, every time. The patch embedding is computed as the matrix product that its Conv3d amounts to. (`packing` describes
+what linear layers gain from laying out their weights once.)
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from torch.nn import functional as F
 
 from flashvlm.precision import quick_dtype
 
-# How many attention scores are written out at once, or those of one head at least: on a processor as many as its cache
+# How many attention scores are written out at once (at least those of one head): on a CPU (True) as many as its cache
 # holds, elsewhere as many as keep the device busy.
 SCORES_AT_ONCE = {True: 2**20, False: 2**24}
-# How many patches pass a perceptron, or have their positions rotated, at once; elsewhere all do.
+# On a CPU, how many patches pass through an MLP, or are rotated, at once; elsewhere all are.
 PATCHES_IN_CACHE = 256
 
 
 @dataclass(frozen=True)
 class Layout:
-    """In which order the blocks hold the patches of one group, and which of them see each other.
+    """The order in which the blocks hold the patches of one group, and which of them attend to each other.
 
-    `order` (P,) int64 are the places of the patches in the encoder's input. `runs` says of the windows that stand one
-    after the other how many there are of what number of patches, `(count, size)`; P in all. `whole` (one per block)
-    says where all patches of the group see each other instead.
+    `order` (P,) int64 are the indices of the patches in the encoder's input. `runs` lists successive windows of equal
+    size as `(count, size)`, the size in patches; P patches in all. `whole` (one per block) says whether all patches of
+    the group attend to each other instead.
     """
 
     order: Tensor
@@ -42,21 +42,22 @@ class Layout:
     whole: tuple[bool, ...]
 
     def seen(self, block: int) -> tuple[tuple[int, int], ...]:
-        """The runs that hold in this block."""
+        """The runs that apply in this block."""
         return ((1, len(self.order)),) if self.whole[block] else self.runs
 
 
 def layout(rows: int, columns: int, merge: int, whole: Sequence[bool], side: int | None = None) -> Layout:
     """The layout of a group of `rows` x `columns` merged tokens, `merge`**2 patches each, in windows of `side` tokens.
 
-    Windows are cut off at the picture's lower and right edge; equal ones stand together. Without a side, there is one.
+    Windows are `side` tokens square, cut off at the picture's lower and right edges; equal ones are adjacent. Without a
+    side, there is one window.
     """
     side = side or max(rows, columns)
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     heights = (rows - row // side * side).clamp(max=side)
     widths = (columns - column // side * side).clamp(max=side)
     window = row // side * columns + column // side
-    # The sizes first, then the windows of each: tokens stay in order within one.
+    # Sorted by window size, then by window; tokens stay in order within a window.
     rank = ((heights * (side + 1) + widths) * rows * columns + window).flatten()
     tokens = rank.argsort(stable=True)
     sizes = torch.unique_consecutive(rank[tokens], return_counts=True)[1].tolist()
@@ -69,16 +70,17 @@ def layout(rows: int, columns: int, merge: int, whole: Sequence[bool], side: int
 
 
 def see(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """The vision encoder of Qwen2-VL or Qwen2.5-VL on groups of one size.
+    """Run the vision encoder of Qwen2-VL or Qwen2.5-VL on groups of the same size.
 
     Args:
-        visual: the encoder, a module of transformers.
-        patches: (G, P, values), those of one merged token next to each other.
+        visual: the encoder, a transformers module.
+        patches: (G, P, values), those of one merged token adjacent.
         places: (P, 2) int64, row and column of each.
 
     Returns:
         The merged tokens (G, P / merge**2, D), and how much attention each received from the others of its group (or of
-        its window, where the last block has windows), mean over heads and its patches: (G, P / merge**2) float32.
+        its window, if the last block has windows), averaged over heads and the token's patches: (G, P / merge**2)
+        float32.
     """
     order = layout.order.to(patches.device)
     groups, count, _ = patches.shape
@@ -88,7 +90,7 @@ def see(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> tuple[T
     last = len(visual.blocks) - 1
     for number, block in enumerate(visual.blocks):
         attention, runs = block.attn, layout.seen(number)
-        # (G, P, 3, heads, width of a head)
+        # (G, P, 3, heads, head width)
         states = attention.qkv(block.norm1(hidden)).view(groups, count, 3, attention.num_heads, -1)
         step = max(1, at_once // groups)
         for part, *angles in zip(states.split(step, 1), cos.split(step), sin.split(step), strict=True):
@@ -101,13 +103,13 @@ def see(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> tuple[T
             part += block.mlp(block.norm2(part))
     back = order.argsort()
     merge = visual.spatial_merge_size**2
-    # Patches of a token stay together, so that what moves tokens back can be told from every merge-th patch.
+    # A token's patches stay together, so every merge-th patch says where its token moves back to.
     tokens = visual.merger(hidden).view(groups, count // merge, -1)[:, back[::merge] // merge]
     return tokens, received[:, back].view(groups, -1, merge).mean(dim=2)
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotary positions in place, in float32 as transformers has them; `cos` and `sin` broadcast to `x`."""
+    """Apply rotary positions in place, in float32 like transformers; `cos` and `sin` broadcast to `x`."""
     left, right = x.float().chunk(2, dim=-1)
     # The two halves have the same angles.
     half = left.shape[-1]
@@ -117,7 +119,7 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
-    """Attention within each window: (G, P, heads, d) each, to (G, P, heads * d)."""
+    """Attention within each window, from (G, P, heads, d) each to (G, P, heads * d)."""
     parts = []
     quick = query.dtype == torch.bfloat16 and quick_dtype(query.device) == torch.bfloat16
     written_out = quick and query.device.type == "cpu"
@@ -128,8 +130,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, runs: Sequ
 
 
 def _mix(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """`scaled_dot_product_attention` of (B, heads, P, d), the scores in bfloat16 much as transformers' eager attention
-    has them: two thirds of the time of torch's own on a processor with AVX512-bf16."""
+    """`scaled_dot_product_attention` of (B, heads, P, d), with scores in bfloat16, much like transformers' eager code.
+
+    It takes two thirds of the time of torch's own on a CPU with AVX512-bf16.
+    """
     heads = (x.flatten(0, 1).contiguous() for x in (query * scaling, key, value))
     parts = zip(*(x.split(heads_at_once(query)) for x in heads), strict=True)
     mixed = [torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(dim=-1), v) for q, k, v in parts]
@@ -137,18 +141,18 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
 
 
 def heads_at_once(query: Tensor) -> int:
-    """The attention scores of how many heads of (B, heads, P, d) are written out together."""
+    """For how many heads of (B, heads, P, d) attention scores are written out together."""
     return max(1, SCORES_AT_ONCE[query.device.type == "cpu"] // query.shape[2] ** 2)
 
 
 def attention_received(query: Tensor, key: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
-    """How much attention each patch receives from the others that see it, mean over heads.
+    """How much attention each patch receives from the others in its window, averaged over heads.
 
     Args:
-        query, key: (G, P, heads, d), with their positions.
+        query, key: (G, P, heads, d), with rotary positions applied.
 
     Returns:
-        (G, P) float32, non-negative; zeros where a window is a single patch.
+        (G, P) float32, non-negative; 0 if a window is a single patch.
     """
     parts = []
     for queries, keys in _windows((query, key), runs):

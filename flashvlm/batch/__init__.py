@@ -1,4 +1,4 @@
-"""Many questions on many videos: rows in, a record a row out, and nothing done twice.
+"""Many questions on many videos: rows in, one record per row out, and nothing done twice.
 
 `rows` reads what is asked, `plan` groups it by video, `here` and `cluster` answer it, `records` keeps the answers.
 """

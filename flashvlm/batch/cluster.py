@@ -1,6 +1,6 @@
-"""Answering on a Ray cluster: a model a worker, a video's rows on one worker, a lost worker's rows on another.
+"""Answering on a Ray cluster: one model per worker, a video's rows on one worker, a lost worker's rows on another.
 
-Workers read the videos themselves, under the paths that the rows give: on several machines these lie on a shared disk.
+Workers read the videos themselves, by the paths in the rows: with several machines, these lie on a shared disk.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from flashvlm.batch.here import Answering
 from flashvlm.batch.plan import Group, Record
 from flashvlm.errors import FlashVLMError, UsageError, described
 
-# A video that so many workers were lost at is given up, and its rows get an error; and so is a cluster on which so many
-# workers, one after the other, are lost before they have loaded the model.
+# After this many lost workers a video is given up, and its rows get an error. If this many workers in a row are lost
+# before they have loaded the model, the cluster is given up.
 MOST_LOST = 3
-# Records are all that goes through Ray's object store: bytes of it on a machine of our own.
+# The size in bytes of Ray's object store on a cluster of our own: only records go through it.
 STORE_BYTES = 200 * 2**20
 
 
 class LostError(FlashVLMError):
-    """Workers were lost again and again."""
+    """Workers were lost repeatedly."""
 
 
 class Worker:
@@ -48,7 +48,7 @@ class Worker:
 
 @dataclass
 class _Task:
-    """A group at work on a worker, and the one that it decodes ahead and gets next."""
+    """A group that a worker is answering, and the one that it decodes ahead and gets next."""
 
     worker: Any
     group: Group
@@ -61,18 +61,18 @@ class _Task:
 
 
 class Cluster:
-    """An engine (see `run`): groups in, records out, in the order in which they come."""
+    """An engine (see `run`): groups in, records out, in the order in which they are ready."""
 
     def __init__(self, loading: dict[str, Any], address: str | None = None, workers: int | None = None) -> None:
         """Args:
             loading: the arguments of `VideoQA.from_pretrained`.
-            address: of the cluster; None is RAY_ADDRESS, or else a cluster on this machine for this run.
-            workers: how many models; None is one a GPU, or without any one a machine.
+            address: of the cluster; None is RAY_ADDRESS or, if that is not set, a cluster on this machine for this run.
+            workers: how many models; None is one per GPU or, without GPUs, one per machine.
 
         Raises:
-            UsageError: Ray is not installed, or no number of workers.
+            UsageError: Ray is not installed, or `workers` is less than 1.
         """  # fmt: skip
-        # Ray tells its makers of every cluster, unless told not to.
+        # Ray reports every cluster to its makers, unless told not to.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray
@@ -83,7 +83,7 @@ class Cluster:
         self._ray, self._loading, self._address, self._workers = ray, loading, address, workers
 
     def __call__(self, groups: Sequence[Group]) -> Iterator[Record]:
-        """Load the models; the iterator then answers.
+        """Load the models; the iterator that is returned answers.
 
         Raises:
             ModelError: the model is not available to a worker.
@@ -128,12 +128,12 @@ class Cluster:
         try:
             self._ray.init(address, logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True, **own)
         except Exception as error:
-            # Ray's errors here are of many classes and many lines.
+            # Ray's errors here have many classes and many lines.
             why = str(error).strip().split("\n")[0].rstrip(".")
             raise FlashVLMError(f"There is no Ray cluster at {address!r} that can be used: {why}.") from error
 
     def _share(self, groups: int) -> None:
-        """How many workers there are, and what each gets of the cluster."""
+        """Decide how many workers there are, and what each gets of the cluster."""
         there = self._ray.cluster_resources()
         cpus = there.get("CPU", 1.0)
         gpus = 0.0 if self._loading.get("device") == "cpu" else there.get("GPU", 0.0)
@@ -142,7 +142,7 @@ class Cluster:
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, int(cpus // self._count)))
         self._options = {
             "num_cpus": min(1.0, cpus / self._count),
-            # Whole shares of a GPU, so that none is too small for the last worker.
+            # A GPU is shared by a whole number of workers, so that the last one still finds a large enough share.
             "num_gpus": 1 / math.ceil(self._count / gpus) if gpus else 0,
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
         }
@@ -153,7 +153,7 @@ class Cluster:
         self._starting[worker.load.remote()] = worker
 
     def _next(self) -> Any:
-        """A worker's loading that ended, or a task that has a record or has ended."""
+        """Wait for a worker whose loading has ended, or a task that has a record or has ended."""
         return self._ray.wait([*self._starting, *self._tasks], num_returns=1)[0][0]
 
     def _started(self, loaded: Any) -> None:
@@ -173,13 +173,13 @@ class Cluster:
             self._idle.append(worker)
 
     def _give(self, worker: Any, group: Group) -> None:
-        # Decoding ahead is for a worker that others do not wait for.
+        # Decode ahead only if enough groups wait for the other workers.
         following = self._waiting.popleft() if len(self._waiting) >= self._count else None
         records = worker.records.options(num_returns="streaming").remote(group, following)
         self._tasks[records] = _Task(worker, group, following)
 
     def _progress(self, records: Any) -> Iterator[Record]:
-        """What a task has: its next record, its end, or the loss of its worker."""
+        """Handle what a task has: its next record, its end, or the loss of its worker."""
         task = self._tasks[records]
         try:
             record = self._ray.get(next(records))
@@ -203,7 +203,7 @@ class Cluster:
             yield record
 
     def _again(self, left: Group) -> Iterator[Record]:
-        """Have the rest of a lost worker's group done by another, or give it up."""
+        """Give the rest of a lost worker's group to another one, or give it up."""
         if not left.items:
             return
         lost = self._lost[left.view] = self._lost.get(left.view, 0) + 1

@@ -1,4 +1,4 @@
-"""Answering in one process: a video's questions together, the next video decoded meanwhile."""
+"""Answering in one process: a video's questions together, while the next video is decoded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from flashvlm.errors import described
 if TYPE_CHECKING:
     from flashvlm.pipeline import Decoded, VideoQA, Watched
 
-# Seconds that the end of a run waits for a video that is being decoded: a thread that is cut off inside the decoder
-# takes the whole process down with an abort.
+# How many seconds the end of a run waits for a video that is being decoded: a thread that is cut off inside the decoder
+# aborts the whole process.
 PATIENCE = 5.0
 
 
 class Answering:
-    """Answers groups with one model. At most two videos are held: the one at hand, and one that is decoded ahead."""
+    """Answers groups with one model. It holds at most two videos: the current one, and one that is decoded ahead."""
 
     def __init__(self, qa: VideoQA) -> None:
         self.qa = qa
@@ -27,19 +27,19 @@ class Answering:
         self._last: Future[Decoded | Watched] | None = None
 
     def close(self) -> None:
-        """Let a decoding that is under way come to its end, as far as that does not take long."""
+        """Let a decoding that is under way finish, if that does not take long."""
         if self._last is not None:
             wait([self._last], PATIENCE)
 
     def records(self, group: Group, following: Group | None = None) -> Iterator[Record]:
-        """A record an item of `group`, as each is there; `following` is decoded in the meantime.
+        """One record per item of `group`, each as soon as it is ready; `following` is decoded in the meantime.
 
-        Whatever goes wrong with a video or a question is its record's error, and the others go on.
+        Whatever goes wrong with a video or a question becomes its record's error, and the others go on.
         """
         future = self._begun(group)
         try:
             decoded = future.result()
-            # Not before: two videos decoded at once would take each other's time.
+            # Not earlier: two videos decoded at once would slow each other down.
             self._ahead = (following, self._begun(following)) if following else None
             watched = self.qa.encode(decoded)
         except Exception as error:
@@ -56,7 +56,7 @@ class Answering:
             yield record
 
     def _begun(self, group: Group) -> Future[Decoded | Watched]:
-        """The decoding of this group: the one under way, or one begun now."""
+        """The decoding of this group: the one under way, or a new one."""
         if self._ahead and self._ahead[0].view == group.view:
             ahead, self._ahead = self._ahead[1], None
             return ahead
@@ -65,7 +65,7 @@ class Answering:
 
 
 def answered(qa: VideoQA, groups: Sequence[Group]) -> Iterator[Record]:
-    """The records of all groups, in their order, as each is there."""
+    """The records of all groups, in their order, each as soon as it is ready."""
     answering = Answering(qa)
     try:
         for place, group in enumerate(groups):

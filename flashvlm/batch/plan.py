@@ -1,4 +1,4 @@
-"""What is to be done: rows made into questions with options, and those on one video put together."""
+"""What is to be done: rows turned into questions with options, and grouped by video."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One row to be answered: what its record begins with, the question, and its own options."""
+    """One row to be answered: the beginning of its record, the question, and its own options."""
 
     head: Record
     question: str
@@ -48,9 +48,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """All rows of a run. `settings` are those that every answer hangs on, and begin every key, as a digest.
+    """All rows of a run. `settings` are those that every answer depends on; their digest begins every key.
 
-    `refused` are the records of rows that make no sense; the others are in `items`, as (video, item), in their order.
+    `refused` are the records of rows that make no sense; the others are in `items`, as (video, item), in order.
     """
 
     settings: Record
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def run(self) -> str:
-        """What all keys begin with."""
+        """What every key begins with."""
         return _digest(self.settings)[: DIGITS // 2]
 
     @property
@@ -67,8 +67,7 @@ class Plan:
         return [item.key for _, item in self.items] + [record["key"] for record in self.refused]
 
     def groups(self, skipped: set[str]) -> list[Group]:
-        """The items whose keys are not `skipped`, those that share a video and its frames together, in the order in
-        which each of these comes first."""
+        """The items whose keys are not `skipped`, grouped by video and frames, ordered by each group's first item."""
         gathered: dict[str, list[tuple[str, Item]]] = {}
         for video, item in self.items:
             if item.key not in skipped:
@@ -79,19 +78,19 @@ class Plan:
 
 
 def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], folder: Path | None) -> Plan:
-    """Read every row.
+    """Turn every row into an item, or refuse it.
 
-    A row is known by a digest of its columns, and of several alike by which of them it is: what is added, taken out or
-    moved elsewhere in the input changes no other row.
+    A row is identified by a digest of its columns and, among identical rows, by which of them it is: adding, removing
+    or moving other rows changes nothing for it.
 
     Args:
-        options: what a row does not say itself.
+        options: what applies unless a row says otherwise.
         model: the name, the revision and the dtype asked for.
         folder: what paths in the rows are relative to; None is the current folder.
     """
     weights = models.fingerprint_here(model["model"])
     settings = {**model, "weights": weights, **asdict(options), "keep": str(options.keep)}
-    # Where features come from, and when they are made, changes no answer.
+    # Where features come from, and when they are made, does not change any answer.
     del settings["cache"], settings["overlap"]
     plan = Plan(settings, (), ())
     run = plan.run
@@ -114,7 +113,7 @@ def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], f
 
 
 def _asked(columns: dict[str, Any], options: AskOptions) -> tuple[str, str, AskOptions]:
-    """The video, the question and the options of a row; what is empty there says nothing."""
+    """The video, the question and the options of a row; an empty option counts as not given."""
     for name in ("video", "question"):
         value = columns.get(name)
         if value is None:

@@ -1,4 +1,4 @@
-"""The file of records: whole lines only, each row's once; one run at a time, that goes on where another stopped."""
+"""The file of records: whole lines, one per row; one run at a time writes it, and continues where another stopped."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from flashvlm.batch.plan import DIGITS, Plan, Record
 from flashvlm.errors import FlashVLMError, UsageError
 from flashvlm.files import held
 
-# A kill loses nothing that was written; a power cut loses at most so many seconds of it.
+# A kill loses nothing that was written; a power cut loses at most this many seconds of it.
 SYNC_SECONDS = 1.0
-# The settings that a row may have of its own, in columns of these names.
+# The settings that a row may override, in columns of these names.
 OWN = ("keep", "selector", "start", "end")
 
 
 def line_of(record: Record) -> bytes:
-    """A record as a line of JSON in UTF-8; what is no Unicode (a file name's stray byte) as the escape \\udcXX."""
+    """A record as a line of JSON in UTF-8; what is not Unicode (a file name's stray byte) is escaped as \\udcXX."""
     return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 class Records:
     """The file at `path` during one run of `plan`, locked against others.
 
-    `answered` and `failed` are the keys of the plan that it already has, with an answer or an error; `others` counts
-    records of rows that the plan does not have. They stay.
+    `answered` and `failed` are the keys of the plan that the file already has, with an answer or an error; `others`
+    counts records of rows that are not in the plan. They stay.
     """
 
     def __init__(self, path: Path, plan: Plan, *, retry_failed: bool = False) -> None:
-        """Open or begin the file; what a killed run left half-written at its end is dropped.
+        """Open or create the file; what a killed run left half-written at its end is dropped.
 
         Args:
-            retry_failed: take out the records of rows that failed, so that they can be tried again.
+            retry_failed: remove the records of rows that failed, so that they can be tried again.
 
         Raises:
-            UsageError: another run writes to it, it holds something else, or records made with other settings; the
-                message names the first that differs, where records tell.
+            UsageError: another run writes to it, or it holds something else or records made with other settings; the
+                message names the first setting that differs, if the records show it.
         """
         self.path = path
-        # What takes the file's place lies beside the file itself, by whatever link it was named.
+        # A file that replaces it is written beside the real file, whatever link names it.
         self._real = Path(os.path.realpath(path))
         self.answered: set[str] = set()
         self.failed: set[str] = set()
@@ -100,12 +100,12 @@ class Records:
             raise UsageError(f"{self.path} cannot be written: {error.strerror}.") from error
 
     def _read(self, plan: Plan) -> int:
-        """Sort the records that are there; where the last whole one ends."""
+        """Sort the records that are there; returns the offset at which the last whole one ends."""
         keys = set(plan.keys)
         end = 0
         for number, line in enumerate(self._lines(), start=1):
             if not line.endswith(b"\n"):
-                # Only what could have become a record is dropped.
+                # A partial first line is dropped only if it could have become a record.
                 if not end and not line.startswith(b'{"key": "'[: len(line)]):
                     raise self._foreign(number)
                 break
@@ -149,7 +149,7 @@ class Records:
         raise UsageError(f"{self.path} holds records made with other settings: {what}; give another file.")
 
     def _take_out_failed(self) -> None:
-        """Write the file anew without the plan's failed rows, and put it in place of the old one."""
+        """Rewrite the file without the plan's failed rows, and replace the old one."""
         handle, beside = tempfile.mkstemp(".tmp", f".{self._real.name}.", self._real.parent)
         try:
             with open(handle, "wb") as file:
@@ -170,7 +170,7 @@ class Records:
 
 
 def _flat(settings: Record) -> Record:
-    """Settings with those of the sampling among them."""
+    """Settings with those of the sampling moved to the top level."""
     return {**settings, **settings.get("sampling", {}), "sampling": None}
 
 

@@ -18,9 +18,9 @@ from flashvlm.units import plural
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 CSV_SUFFIXES = (".csv",)
-# Columns of a user may be long: a whole transcript, say.
+# A user's columns may be long: a whole transcript, say.
 LONGEST_CELL = 2**27
-# Of a first line that names no columns so many characters are told.
+# How many characters of a first line without the column names an error shows.
 SHOWN = 60
 
 
@@ -28,7 +28,7 @@ SHOWN = 60
 class Row:
     """One row as it was given: the number of its line (or of its question), and its columns by name.
 
-    Where the line cannot be read, `columns` is what stood there, and `error` says in a sentence what is wrong with it.
+    If the line cannot be read, `columns` is what was there, and `error` says in a sentence what is wrong with it.
     """
 
     line: int
@@ -37,10 +37,10 @@ class Row:
 
 
 def of_file(path: Path) -> list[Row]:
-    """The rows of a JSONL or CSV file, by its suffix.
+    """The rows of a JSONL or CSV file; its suffix says which it is.
 
     Raises:
-        UsageError: it cannot be read, or holds no row.
+        UsageError: it cannot be read, or holds no rows.
     """
     try:
         content = path.read_bytes()
@@ -52,10 +52,10 @@ def of_file(path: Path) -> list[Row]:
 
 
 def of_stream(content: bytes) -> list[Row]:
-    """The rows of standard input: lines of JSON where it begins with `{`, else a CSV table.
+    """The rows of standard input: lines of JSON if it begins with `{`, else a CSV table.
 
     Raises:
-        UsageError: it cannot be read, or holds no row.
+        UsageError: it cannot be read, or holds no rows.
     """
     begin = content.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not begin:
@@ -64,14 +64,14 @@ def of_stream(content: bytes) -> list[Row]:
 
 
 def of_videos(patterns: Sequence[str], questions: Sequence[str]) -> list[Row]:
-    """Every question on every video that a path or pattern (`clips/*.mp4`, `**` for folders in folders) names.
+    """Every question on every video that a path or pattern names (`clips/*.mp4`, `**` for nested folders).
 
     Raises:
-        UsageError: a pattern that no file matches, or a folder.
+        UsageError: no file matches a pattern, or one names a folder.
     """
     videos: dict[str, None] = {}
     for pattern in patterns:
-        # A file may have the very name, brackets and all.
+        # A file may have exactly this name, brackets and all.
         found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
         if found == [pattern] and Path(pattern).is_dir():
             raise UsageError(

@@ -1,4 +1,4 @@
-"""A run over a plan: what is left to do, each record kept as it comes, and how far it is."""
+"""A run over a plan: what is left to do, each record stored as it comes, and the progress."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from flashvlm.batch.plan import Group, Plan, Record
 from flashvlm.batch.records import Records
 
-# Loads what it needs when it is called, and answers while it is read.
+# Loads what it needs when it is called, and answers while the iterator is read.
 Engine = Callable[[Sequence[Group]], Iterator[Record]]
 
 
 class Run:
-    """The rows of a plan that have no record yet. The counts tell how far it is; times are in seconds."""
+    """The rows of a plan that have no record yet. The counts show the progress; times are in seconds."""
 
     def __init__(self, plan: Plan, records: Records | None = None) -> None:
-        """`records` is where records are kept, and those of earlier runs are; None keeps none."""
+        """`records` is where records are stored and those of earlier runs are found; None stores nothing."""
         self.plan, self.records = plan, records
         before = records.answered | records.failed if records else set()
         self.groups = plan.groups(before)
@@ -40,12 +40,12 @@ class Run:
 
     @property
     def done(self) -> int:
-        """How many rows have one, those of earlier runs among them."""
+        """How many rows have a record, including those of earlier runs."""
         return self.total - self.to_do
 
     @property
     def unanswered(self) -> int:
-        """How many rows have an error for an answer, those of earlier runs among them."""
+        """How many rows have an error instead of an answer, including those of earlier runs."""
         return self.failed.total() + self.failed_before
 
     @property
@@ -58,16 +58,16 @@ class Run:
 
     @property
     def seconds_to_go(self) -> float | None:
-        """At the pace so far; None before there is one."""
+        """The time left at the pace so far; None before there is one."""
         return self.seconds / self._given * len(self._left) if self._given else None
 
     def answer(self, engine: Engine) -> Iterator[Record]:
-        """Every record that is missing, as soon as it is there and kept.
+        """Every record that is missing, as soon as it is there and stored.
 
         Raises:
-            FlashVLMError: a record cannot be kept.
+            FlashVLMError: a record cannot be stored.
         """
-        # Before any record: a model that cannot be loaded is no row's error.
+        # Before any record: a model that cannot be loaded is not a row's error.
         records = engine(self.groups) if self.groups else iter(())
         self._begin = time.monotonic()
         while self.refused:

@@ -1,1 +1,1 @@
-"""Measuring: data sets of questions, scoring, accuracy against budget, and the cost of selection."""
+"""Benchmarks: data sets of questions, scoring, accuracy against budget, speed, and the cost of selection."""

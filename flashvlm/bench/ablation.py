@@ -1,6 +1,6 @@
-"""The selector `flashvlm` with one part left out, weighed otherwise, or in its published form: what each part earns.
+"""The selector `flashvlm` with one part left out, weighted differently or in its published form, to see what it earns.
 
-`flashvlm bench accuracy --selectors flashvlm,ablations` measures them beside the whole.
+`flashvlm bench accuracy --selectors flashvlm,ablations` compares them with the full selector.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from flashvlm.selection.inputs import Inputs
     from flashvlm.selection.result import Selection
 
-# Name -> the fields of the recipe that are not as in the whole; of those without any there is a function below.
+# Name -> the recipe fields that differ from the full selector; names without any have a function below.
 _RECIPES: dict[str, dict[str, Any]] = {
     "no-relevance": {"relevance": 0.0, "named": 0.0},
     "relevance-0.5": {"relevance": 0.5},
@@ -43,7 +43,7 @@ def ablated(name: str, inputs: Inputs) -> Selection:
 
 
 def _sharpened(inputs: Inputs) -> Selection:
-    """Relevance sharpened as published, fused with novelty and saliency where the paper has saliency alone."""
+    """Relevance sharpened as published, fused with novelty and saliency (the paper fuses it with saliency alone)."""
     import torch
 
     from flashvlm.selection import flashvlm as whole
@@ -71,7 +71,7 @@ def _sharpened(inputs: Inputs) -> Selection:
 
 
 def _split(inputs: Inputs) -> Selection:
-    """Half of the budget to the highest weights, as the paper has it; the other half as the whole would choose."""
+    """Half of the budget for the highest weights, as in the paper; the other half as the full selector would choose."""
     from dataclasses import replace
 
     import torch
@@ -83,7 +83,7 @@ def _split(inputs: Inputs) -> Selection:
     half = inputs.budget // 2
     highest = whole.scores.argsort(descending=True, stable=True)[:half]
     other = flashvlm(replace(inputs, budget=inputs.budget - half)).indices
-    # What both choose leaves room for the next ones of the whole.
+    # Tokens that both halves choose leave room for the full selector's next ones.
     ranked = torch.cat([highest, other, whole.indices])
     seen: dict[int, None] = dict.fromkeys(ranked.tolist())
     return Selection.of(inputs, torch.tensor(list(seen)[: inputs.budget], device=ranked.device), scores=whole.scores)

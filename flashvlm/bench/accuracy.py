@@ -1,7 +1,7 @@
-"""Accuracy against budget: each video decoded and encoded once, each question answered from every selection. (A second
-look, with `look="twice"`, is had for each question, the true one.)
+"""Accuracy against budget: each video decoded and encoded once, each question answered from every selection.
 
-A `Run` gathers a record a question as they come, in a file that it can go on with; `summarise` makes the table.
+With `look="twice"`, the second look is taken once per question, always for the true one. A `Run` collects one record
+per question, in a file that it can continue from; `summarise` makes the table.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from flashvlm.selection.result import Selection
 
 UNPRUNED = "100%"
-# One batch of answers holds at most so many tokens, or one answer.
+# A batch of answers holds at most this many tokens, or a single answer.
 BATCH_TOKENS = 2**15
 
 Record = dict[str, Any]
@@ -59,11 +59,11 @@ Record = dict[str, Any]
 class Settings:
     """What an accuracy run measures, apart from which videos.
 
-    `keep` are budgets as `Keep.parse` reads them; the unpruned model is measured whether it is among them or not.
+    `keep` holds budgets as `Keep.parse` reads them; the unpruned model is measured whether it is among them or not.
     `words`: selectors get the words of the `question`, or of an `unrelated` one. `noise`: selectors get tokens with
-    Gaussian noise of this share of each token's norm. The model gets the true question and the clean tokens all the
-    same, so that under noise no selector merges by itself. `merge`: the kept vectors are averaged with the dropped ones
-    that they stand for. `frames`, `max_frames`, `max_pixels`, `encode`, `seek` and `look` are those of `AskOptions`.
+    Gaussian noise of this share of each token's norm. The model still gets the true question and the clean tokens, so
+    under noise no selector's own merging takes effect. `merge`: dropped tokens are averaged into the kept ones that
+    stand for them. `frames`, `max_frames`, `max_pixels`, `encode`, `seek` and `look` are those of `AskOptions`.
 
     Raises:
         UsageError: a value that makes no sense.
@@ -122,16 +122,16 @@ class Settings:
 
     @property
     def hampered(self) -> bool:
-        """Whether selectors go by other words, noisy tokens or another metric than `flashvlm ask` has by default."""
+        """Whether selectors get other words, noisy tokens or another metric than `flashvlm ask` uses by default."""
         return (self.words, self.noise, self.metric) != (Settings.words, Settings.noise, Settings.metric)
 
     @property
     def budgets(self) -> tuple[str, ...]:
-        """The budgets that prune, each once, in the order given."""
+        """The budgets that prune, without duplicates, in the order given."""
         return tuple(dict.fromkeys(text for text in self.keep if Keep.parse(text).share != 1))
 
     def identity(self, data: DataSet) -> dict[str, Any]:
-        """All that results hang on, as JSON: results with the same may stand in one file."""
+        """Everything that results depend on, as JSON; results with the same identity may share a file."""
         return {
             **data.identity,
             **asdict(self),
@@ -144,11 +144,13 @@ class Settings:
 
 
 def resolved(device: str, dtype: str) -> tuple[str, str]:
-    """The device and dtype that `auto` stands for here. On the CPU that is float32: as fast as bfloat16 on the demo
-    model, and answers do not hang on the machine.
+    """The device and dtype to use, with `auto` resolved.
+
+    On the CPU, the dtype `auto` is float32: it is as fast as bfloat16 on the demo model, and answers do not depend on
+    the machine.
 
     Raises:
-        UsageError: a device that is not here.
+        UsageError: the device is not available.
     """
     from flashvlm.backends.base import choose_device, choose_dtype
 
@@ -161,15 +163,15 @@ def resolved(device: str, dtype: str) -> tuple[str, str]:
 class Run:
     """An accuracy run over the videos `numbers` of a data set.
 
-    `records` holds a record a question: those that the file of results has already, and those that `answer` adds. The
-    file is held until the end of the context.
+    `records` holds one record per question: those already in the results file, and those that `answer` adds. The file
+    stays locked until the context ends.
     """
 
     def __init__(self, settings: Settings, data: DataSet, numbers: Sequence[int], results: Path | None = None) -> None:
-        """Begin, or go on with what the file `results` holds.
+        """Begin, or continue from the file `results`.
 
         Raises:
-            UsageError: `results` holds something else, was made with other settings, or another run writes to it.
+            UsageError: `results` holds something else, was made with other settings, or is in use by another run.
             ModelError: the model is not available.
         """
         self.settings, self.data, self.numbers = settings, data, numbers
@@ -182,7 +184,7 @@ class Run:
         begun = {number for number, _ in done}
         self._jobs: list[Job] = []
         for number in numbers:
-            # Some clips take long to make up: one that is not begun is left to `answer`.
+            # Some clips take long to generate, so those without a record yet are left to `answer`.
             if number not in begun:
                 self._jobs.append((number, None))
             elif left := tuple(p for p in range(len(data.questions(number))) if (number, p) not in done):
@@ -204,7 +206,7 @@ class Run:
         return len(self.numbers) - self._left
 
     def answer(self, workers: int = 1) -> Iterator[None]:
-        """Answer what is left, in `workers` processes; one step a video, which is written as soon as it is finished.
+        """Answer what is left in `workers` processes: one step per video, written as soon as it is finished.
 
         Raises:
             VideoError: a video cannot be read.
@@ -218,12 +220,12 @@ class Run:
                 yield
 
     def table(self) -> dict[str, Any]:
-        """`summarise` of all records, with the settings that they hang on."""
+        """`summarise` of all records, with the settings that they depend on."""
         table = summarise(self.settings, self.data, self.records)
         return {**table, "settings": self.identity, "begin": self.numbers[0], "end": self.numbers[-1]}
 
 
-# A video, and those of its questions that are to be answered; None for all.
+# A video, and which of its questions to answer (None: all of them).
 Job = tuple[int, tuple[int, ...] | None]
 
 
@@ -248,7 +250,7 @@ def _finished(settings: Settings, data: DataSet, jobs: Sequence[Job], workers: i
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes that are started in here ignore an interrupt from the keyboard, which is for their parent to handle."""
+    """Make processes that start in this context ignore Ctrl-C, which is for their parent to handle."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -272,7 +274,7 @@ def _start_worker(settings: Settings, data: DataSet, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed tells its workers nothing, and they would wait for work for ever."""
+    """Exit when the parent does: workers are not notified if it is killed, and would wait for work forever."""
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -293,7 +295,7 @@ def load(settings: Settings) -> VideoQA:
 def measure(
     qa: VideoQA, settings: Settings, data: DataSet, number: int, places: Sequence[int] | None = None
 ) -> list[Record]:
-    """Answer the questions `places` on video `number`, or all of them, unpruned and from every selection.
+    """Answer the questions `places` (None: all) about video `number`, unpruned and from every selection.
 
     Raises:
         VideoError: the video cannot be read.
@@ -328,7 +330,7 @@ def measure(
 def _answers(
     qa: VideoQA, settings: Settings, data: DataSet, encoded: Encoded, number: int, place: int
 ) -> tuple[Record, dict[str, dict[str, Record]]]:
-    """What the model says with all tokens, and from each selection: by budget, then selector."""
+    """The model's answers with all tokens, and from each selection (by budget, then selector)."""
     import torch
 
     asked = data.questions(number)[place]
@@ -337,7 +339,7 @@ def _answers(
     words = own_words if settings.words == "question" else qa.backend.words(data.unrelated(number, asked))
     seen = _noisy(encoded.tokens, settings.noise, seed=number)
     pruned: dict[str, dict[str, Record]] = {}
-    # Answers from equally many tokens are generated as one batch.
+    # Answers from the same number of tokens are generated as one batch.
     batches: dict[int, list[tuple[Record, Tensor, Tensor]]] = {}
     for budget in settings.budgets:
         pruned[budget] = {}
@@ -406,7 +408,7 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
 
 
 def _noisy(tokens: Tensor, share: float, seed: int) -> Tensor:
-    """(N, D) tokens with Gaussian noise whose length is about `share` of each token's own; themselves at 0."""
+    """(N, D) tokens with Gaussian noise of about `share` of each token's own length; unchanged at 0."""
     import torch
 
     if not share:
@@ -419,11 +421,12 @@ def _noisy(tokens: Tensor, share: float, seed: int) -> Tensor:
 def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> dict[str, Any]:
     """The table: overall and by family, the unpruned model and every selector at every budget.
 
-    Every row has `accuracy` with its 95 % interval, `retention` (the share of the unpruned accuracy on the same
-    questions) and `difference` in accuracy to the first selector at the same budget, with paired bootstrap intervals;
-    `tie` says that the interval of the difference holds 0. `kept` is the mean share of tokens, `seconds` the median
-    time of the selection, `delta` the mean of the coverage radius. Where selectors are `hampered`, `same` is the mean
-    share of the kept tokens that they keep otherwise, too.
+    Every row has `accuracy` with its 95 % interval. Rows of selectors also have `retention` (the share of the unpruned
+    accuracy on the same questions) and, except for the first selector, `difference` in accuracy to the first selector
+    at the same budget, both with paired bootstrap intervals; `tie` says that the interval of the difference includes 0.
+    Overall rows have `kept` (mean share of tokens), `seconds` (median time of the selection) and `delta` (mean coverage
+    radius) and, if selectors are `hampered`, `same`: the mean share of the kept tokens that they would also keep
+    otherwise.
     """
     records = sorted(records, key=lambda record: (record["clip"], record["question"]))
     columns = [(budget, selector) for budget in settings.budgets for selector in settings.selectors]

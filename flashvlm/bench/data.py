@@ -1,4 +1,4 @@
-"""Data sets: questions on videos, with the right answers. Imports neither torch nor transformers."""
+"""Data sets: questions about videos, with the right answers. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from flashvlm.errors import UsageError
 
-# Words that questions share whatever they ask about.
+# Words that any question may have, whatever it asks about.
 FUNCTION_WORDS = frozenset(
     {
         *("a", "an", "the", "this", "that", "these", "those", "it", "you", "there", "and", "or", "many", "much"),
@@ -23,15 +23,15 @@ FUNCTION_WORDS = frozenset(
     }
 )
 UNRELATED_WITHIN = 200
-# Generated clips of one run, where nobody says how many.
+# How many generated clips a run has by default.
 GENERATED_LIMIT = 300
-# Beyond so many, a run would be planned for longer than anyone waits.
+# More than this would take longer than anyone waits.
 GENERATED_MOST = 100_000
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One question and its right answer; `choices` are the answers to choose from, none where it is open."""
+    """One question and its right answer; `choices` are the answers to choose from, empty for an open question."""
 
     text: str
     answer: str
@@ -40,7 +40,7 @@ class Asked:
 
 
 class DataSet(ABC):
-    """Videos by number, each with its questions. `begin` is the first number of what is reported."""
+    """Videos by number, each with its questions. `begin` is the first number used for reported results."""
 
     name: str
     begin: int = 0
@@ -48,16 +48,16 @@ class DataSet(ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this data set from others, as JSON."""
+        """What distinguishes this data set from others, as JSON."""
         return {"data": self.name}
 
     @property
     def count(self) -> int | None:
-        """How many videos there are; None where they never end."""
+        """How many videos there are; None if there is no limit."""
         return None
 
     def numbers(self, begin: int | None = None, limit: int | None = None) -> range:
-        """At most `limit` videos from number `begin` on; the data set's own where None.
+        """At most `limit` videos starting at number `begin`; None stands for the data set's defaults.
 
         Raises:
             UsageError: there are none, or more than a run can take.
@@ -74,16 +74,17 @@ class DataSet(ABC):
 
     @abstractmethod
     def questions(self, number: int) -> tuple[Asked, ...]:
-        """What is asked about video `number`; the video itself is not touched."""
+        """The questions about video `number`; the video itself is not touched."""
 
     @abstractmethod
     def video(self, number: int, folder: Path) -> Path:
-        """The file of video `number`, written into `folder` where it is made up."""
+        """The file of video `number`, written into `folder` if it is generated."""
 
     def unrelated(self, number: int, asked: Asked) -> str:
-        """The next question in the data set, on any video, of another family and with no content word in common.
+        """The next question in the data set, of any video, of another family and with no content word in common.
 
-        Where none is near, the next that reads otherwise; the question itself where there is no other.
+        If there is none nearby, the next one with a different text; if there is none of these either, the question
+        itself.
         """
         total = self.count or number + UNRELATED_WITHIN + 1
         near = [(number + step) % total for step in range(1, min(total, UNRELATED_WITHIN) + 1)]
@@ -104,22 +105,24 @@ def content_words(text: str) -> set[str]:
 
 
 class Lines(DataSet):
-    """A JSONL file: a line is `{"video", "question", "answer"}`, with `"choices"` (a list of texts, the answer one of
-    them or its letter) and `"family"` where it has them. Video paths are relative to the file. Lines on one video are
-    asked together."""
+    """A JSONL file of questions, one `{"video", "question", "answer"}` per line.
+
+    Optional keys are `"choices"` (a list of texts; the answer is one of them or its letter) and `"family"`. Video paths
+    are relative to the file. Lines about the same video are asked together.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the file.
 
         Raises:
-            UsageError: it is missing, empty, or has a line that cannot be used or names a video that is not there; the
-                message names the line.
+            UsageError: it is missing, unreadable or empty, or a line is invalid or names a missing video; the message
+                names the line.
         """
         self.name = str(path)
         self._asked: dict[Path, list[Asked]] = {}
         try:
             content = path.read_bytes()
-            # Lines end at line feeds alone: JSON may hold other separators as they are.
+            # Only line feeds end a line: JSON may contain other separators unescaped.
             lines = content.decode("utf-8-sig").split("\n")
         except FileNotFoundError:
             raise UsageError(f"{self.name}: there is no such file.") from None
@@ -135,7 +138,7 @@ class Lines(DataSet):
         if not self._asked:
             raise UsageError(f"{self.name} holds no question.")
         self._videos = tuple(self._asked)
-        # A video put in another's place is most likely of another size.
+        # A replaced video most likely has another size.
         sizes = [video.stat().st_size for video in self._videos]
         self._digests = [hashlib.sha256(part).hexdigest()[:16] for part in (content, repr(sizes).encode())]
 

@@ -14,7 +14,7 @@ NAMES = (*GENERATED, EasyVQA.name)
 
 
 def data_set(name: str, questions: int = 1) -> DataSet:
-    """The data set of that name, or the JSONL file; a generated one with so many questions a clip.
+    """The data set of that name, or the JSONL file; `questions` is the number per clip in a generated one.
 
     Raises:
         UsageError: there is none, or it cannot be used.

@@ -1,7 +1,7 @@
 """The data set `easy-vqa`: the test split of https://pypi.org/project/easy-vqa, which training never sees.
 
-1,000 images of one plain coloured shape each, and 9,673 questions that nobody here wrote. Imports neither torch nor
-transformers.
+1,000 images of one plain coloured shape each, and 9,673 questions not written for this project. Imports neither torch
+nor transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flashvlm.errors import UsageError
 
 
 class EasyVQA(DataSet):
-    """An image a video, with all of its questions: on its `shape`, its `colour`, or to be answered by `yes or no`."""
+    """Each image as a video, with all of its questions: about its `shape`, its `colour`, or with answer `yes or no`."""
 
     name = "easy-vqa"
     # The answers that the package lists.
@@ -67,7 +67,7 @@ class EasyVQA(DataSet):
 
 
 def _family(text: str) -> str:
-    """`what color is the triangle?` is of the family `colour`, `what is the blue shape?` of `shape`."""
+    """The family of a question: `what color is the triangle?` is `colour`, `what is the blue shape?` is `shape`."""
     words = text.strip("?").split()
     if words[0] != "what":
         return "yes or no"

@@ -1,4 +1,4 @@
-"""Made-up footage of any size and length to measure speed on, as H.264 files: what matters to it is how much changes.
+"""Synthetic footage of any size and length for measuring speed, as H.264 files: what matters is how much changes.
 
 Imports neither torch nor transformers.
 """
@@ -19,25 +19,27 @@ from flashvlm.errors import UsageError
 
 KINDS = ("moving", "still", "screen")
 SEED = 20251222
-# Pictures of larger ones do not fit in memory everywhere.
+# Larger frames do not fit in memory everywhere.
 LARGEST_SIDE = 8192
-# The thing that moves is this part of the shorter side; the camera goes round once in so many seconds.
+# The size of the moving object, as a share of the shorter side; and how many seconds the camera takes for one round.
 THING_SHARE = 0.25
 ROUND_SECONDS = 12.0
 MARGIN_SHARE = 0.15
-# A page of a screen recording stays for so many seconds.
+# How many seconds a page of a screen recording stays.
 PAGE_SECONDS = 8.0
-# A thing crosses the picture of a camera that stands still in these parts of the clip.
+# When an object crosses the picture of the still camera, as fractions of the clip.
 CROSSING = (0.4, 0.6)
 
 
 @dataclass(frozen=True)
 class Footage:
-    """What to film. `moving`: camera and thing move all the time. `still`: the camera stands still, and a thing crosses
-    the picture in a fifth of the time. `screen`: pages of text, one after the other.
+    """What to film.
+
+    `moving`: camera and object move all the time. `still`: the camera stands still, and an object crosses the picture
+    during a fifth of the time. `screen`: pages of text, one after the other.
 
     Raises:
-        UsageError: a kind that there is not, or sizes that no video has.
+        UsageError: an unknown kind, or a size or length that is not possible.
     """
 
     kind: str = "moving"

@@ -1,4 +1,4 @@
-"""How much memory something takes at its peak: on Linux for the process, on CUDA for the device."""
+"""Peak memory of a call: of the process on Linux, of the device on CUDA."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def measurable(device: str = "cpu") -> bool:
-    """Whether this system tells what a call takes."""
+    """Whether this system can report the peak memory of a call."""
     return device.startswith("cuda") or CLEAR.exists()
 
 
 def peak(call: Callable[[], Any], device: str = "cpu") -> int | None:
-    """The most memory that `call` takes on top of what is in use before it, in bytes; None where nothing tells.
+    """The peak memory of `call` beyond what was in use before it, in bytes; None if it cannot be measured.
 
-    On the CPU that is the process's resident memory, pages of mapped files among it, its high-water mark set back
-    before the call; on CUDA what torch has allocated on the device.
+    On the CPU this is the process's resident memory, pages of mapped files included, with its high-water mark reset
+    before the call; on CUDA it is what torch has allocated on the device.
     """
     if device.startswith("cuda"):
         import torch
@@ -30,11 +30,11 @@ def peak(call: Callable[[], Any], device: str = "cpu") -> int | None:
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
-    # Memory that is free but not given back would be used again unseen.
+    # Reuse of memory that was freed but not returned to the system would go unnoticed.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        # 5 sets the high-water mark back to what is in use now (proc(5), Linux).
+        # 5 resets the high-water mark to what is in use now (proc(5), Linux).
         CLEAR.write_text("5")
         before = _status("VmRSS")
     except OSError:

@@ -1,4 +1,4 @@
-"""Accuracy against budget as a picture; the only place that needs matplotlib, the optional extra `bench`."""
+"""Plots accuracy against budget; the only module that needs matplotlib (the optional extra `bench`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from flashvlm.errors import FlashVLMError
 from flashvlm.files import check_plot
 
-# Okabe and Ito's colours, which the colour-blind tell apart too (https://jfly.uni-koeln.de/color/), the first for the
-# selector that the others are compared with. Markers and dashes tell apart what shares a colour.
+# Okabe and Ito's colours, which colour-blind people can distinguish too (https://jfly.uni-koeln.de/color/); the first
+# is for the selector that the others are compared with. Markers and dashes distinguish lines of the same colour.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":")
@@ -19,7 +19,7 @@ def check(path: Path) -> None:
     """Refuse now what `draw` would refuse at the end of a long run.
 
     Raises:
-        UsageError: a file name that says no format of ours.
+        UsageError: the file name has no suffix of a supported format.
         OutputError: it cannot be written.
         FlashVLMError: matplotlib is missing.
     """
@@ -31,7 +31,7 @@ def check(path: Path) -> None:
 
 
 def draw(table: dict[str, Any], path: Path) -> None:
-    """Draw the overall section of `accuracy.summarise`: a line a selector, and the interval of the first as a band."""
+    """Draw the overall section of `accuracy.summarise`: one line per selector, and the first's interval as a band."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
 

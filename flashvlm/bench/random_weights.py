@@ -1,7 +1,7 @@
-"""Checkpoints of real architectures with random weights: they say nothing sensible, at the speed of the real ones.
+"""Checkpoints of real architectures with random weights: the output is nonsense, the speed that of the real ones.
 
-Sizes are those of the published configurations. The tokenizer is made: a token for every byte, the special tokens at
-their published ids, and words of no meaning at all the others, so that prompts hold what they hold in earnest.
+Sizes are those of the published configurations. The tokenizer is synthetic: one token for every byte, the special
+tokens at their published ids, and meaningless words at all other ids, so that prompts have the structure of real ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from flashvlm.backends.loading import no_progress_bars
 from flashvlm.errors import known
 
-# Written as published with the checkpoints, with vision ids (which are off by default) left out.
+# As published with the checkpoints, but without vision ids (which are off by default).
 QWEN_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
@@ -49,7 +49,7 @@ QWEN_VISION = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a folder needs apart from weights: class and configuration, tokenizer, and the settings of its frames."""
+    """What a folder needs apart from weights: class and configuration, tokenizer, and preprocessor settings."""
 
     config_class: str
     model_class: str
@@ -164,9 +164,9 @@ ARCHITECTURES = {
 
 
 def write(folder: Path, architecture: str | Architecture, *, layers: int | None = None, scale: float = 0.02) -> Path:
-    """Write an ordinary checkpoint folder with random bf16 weights, and give it back.
+    """Write an ordinary checkpoint folder with random bf16 weights, and return its path.
 
-    Memory: the weights, once. The same numbers come out every time.
+    The weights are in memory once. They are the same every time.
 
     Args:
         architecture: a name in `ARCHITECTURES`, or one of your own.
@@ -187,7 +187,7 @@ def write(folder: Path, architecture: str | Architecture, *, layers: int | None 
     with torch.device("meta"):
         model = getattr(transformers, architecture.model_class)(config).to(torch.bfloat16)
     model.to_empty(device="cpu")
-    # to_empty gives tied weights memory each.
+    # to_empty allocates tied weights separately.
     model.tie_weights()
     fill(model, scale)
     text = config.text_config
@@ -204,9 +204,10 @@ def write(folder: Path, architecture: str | Architecture, *, layers: int | None 
 
 @torch.no_grad()
 def fill(model: Any, scale: float) -> None:
-    """Fill matrices with the same block of normal numbers over and over, norms with ones, biases with zeros.
+    """Fill matrices and class embeddings with one repeated block of normal numbers, norms with ones, biases with zeros.
 
-    Drawing billions of numbers would take minutes; no product notices that they repeat after a prime.
+    Drawing billions of numbers would take minutes. The length of the block is prime, so matrix products do not notice
+    the repetition.
     """
     block = torch.randn(4_194_301, generator=torch.Generator().manual_seed(0)).mul_(scale).to(torch.bfloat16)
     begin = 0
@@ -222,7 +223,7 @@ def fill(model: Any, scale: float) -> None:
 
 
 def make_tokenizer(architecture: Architecture, size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of `size` tokens: bytes where no special token stands, then words without meaning."""
+    """A tokenizer of `size` tokens: special tokens at their ids; at the free ids bytes, then meaningless words."""
     taken = {number: token for token, number in architecture.special.items()}
     free = (number for number in range(size) if number not in taken)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,4 +1,4 @@
-"""The file that results of an accuracy run are written to as they come: settings first, then a JSON line a question."""
+"""The file that an accuracy run writes as it goes: the settings first, then one JSON line per question."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from flashvlm.files import held
 
 
 class Results:
-    """Records on disk, locked against other runs: whole lines; what an interrupted run left half-written is dropped.
+    """Records on disk, locked against other runs; a line that an interrupted run left half-written is dropped.
 
-    `records` are those that the file held when it was opened.
+    `records` are those that were in the file when it was opened.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        """Open `path` to go on with, or begin it.
+        """Open `path` to continue it, or create it.
 
         Raises:
-            UsageError: another run writes to it, it holds something else, or results with other settings; the message
-                names the first that differs.
+            UsageError: it cannot be written, is in use by another run, or holds something else or results with other
+                settings; the message names the first setting that differs.
         """
         self.records: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
@@ -36,12 +36,12 @@ class Results:
             self._stack = stack.pop_all()
 
     def write(self, records: Sequence[dict[str, Any]]) -> None:
-        """Add records, each line at once."""
+        """Append records, unbuffered."""
         for record in records:
             self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
     def close(self) -> None:
-        """Let others have the file."""
+        """Close the file and release its lock."""
         self._stack.close()
 
     def _read(self, path: Path, settings: dict[str, Any]) -> None:

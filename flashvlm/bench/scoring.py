@@ -1,4 +1,4 @@
-"""When an answer is right, and how sure a share of right answers is."""
+"""When an answer is right, and how certain a share of right answers is."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from flashvlm.bench.data import Asked
 ARTICLES = frozenset(("a", "an", "the"))
 LETTERS = string.ascii_uppercase
 RESAMPLES = 5000
-# Of fewer questions of a family the commonest answer is common by chance.
+# With fewer questions in a family, its commonest answer may be common by chance.
 FEW = 10
 
 
 def normalised(text: str) -> str:
-    """Lower case, punctuation as space, articles left out, one space between words."""
+    """The text in lower case, without punctuation and articles, with one space between words."""
     words = re.sub(r"[^\w\s]|_", " ", text.lower()).split()
     return " ".join(word for word in words if word not in ARTICLES)
 
 
 def prompt(asked: Asked) -> str:
-    """The question as the model gets it: with lettered choices below it where it has them."""
+    """The question as the model gets it, followed by its lettered choices, if any."""
     if not asked.choices:
         return asked.text
     choices = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, asked.choices, strict=False)]
@@ -36,8 +36,9 @@ def prompt(asked: Asked) -> str:
 def right(asked: Asked, said: str) -> bool:
     """Whether `said` answers the question.
 
-    Without choices: the expected text, both `normalised`. With choices: the letter of the right one, alone or in front
-    of more as `B.`, `B:`, `B)` or `(B)`; where it gives no letter, the right one's text, likewise `normalised`.
+    Without choices, it must be the expected text, both `normalised`. With choices, it must be the letter of the right
+    one, alone or at the beginning as `B.`, `B:`, `B)` or `(B)`; if it gives no letter, the text of the right one,
+    likewise `normalised`.
     """
     same = said.strip().lower() == asked.answer.strip().lower()
     if asked.choices and not same:
@@ -45,13 +46,16 @@ def right(asked: Asked, said: str) -> bool:
         place = LETTERS.index((letter[1] or letter[2]).upper()) if letter else len(asked.choices)
         if place < len(asked.choices):
             return asked.choices[place] == asked.answer
-    # A text that is nothing but articles and punctuation counts as it stands only.
+    # A text of only articles and punctuation must match as it is.
     return same or normalised(said) == normalised(asked.answer) != ""
 
 
 def chance(asked: Sequence[Asked], guesses: Mapping[str, int]) -> float:
-    """What an answer without looking would get right: in each family the likelier of its commonest answer and a guess
-    among the answers it admits; over several families, their mean by number of questions."""
+    """The accuracy of answering without looking at the video.
+
+    In each family, this is the better of its commonest answer and a guess among the answers it admits; over several
+    families, their mean weighted by the number of questions.
+    """
     total = 0.0
     for family in {one.family for one in asked}:
         ours = [one for one in asked if one.family == family]
@@ -63,25 +67,25 @@ def chance(asked: Sequence[Asked], guesses: Mapping[str, int]) -> float:
 
 
 def too_few(asked: Sequence[Asked]) -> bool:
-    """Whether `chance` may be too high: some family has so few questions that their commonest answer says little."""
+    """Whether `chance` may be too high: a family has so few questions that its commonest answer says little."""
     return min(Counter(one.family for one in asked).values()) < FEW
 
 
 def wilson(correct: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval, from 0 to 1, of the share that `correct` is of `count`."""
+    """Wilson's 95 % interval, within 0 to 1, of the share `correct / count`."""
     z = 1.96
     share, spread = correct / count, z * z / count
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    # Rounding may leave them just outside.
+    # Rounding errors may put them just outside.
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def resample(correct: np.ndarray, clips: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Accuracies of `RESAMPLES` bootstrap samples, which draw whole clips, alike for all columns: paired.
+    """Accuracies of `RESAMPLES` bootstrap samples of whole clips, the same for all columns (paired).
 
     Args:
-        correct: (Q, C) bool, an answer a question and column.
+        correct: (Q, C) bool, one answer per question and column.
         clips: (Q,) the clip of each question.
 
     Returns:
@@ -96,15 +100,15 @@ def resample(correct: np.ndarray, clips: np.ndarray, seed: int = 0) -> np.ndarra
 
 
 def share_interval(samples: np.ndarray, clips: int) -> tuple[float, float]:
-    """The `interval` of (RESAMPLES,) samples of a share; Wilson's where all of the clips, so many, are alike."""
+    """The `interval` of (RESAMPLES,) samples of a share; Wilson's for `clips` clips if all samples are equal."""
     drawn = interval(samples)
     assert drawn is not None
-    # There is nothing to draw then, and no spread, however few they are.
+    # The bootstrap has no spread then, however few the clips are.
     return wilson(float(samples[0]) * clips, clips) if np.ptp(samples) == 0 else drawn
 
 
 def interval(samples: np.ndarray) -> tuple[float, float] | None:
-    """The middle 95 % of bootstrap samples; None where one of them is not finite (nothing to retain)."""
+    """The middle 95 % of bootstrap samples; None if one of them is not finite (nothing to retain)."""
     if not np.isfinite(samples).all():
         return None
     low, high = np.quantile(samples, [0.025, 0.975])

@@ -1,4 +1,4 @@
-"""The selectors alone, on made-up tokens: seconds, growth with the number of tokens, memory, coverage radius."""
+"""The selectors alone, on synthetic tokens: seconds, growth with the number of tokens, memory, coverage radius."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from flashvlm.selection.result import Selection
 
 REFERENCE = "paper"
-# A selector that would take longer than this, in seconds, is left out at that size.
+# A selector that is expected to take longer than this, in seconds, is left out at that size.
 LONGEST = 60.0
-# What a call is going to take is judged from a size that is smaller by this factor at most. Up to so many tokens any
-# selector is called without.
+# How long a call will take is estimated from a size that is at most this factor smaller. Up to this many tokens,
+# selectors are called without an estimate.
 STEP = 4
 PROBED_FROM = 4096
-# Until two sizes have been measured, the exponent of growth is taken to be between linear and cubic.
+# The exponent of growth that is assumed until two sizes have been measured: between linear and cubic.
 GROWTH = 2.0
 WARM_UP_TOKENS = 256
 
-# What the made-up video is like: how many of a group's cells look alike, how many change from a group to the next, how
-# far a token is from others of the same look, and how many words the question has.
+# The synthetic video: how many cells of a group look alike, the share of cells that change from one group to the next,
+# the spread of tokens with the same look, and the number of words in the question.
 CELLS_ALIKE = 4
 CHANGED_SHARE = 0.02
 SPREAD = 0.3
@@ -74,12 +74,12 @@ class Settings:
 
 
 def clustered(count: int, width: int, group: int, seed: int = 0) -> dict[str, Any]:
-    """Arguments of `select` for a made-up video, the same for the same arguments.
+    """Arguments of `select` for a synthetic video, deterministic for given arguments.
 
-    Each cell of a group has one of `group / CELLS_ALIKE` looks, a Gaussian vector; from a group to the next,
-    `CHANGED_SHARE` of the cells take on another look, drawn anew. A token is the look of its cell with Gaussian noise
-    of `SPREAD` of its length. Saliency is uniform. Half of the words are near tokens, as tokens are near their look,
-    and half are Gaussian vectors of their own.
+    Each cell of a group has one of `group / CELLS_ALIKE` looks, which are Gaussian vectors; from one group to the next,
+    `CHANGED_SHARE` of the cells get a new random look. A token is the look of its cell plus Gaussian noise of `SPREAD`
+    of its length. Saliency is uniformly random. Half of the words are near tokens, as tokens are near their look; the
+    other half are independent Gaussian vectors.
 
     Returns:
         `tokens` (count, width) float32, `saliency` (count,), `words` (WORDS, width) and `group_sizes`, the last of
@@ -108,7 +108,7 @@ def clustered(count: int, width: int, group: int, seed: int = 0) -> dict[str, An
 
 
 class SelectionRun:
-    """Times every selector at every size. `measure` does it, step by step; `table` says what came of it."""
+    """Times every selector at every size: `measure` does so step by step, `table` returns the results."""
 
     def __init__(self, settings: Settings, peaks: bool = True) -> None:
         self.settings = settings
@@ -122,7 +122,7 @@ class SelectionRun:
         return len(self.settings.tokens) * len(self.settings.selectors) * (self.settings.repeats + 1)
 
     def measure(self) -> Iterator[None]:
-        """Measure: repeats go round the selectors, so that a slow moment of the machine meets all of them."""
+        """Measure: repeats go round the selectors, so that a slow moment of the machine affects all of them."""
         settings = self.settings
         _warm_up(settings)
         for count in settings.tokens:
@@ -146,8 +146,8 @@ class SelectionRun:
 
         Each has the median `seconds` (with the `fastest` and `slowest`), `against_paper` (how many times as long the
         published selector takes), `growth` (seconds at this size over those at the size before), `peak_bytes` on top of
-        the input (None where it cannot be told), the measured `delta`, and the `delta_seconds` that measuring it took.
-        A row that is left out has `skipped`, the seconds that were expected; None where even less took too long.
+        the input (None if not measured), the measured `delta`, and the `delta_seconds` that measuring it took. A row
+        that is left out has `skipped`, the expected seconds; None if even a smaller size was expected to take too long.
         """
         import torch
 
@@ -166,7 +166,7 @@ class SelectionRun:
         return {"settings": asdict(self.settings), "versions": made_with, "rows": rows}
 
     def _expected(self, name: str, count: int) -> float:
-        """Seconds that one call is going to take, as far as smaller sizes tell."""
+        """The seconds that one call will take, estimated from smaller sizes."""
         known = self._history[name]
         nearest = known[-1][0] if known else PROBED_FROM // STEP
         if (probe := count // STEP) > nearest:
@@ -206,19 +206,19 @@ def _timed(inputs: dict[str, Any], keep: Keep, name: str) -> tuple[float, Select
 
 
 def _warm_up(settings: Settings) -> None:
-    """Call each selector once on little, so that what torch sets up on first use is in no figure."""
+    """Call each selector once on a small input, so that torch's setup on first use is not measured."""
     for name in settings.selectors:
         _timed(clustered(WARM_UP_TOKENS, settings.width, WARM_UP_TOKENS // 4), Keep.parse(settings.keep), name)
 
 
 def _peak_apart(settings: Settings, count: int, name: str) -> int | None:
-    """`_peak` in a process of its own, whose memory nothing else has grown."""
+    """`_peak` in a process of its own, whose memory nothing else has enlarged."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_peak, settings, count, name).result()
 
 
 def _peak(settings: Settings, count: int, name: str) -> int | None:
-    """The most memory that a selection takes on top of its input, in bytes; None where the system does not tell."""
+    """The peak memory of a selection on top of its input, in bytes; None if the system does not report it."""
     _timed(clustered(WARM_UP_TOKENS, settings.width, WARM_UP_TOKENS // 4), Keep.parse(settings.keep), name)
     inputs = clustered(count, settings.width, settings.group)
     return memory.peak(lambda: _timed(inputs, Keep.parse(settings.keep), name))

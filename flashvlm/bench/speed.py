@@ -1,7 +1,7 @@
 """Where the time goes: every stage at every budget against all tokens, and against transformers' own encoder.
 
-All rows are measured in one run, round by round, so that a slow moment of the machine meets all of them. The first
-round, over few frames, warms up and is thrown away.
+All rows are measured in one run, round by round, so that a slow moment of the machine affects all of them. The first
+round, on a few frames, is a warm-up and is discarded.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from flashvlm.pipeline import Decoded, Watched
     from flashvlm.report import Answer
 
-# All tokens, by transformers' own encoder: what others are measured against.
+# All tokens, by transformers' own encoder: the baseline.
 TRANSFORMERS = "transformers"
-# The last row's budget, encoded while frames are still being decoded; the others do one after the other, so that each
-# can be told.
+# The last row's budget, encoded while frames are still being decoded; in the other rows one follows the other, so that
+# each can be timed.
 OVERLAPPED = "flashvlm, overlapped"
 UNPRUNED = "100%"
 STAGES = ("decode", "encode", "select", "prefill", "generate")
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 class Settings:
     """What is measured: the budgets `keep`, `repeats` times, with the same `options` otherwise.
 
-    `overlap`: the last row once more, encoded while frames are still being decoded.
+    `overlap`: measure the last row once more, encoding while frames are still being decoded.
 
     Raises:
         UsageError: a value that makes no sense.
@@ -67,14 +67,14 @@ class Settings:
 
     @property
     def rows(self) -> tuple[tuple[str, str], ...]:
-        """(encoder, budget) of each row: transformers' with all tokens, ours with all of them, ours with the rest."""
+        """(encoder, budget) of each row: transformers' with all tokens, ours with all, ours with the other budgets."""
         budgets = [UNPRUNED, *(text for text in dict.fromkeys(self.keep) if Keep.parse(text).share != 1)]
         overlapped = [(OVERLAPPED, budgets[-1])] if self.overlap else []
         return ((TRANSFORMERS, UNPRUNED), *(("flashvlm", text) for text in budgets), *overlapped)
 
 
 class SpeedRun:
-    """Times every row. `measure` does it, step by step; `table` says what came of it."""
+    """Times every row: `measure` does so step by step, `table` returns the results."""
 
     def __init__(self, qa: VideoQA, settings: Settings, video: Path | Footage, peaks: bool = True) -> None:
         self.qa, self.settings, self.video = qa, settings, video
@@ -117,7 +117,7 @@ class SpeedRun:
         else:
             call()
         answer = answers[0]
-        # Where a made-up clip lay says nothing.
+        # The path of a generated clip means nothing.
         return (replace(answer, video=replace(answer.video, path="")) if made else answer), taken
 
     def _answer(self, path: Path, row: tuple[str, str], options: AskOptions) -> Answer:
@@ -127,12 +127,12 @@ class SpeedRun:
         return self.qa.answer(watched, self.settings.question, options)
 
     def table(self) -> dict[str, Any]:
-        """Rows of medians in seconds, and of medians of the ratios to the row of the same round that they name.
+        """Rows of median seconds, and of medians of the ratios to a reference row of the same round.
 
-        `encode_ratio`, `prefill_ratio` and `first_ratio` (time to the first token) say how many times less than
-        transformers' encoder with all tokens; `first_to_unpruned` and `prefill_to_unpruned` than ours with all tokens.
-        `peak_bytes` is the largest of all rounds; None where the system does not tell. Overlapped, `decode` lasts until
-        the last frame is there and `encode` from then on, which is no ratio.
+        `decode_ratio`, `encode_ratio`, `prefill_ratio` and `first_ratio` (time to the first token) say how many times
+        less time a row takes than transformers' encoder with all tokens; `first_to_unpruned` and `prefill_to_unpruned`,
+        than ours with all tokens. `peak_bytes` is the largest of all rounds; None if the system does not report it.
+        With overlap, `decode` lasts until the last frame is there and `encode` from then on, so they have no ratio.
         """
         import torch
 
@@ -193,13 +193,13 @@ class SpeedRun:
 
 
 def tokens_a_second(answer: Answer) -> float | None:
-    """How fast the answer went on after its first token; None where that was all."""
+    """The speed of generation after the first token; None if there were no further tokens."""
     further = answer.generated_tokens - 1
     return further / answer.seconds.generate if further > 0 and answer.seconds.generate else None
 
 
 def as_transformers(qa: VideoQA, path: Path, options: AskOptions) -> Watched:
-    """What `VideoQA.watch` gives, but every group of frames went through transformers' own encoder."""
+    """What `VideoQA.watch` returns, but with every group of frames encoded by transformers' own encoder."""
     from flashvlm.pipeline import Decoded, Watched
 
     decoded = qa.decode(path, replace(options, seek="exact", look="once", cache=False))
@@ -212,7 +212,7 @@ def as_transformers(qa: VideoQA, path: Path, options: AskOptions) -> Watched:
 
 
 def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
-    """The tokens that transformers' `get_video_features` gives; it tells no saliency, so that is all the same."""
+    """The tokens that transformers' `get_video_features` returns; it has no saliency, so that is set to ones."""
     import torch
 
     from flashvlm.backends.base import Encoded
@@ -235,7 +235,7 @@ def random_weights(name: str, layers: int | None) -> Path:
     """The checkpoint folder of a published architecture with random weights, in the user's cache folder.
 
     Raises:
-        UsageError: there is no such architecture, or no number of layers.
+        UsageError: there is no such architecture, or `layers` is less than 1.
     """
     from flashvlm.bench.random_weights import write
 

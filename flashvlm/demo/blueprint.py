@@ -1,7 +1,7 @@
-"""What the demo models share: their words, the code that their visual tokens are trained to speak, and what a family
-has to say for itself (`Blueprint`).
+"""What the demo models share: vocabulary, the codes that visual tokens are trained to match, and `Blueprint`.
 
-The checkpoints are ordinary ones of transformers' classes; nothing here is needed to run them.
+A `Blueprint` defines what is specific to a family. The checkpoints are ordinary ones of transformers' classes; nothing
+here is needed to run them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from flashvlm.demo.shapes import COLOURS, SHAPE_WORDS, SHAPES, ShapeImage, shape
 from flashvlm.demo.world import DIRECTIONS, KIND_OF, NAMES, CellLabels
 
 WIDTH = 256
-# How often easy-vqa's images are drawn rather than clips, and how many of them a batch of questions is about then.
+# How often easy-vqa's images are drawn instead of clips, and how many of them such a batch of questions is about.
 SHAPES_SHARE, SHAPES_AT_ONCE = 0.16, 12
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-# How many special tokens each family has: the words that follow have the same numbers, and codes, in all of them.
+# How many special tokens each family has, so that the words after them have the same ids and codes in all families.
 SPECIAL = 8
 
-# Every word the world has. A place in this list is a direction of the code that the encoder is trained to speak
-# (`Codes`): new words go to the end of `SHAPE_WORDS`, and only a training from nothing may do more.
+# Every word of the world. The index in this list determines the direction that the encoder is trained to use for the
+# word (`Codes`), so new words go to the end of `SHAPE_WORDS`; any other change requires training from scratch.
 WORDS = """
     which is there what in the video do you see name way does move direction of where go moves object moving
     goes position part picture start at end how many are count appears first comes last happening visible located
@@ -45,11 +45,11 @@ WORDS = """
 
 
 def build_tokenizer(special: tuple[str, ...], **roles: str) -> PreTrainedTokenizerFast:
-    """One token a word, case and punctuation dropped; words of no use in the world become the last special one.
+    """One token per word, ignoring case and punctuation; unknown words become the last special token.
 
     Args:
         special: the `SPECIAL` tokens that stand for no word.
-        roles: which token begins, ends and fills: `eos_token` and so on.
+        roles: which tokens begin, end and pad: `eos_token` and so on.
     """
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS, *SHAPE_WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special[-1]))
@@ -74,11 +74,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Codes:
-    """What a visual token should be, for what it shows: a sum of orthogonal unit directions.
+    """What a visual token should be, given what it shows: a sum of orthogonal unit directions.
 
-    A token of a dog that moves left is the embedding of the *word* dog, plus something of the words animal and left,
-    plus something of the directions that stand for where the dog is. Background is the word nothing and where it is.
-    So the cosine of a visual token with a word of the question means what the method takes it to mean.
+    A token of a dog that moves left is the embedding of the *word* dog, plus a share of the words animal and left, plus
+    a share of the directions for the dog's location. Background is the word nothing plus its location. So the cosine of
+    a visual token with a word of the question means what the method assumes it to mean.
     """
 
     KIND, MOTION, PLACE, COLOUR = 0.4, 0.45, 0.35, 0.8
@@ -90,7 +90,7 @@ class Codes:
             raise ValueError(f"{size} words and {places} places do not fit into {WIDTH} directions.")
         noise = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(20251220), dtype=torch.float64)
         directions = torch.linalg.qr(noise).Q.T.float()
-        # The words of easy-vqa came later: after the places, so that the others kept their codes.
+        # The words of easy-vqa were added later: they come after the places, so that the others kept their codes.
         common = SPECIAL + len(WORDS)
         self.words = torch.cat([directions[:common], directions[common + places : size + places]])
         self.rows = directions[common : common + self.ANCHORS]
@@ -99,7 +99,7 @@ class Codes:
         def of(word: str) -> Tensor:
             return self.words[tokenizer.convert_tokens_to_ids(word)]
 
-        # The last entry of each serves the label -1: background, and no direction.
+        # The last entry of each (label -1) stands for background, no direction or no colour.
         self.names = torch.stack([*map(of, NAMES), *map(of, SHAPES), of("nothing")])
         things = [of(name) + self.KIND * of(KIND_OF[name]) for name in NAMES]
         self.things = torch.stack([*things, *map(of, SHAPES), of("nothing")])
@@ -107,12 +107,12 @@ class Codes:
         self.colours = torch.stack([*map(of, COLOURS), torch.zeros(WIDTH)])
 
     def _shares(self, at: Tensor) -> Tensor:
-        """How much each anchor stands for these coordinates in 0..1, (..., ANCHORS): two neighbours at most."""
+        """The weight of each anchor for these coordinates in 0..1, (..., ANCHORS); at most two neighbours have any."""
         scaled = at.clamp(0, 1) * (self.ANCHORS - 1)
         return (1 - (scaled.unsqueeze(-1) - torch.arange(self.ANCHORS)).abs()).clamp(min=0)
 
     def places(self, labels: CellLabels) -> tuple[Tensor, Tensor]:
-        """How much each row and each column anchor stands for a cell's place, (groups, rows, columns, ANCHORS) each."""
+        """The weight of each row and column anchor for what each cell shows, (groups, rows, columns, ANCHORS) each."""
         return self._shares(torch.from_numpy(labels.y).float()), self._shares(torch.from_numpy(labels.x).float())
 
     def targets(self, labels: CellLabels) -> Tensor:
@@ -127,13 +127,13 @@ class Codes:
         return tokens
 
     def presence(self, labels: CellLabels) -> Tensor:
-        """Which of `names` each group shows, (groups, names) of 0 and 1; the last one where it shows nothing else."""
+        """Which of `names` each group shows, (groups, names) of 0 and 1; the last one if it shows nothing else."""
         shown = torch.from_numpy(labels.thing).flatten(1).unsqueeze(-1) == torch.arange(len(self.names) - 1)
         shown = shown.any(1)
         return torch.cat([shown, ~shown.any(1, keepdim=True)], dim=1).float()
 
     def summaries(self, labels: CellLabels) -> Tensor:
-        """What the class token of each group should be, (groups, WIDTH): the sum of what the group shows, no places."""
+        """What each group's class token should be, (groups, WIDTH): the sum of what the group shows, without places."""
         summary = self.presence(labels) @ self.things
         if labels.colour is not None:
             colour = torch.from_numpy(labels.colour).flatten(1).amax(1)
@@ -143,10 +143,10 @@ class Codes:
 
 @dataclass(frozen=True)
 class Shown:
-    """One clip as training sees it: what its groups show, and the encoder's input where it was drawn.
+    """One clip as training sees it: what its groups show, and the encoder's input if it was rendered.
 
-    `ways` (tokens,), where groups alone do not show motion: the place in `DIRECTIONS` of how what a token shows has
-    moved since a group before, 4 for what stays and for background, -1 where nothing is to be told.
+    `ways` (tokens,), for families whose groups do not show motion: the index in `DIRECTIONS` of how the object in a
+    token has moved since an earlier group, 4 for still objects and background, -1 where this is unknown.
     """
 
     labels: CellLabels
@@ -156,14 +156,14 @@ class Shown:
 
 
 class Blueprint(ABC):
-    """One demo model: what its family has of its own, for the training that all share."""
+    """One demo model: what is specific to its family, for the training that all share."""
 
     name: ClassVar[str]
     steps: ClassVar[dict[str, int]]
     video_token: ClassVar[str]
-    # Tokens of each group that come before its cells and say what the group shows.
+    # Tokens of each group that come before its cells and summarise what it shows.
     class_tokens: ClassVar[int] = 0
-    # Whether one group can show which way a thing moves.
+    # Whether a single group can show which way an object moves.
     shows_motion: ClassVar[bool] = True
     # The learning rate of the patch embedding, as a share of the others'.
     patch_rate: ClassVar[float] = 1.0
@@ -186,7 +186,7 @@ class Blueprint(ABC):
 
     @abstractmethod
     def eyes(self, model: Any) -> torch.nn.Module:
-        """What the stage `eyes` trains: the encoder and what brings its features to the language model."""
+        """What the stage `eyes` trains: the encoder and the projection of its features to the language model."""
 
     @abstractmethod
     def see(self, model: Any, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -194,18 +194,18 @@ class Blueprint(ABC):
 
     @abstractmethod
     def draw_eyes(self, rng: np.random.Generator, *, small: bool) -> tuple[tuple[int, int], list[Shown]]:
-        """Some groups of some clips, drawn, and the grid (rows, columns) of their cells."""
+        """Some groups of random clips, rendered, and the grid (rows, columns) of their cells."""
 
     @abstractmethod
     def draw_clips(
         self, rng: np.random.Generator, questions: int, *, small: bool, pixels: bool
     ) -> tuple[tuple[int, int], list[Shown]]:
-        """Some clips of one grid and length with so many questions each; drawn where `pixels` are wanted."""
+        """Random clips of one grid and length, with this many questions each; rendered if `pixels` are wanted."""
 
     def draw_shapes(
         self, rng: np.random.Generator, many: int, questions: int, grid: tuple[int, int], *, pixels: bool
     ) -> list[Shown]:
-        """So many of easy-vqa's images, each one group with so many questions; drawn where `pixels` are wanted."""
+        """`many` of easy-vqa's images, one group with `questions` questions each; rendered if `pixels` are wanted."""
         drawn = []
         for _ in range(many):
             image, asked = draw_shape(rng, questions)
@@ -219,11 +219,11 @@ class Blueprint(ABC):
 
     @abstractmethod
     def positions(self, before: int, groups: int, grid: tuple[int, int], length: int) -> tuple[Tensor, Tensor]:
-        """Positions of the tokens before the video with the video (axes, S), and of the text after them (axes, L)."""
+        """Positions (axes, S) of the tokens before the video and of the video, and (axes, L) of the text after them."""
 
     @abstractmethod
     def finish(self, model: Any) -> None:
-        """What is left to do to a model whose parts are trained."""
+        """What remains to be done once the parts of the model are trained."""
 
     @abstractmethod
     def settings(self) -> dict[str, dict[str, Any]]:

@@ -15,19 +15,19 @@ from PIL import Image
 from flashvlm.demo.questions import Question, ask
 from flashvlm.demo.world import Scene, make_scene, render
 
-# Training draws its scenes from seeds of two numbers, (stage, step); these have three.
+# Training draws its scenes from seeds of two numbers, (stage, step); these are longer.
 SAMPLE_SEED = (2025, 12, 20)
 HELD_OUT_SEED = (2026, 1, 1)
 PLANNED_FPS = 2.0
 
 
 def duration_of(scene: Scene) -> float:
-    """Seconds of a clip that, looked at twice a second, gives as many frames as the scene was planned for."""
+    """The length in seconds at which sampling twice a second gives the number of frames planned for the scene."""
     return scene.frames / PLANNED_FPS
 
 
 def picture_size(scene: Scene, area: int) -> tuple[int, int]:
-    """(height, width) in pixels near this area, both even."""
+    """(height, width) in pixels, both even, of about this area."""
     width, height = scene.extent
     return (round(height * area**0.5 / 2) * 2, round(width * area**0.5 / 2) * 2)
 
@@ -48,10 +48,10 @@ def write_clip(
 
     Args:
         codec: FFmpeg's name of the encoder, with its `options`.
-        fps: frames a second, where `times` does not say when each is shown.
-        area: pixels of a frame, about.
-        seconds: length of the clip; as planned where not given.
-        rotation: degrees clockwise by which a player has to turn the stored pictures, which are stored so turned.
+        fps: frames per second, unless `times` is given.
+        area: approximate pixels per frame.
+        seconds: length of the clip (default: as planned).
+        rotation: degrees clockwise by which a player has to turn the frames, which are stored turned the other way.
         times: (F,) seconds at which frames are shown, rising; for a variable frame rate.
     """
     import av
@@ -125,7 +125,7 @@ def make_samples(folder: Path) -> None:
         while not all(questions):
             scene = make_scene(rng, **settings)
             if name == "long.mp4":
-                # Two minutes in which something passes through for six seconds.
+                # Two minutes, with an object that passes through within six seconds.
                 passing = replace(scene.things[1], appears=0.6, vanishes=0.65)
                 scene = replace(scene, things=(replace(scene.things[0], appears=0.0, vanishes=0.4), passing))
             questions = [ask(scene, family, rng) for family in families]

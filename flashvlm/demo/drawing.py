@@ -1,4 +1,4 @@
-"""Scenes as training draws them: looked at a little early or late, through a codec, with questions."""
+"""Scenes as training draws them: sampled a little early or late, some passed through a codec, with questions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flashvlm.demo.world import Scene, make_scene, render, sample_times
 
 
 def through_codec(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What is left of (F, h, w, 3) uint8 frames after an H.264 file of ordinary quality."""
+    """(F, h, w, 3) uint8 frames after encoding and decoding as H.264 of ordinary quality."""
     import av
 
     buffer = io.BytesIO()
@@ -38,7 +38,7 @@ def through_codec(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def draw_scene(
     rng: np.random.Generator, frames: int, aspect: tuple[int, int], **settings: Any
 ) -> tuple[Scene, np.ndarray]:
-    """A scene and when to look at it: as planned, or with every look a little early or late."""
+    """A scene and its sampling times: as planned, or each a little early or late."""
     scene = make_scene(rng, frames=frames, aspect=aspect, **settings)
     times = sample_times(frames)
     if frames > 1 and rng.random() < 0.5:
@@ -47,7 +47,7 @@ def draw_scene(
 
 
 def draw_frames(scene: Scene, times: np.ndarray, height: int, width: int, rng: np.random.Generator) -> Tensor:
-    """A scene at these times, (F, 3, height, width) uint8, as files give it: some larger and resized, some coded."""
+    """A scene at these times, (F, 3, height, width) uint8, as from a file: some are resized, some have been encoded."""
     larger = 2 if rng.random() < 0.15 else 1
     frames = render(scene, times, height * larger, width * larger)
     if rng.random() < 0.3:
@@ -61,7 +61,7 @@ def draw_frames(scene: Scene, times: np.ndarray, height: int, width: int, rng: n
 def draw_questions(
     scene: Scene, rng: np.random.Generator, many: int, family_weights: dict[str, float]
 ) -> list[Question]:
-    """`many` questions on a scene, the families by `family_weights`."""
+    """`many` questions about a scene, with families drawn by `family_weights`."""
     weights = np.array([family_weights.get(family, 1.0) for family in FAMILIES])
     found: list[Question] = []
     while len(found) < many:
@@ -72,7 +72,7 @@ def draw_questions(
 
 
 def draw_shape(rng: np.random.Generator, questions: int) -> tuple[ShapeImage, list[Question]]:
-    """One of easy-vqa's images, turned and mirrored as chance has it, with so many of its questions."""
+    """One of easy-vqa's images, randomly rotated and mirrored, with this many of its questions."""
     images = shape_images()
     image = images[rng.integers(len(images))]
     turned = np.rot90(image.pixels, int(rng.integers(4)))

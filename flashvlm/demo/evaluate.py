@@ -1,12 +1,13 @@
-"""How good a demo model is: `python -m flashvlm.demo.evaluate --model demo -o evaluation.json`.
+"""Evaluate a demo model: `python -m flashvlm.demo.evaluate --model demo -o evaluation.json`.
 
-Held-out clips, from seeds that training never uses, each written as an H.264 file and read back by the ordinary decode
-path, all tokens kept. Beside the questions of the training kind: wordings and pairs of a name and a direction that
-training never had, and every question once more with the video of another clip. An answer is right when it is the
-expected text, case aside.
+The clips are held out (their seeds are never used in training); each is written as an H.264 file and read back by the
+ordinary decode path. By default all tokens are kept. Questions of the training kind are also asked about another clip's
+video; further questions have wordings, or pairs of a name and a direction, that training never had. An answer is right
+if it equals the expected text, ignoring case.
 
-A model that looks at a fixed number of frames, of their middle square, is asked about square clips that so many looks
-tell (`world.tells`), as it was trained; `--any-clip` asks it about clips of all shapes and lengths.
+A model that looks at a fixed number of frames, and at the middle square of each, is asked about square clips that this
+many frames are enough to understand (`world.tells`), as in its training; `--any-clip` asks it about clips of all shapes
+and lengths.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _load(model: str, keep: str, selector: str, device: str, threads: int, any_c
 
 
 def _scene(rng: np.random.Generator, pairs: bool) -> Scene:
-    """Make up a clip of the kind that the model was trained on; with `pairs`, of those that it never saw."""
+    """Generate a clip of the kind that the model was trained on, or with `pairs` one with pairs that it never saw."""
     settings: dict[str, Any] = {"held_out_pairs": pairs}
     if pairs:
         settings["frames"] = int(rng.choice([4, 8, 16, 32]))
@@ -58,7 +59,7 @@ def _scene(rng: np.random.Generator, pairs: bool) -> Scene:
 
 
 def _records(number: int) -> list[dict[str, Any]]:
-    """Everything asked about held-out clip `number`; every fifth one shows pairs that training never had."""
+    """Questions and answers about held-out clip `number`; every fifth clip shows pairs that training never had."""
     global _before
     rng = np.random.default_rng([*HELD_OUT_SEED, number])
     pairs = number % 5 == 4
@@ -87,7 +88,7 @@ def _records(number: int) -> list[dict[str, Any]]:
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Accuracy by set and family: count, share right, its interval, chance, and share right with another video."""
+    """Accuracy by set and family: count, share right, its interval, chance, share right with another clip's video."""
     table: dict[str, dict[str, Any]] = {}
     for kind in ("held out", "wordings", "pairs"):
         ours = [record for record in records if record["set"] == kind]
@@ -109,7 +110,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def markdown(table: dict[str, dict[str, Any]]) -> str:
-    """The table of the model card."""
+    """The table for the model card."""
     lines = [
         "| questions | n | right | 95 % interval | chance | with another clip's video |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Questions on a scene, with their answers: several wordings each, the last one never used in training."""
+"""Questions about a scene, with their answers: several wordings each, the last of which is never used in training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLACES = (
     ("bottom left", "bottom", "bottom right"),
 )
 
-# The last wording of each family is held out of training; all of its words occur in others.
+# The last wording of each family is held out of training; all of its words occur in other wordings.
 WORDINGS: dict[str, tuple[str, ...]] = {
     "kind": (
         "Which {kind} is there?", "What {kind} is in the video?", "Which {kind} do you see?", "Name the {kind}.",
@@ -78,7 +78,7 @@ FAMILIES = tuple(WORDINGS)
 
 @dataclass(frozen=True)
 class Question:
-    """One question on a scene, with its right answer."""
+    """One question about a scene, with its right answer."""
 
     family: str
     text: str
@@ -90,7 +90,7 @@ def article(name: str) -> str:
 
 
 def place(at: tuple[float, float]) -> str:
-    """The ninth of the picture that a point lies in, in words."""
+    """The name of the ninth of the picture that a point lies in."""
     return PLACES[third(at[1])][third(at[0])]
 
 
@@ -100,14 +100,14 @@ def _deed(thing: Thing) -> str:
 
 
 def caption(scene: Scene) -> str:
-    """What happens, in a sentence: every thing and what it does, in the order of `NAMES`."""
+    """What happens, in a sentence: every object and what it does, in the order of `NAMES`."""
     return " and ".join(_deed(thing) for thing in sorted(scene.things, key=lambda thing: NAMES.index(thing.name)))
 
 
 def ask(scene: Scene, family: str, rng: np.random.Generator, *, held_out_wording: bool = False) -> Question | None:
-    """Make up a question of one family on the scene; None where the scene does not lend itself to it.
+    """Generate a question of one family about the scene; None if the scene does not allow one.
 
-    Answers are balanced within the family as far as a scene allows: what is asked about is drawn by its answer.
+    Answers are balanced within the family as far as the scene allows, by drawing the answer first.
     """
     things = scene.things
     still = [thing for thing in things if thing.direction is None]
@@ -124,7 +124,7 @@ def ask(scene: Scene, family: str, rng: np.random.Generator, *, held_out_wording
             if kind := pick(alone):
                 words, answer = {"kind": kind}, next(t.name for t in things if t.kind == kind)
         case "motion":
-            # Four directions and "nowhere" should come up alike.
+            # The four directions and "nowhere" should be about equally frequent.
             if not scene.still and (thing := pick(still if still and rng.random() < 0.25 else moving)):
                 words, answer = {"x": thing.name}, thing.direction or "nowhere"
         case "mover":
@@ -143,7 +143,7 @@ def ask(scene: Scene, family: str, rng: np.random.Generator, *, held_out_wording
             name = pick(here if there else [name for name in NAMES if name not in here])
             words, answer = {"x": name, "a": article(name)}, "yes" if there else "no"
         case "count" if not scene.sequence:
-            # Only things that are there together are counted.
+            # Only objects that are visible at the same time are counted.
             counts = {kind: sum(t.kind == kind for t in things) for kind in ("animal", "vehicle", "food")}
             counts["object"] = len(things)
             wanted = rng.integers(0, len(NUMBERS))
@@ -152,7 +152,7 @@ def ask(scene: Scene, family: str, rng: np.random.Generator, *, held_out_wording
         case "first" | "last" if scene.sequence:
             answer = things[0 if family == "first" else -1].name
         case "moment" if scene.sequence:
-            # In a sequence only one thing can be there at either end, or none.
+            # In a sequence, at most one object is visible at either end.
             end = pick(["start", "end"])
             seen = [thing.name for thing in things if thing.visible(0.0 if end == "start" else 1.0)]
             words, answer = {"end": end}, seen[0] if seen else "nothing"

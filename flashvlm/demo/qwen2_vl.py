@@ -27,17 +27,18 @@ from flashvlm.demo.world import ASPECTS, Scene, cell_labels
 
 PATCH, MERGE, TEMPORAL_PATCH = 14, 2, 2
 CELL = PATCH * MERGE
-# Pixels of a frame: near 224 x 224 whatever the aspect, 52 to 64 tokens a group.
+# Pixels of a frame: about 224 x 224 at any aspect ratio, 52 to 64 tokens per group.
 MIN_PIXELS, MAX_PIXELS = 52 * CELL**2, 64 * CELL**2
-# Grids (rows, columns of tokens) that `pixels.smart_resize` gives the aspects of `ASPECTS` at the demo's pixel limits.
+# Grids (rows, columns of tokens) that `pixels.smart_resize` gives the ratios in `ASPECTS` at the demo's pixel limits.
 GRIDS = {
     (1, 1): (8, 8), (4, 3): (6, 9), (3, 4): (9, 6), (16, 9): (6, 10), (9, 16): (10, 6),
     (5, 4): (7, 8), (4, 5): (8, 7), (3, 2): (6, 9),
 }  # fmt: skip
-# How often a clip has so many frames; first with short ones, which teach nearly as much for a fraction of the time.
+# How often a clip has this many frames. A stage starts with short clips, which teach nearly as much in a fraction of
+# the time.
 FRAMES = {1: 4, 4: 8, 8: 12, 12: 12, 16: 14, 24: 14, 32: 14, 48: 10, 64: 8}
 SHORT_FRAMES = {1: 6, 4: 20, 8: 30, 12: 24, 16: 12, 24: 8}
-# The first part of a stage works on small pictures, in which things are as large but fill more of them.
+# A stage also starts with small grids. In `eyes`, objects keep their size in pixels and so fill more of the picture.
 ZOOM = 1.6
 SMALL_GRIDS = {(1, 1): (5, 5), (5, 4): (5, 6), (4, 5): (6, 5)}
 SHAPES_GRID = GRIDS[1, 1]
@@ -88,7 +89,7 @@ class Qwen2VL(Blueprint):
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
                 "max_position_embeddings": 32768,
-                # M-RoPE gives time the highest frequencies: half of the head for it, down to 160 moments a turn.
+                # M-RoPE gives time the highest frequencies: half of the head, with periods of up to 160 moments.
                 "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [16, 8, 8]},
                 "tie_word_embeddings": True,
                 "bos_token_id": token_id("<|endoftext|>"),
@@ -203,7 +204,7 @@ def draw_patches(scene: Scene, times: np.ndarray, grid: tuple[int, int], rng: np
 
 
 def _patches(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(F, 3, h, w) uint8 as (groups, patches, values) float32, in the order Qwen2-VL's patches have."""
+    """(F, 3, h, w) uint8 as (groups, patches, values) float32, in the order of Qwen2-VL's patches."""
     if len(pixels) % 2:
         pixels = torch.cat([pixels, pixels[-1:]])
     mean, std = torch.tensor(IMAGE_MEAN).view(3, 1, 1), torch.tensor(IMAGE_STD).view(3, 1, 1)
@@ -220,7 +221,7 @@ def _zoomed(grid: tuple[int, int]) -> tuple[int, int]:
 def see(visual: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """The vision encoder on many groups of one grid at once: (G, P, values) -> (G, P / 4, WIDTH).
 
-    What `visual.forward` computes group by group, from the same modules.
+    The same as `visual.forward` computes group by group, with the same modules.
     """
     rows, columns = grid[0] * MERGE, grid[1] * MERGE
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -243,10 +244,10 @@ def see(visual: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _let_words_find_their_like(model: Any) -> None:
-    """Start two heads of the first two layers so that a word attends to the visual tokens of what it names.
+    """Initialise two heads in both of the first two layers so that words attend to the visual tokens of what they name.
 
-    Queries and keys share one random projection there, in the half of the head that positions hardly turn. Training
-    finds this by itself, but late: questions on a thing by its name stay at chance until it has.
+    Their queries and keys share one random projection, in the half of the head that positions hardly rotate. Training
+    finds this by itself, but late: until then, questions that name an object stay at chance.
     """
     generator = torch.Generator().manual_seed(7)
     for layer in model.model.language_model.layers[:2]:

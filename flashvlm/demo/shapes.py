@@ -1,7 +1,7 @@
-"""The training split of easy-vqa (https://pypi.org/project/easy-vqa), labelled: one plain coloured shape an image.
+"""The training split of easy-vqa (https://pypi.org/project/easy-vqa), labelled: one plain coloured shape per image.
 
-The package gives questions with answers; which shape and colour an image shows is read from them, and where it is from
-the pixels. The package's test split is never read here.
+The shape and colour of an image are inferred from the questions and answers of the package, the location from the
+pixels. The package's test split is never read here.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from flashvlm.errors import UsageError
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow")
-# The words of its questions and answers that the demo's world does not have.
+# The words of easy-vqa's questions and answers that the demo world does not have.
 SHAPE_WORDS = ("image", "shape", "not", "present", "color", "contain", *SHAPES, *COLOURS)
-# Of 256 levels: how far from the paper's colour a pixel is that belongs to the shape; noise of the paper is below 10.
+# A pixel belongs to the shape if it differs from the paper by more than this, of 256 levels; the paper's noise is below
+# 10.
 APART = 24
 
 
 @dataclass(frozen=True)
 class ShapeImage:
-    """One image, (64, 64, 3) uint8, which `shape` of `SHAPES` in which of `COLOURS` it shows, and its questions."""
+    """One image, (64, 64, 3) uint8, the indices of its `shape` in `SHAPES` and `colour` in `COLOURS`, its questions."""
 
     pixels: np.ndarray
     shape: int
@@ -36,7 +37,7 @@ class ShapeImage:
 
 @lru_cache(maxsize=1)
 def shape_images() -> tuple[ShapeImage, ...]:
-    """The images of the training split whose shape and colour their questions tell.
+    """The images of the training split whose shape and colour follow from their questions.
 
     Raises:
         UsageError: the package is not installed.
@@ -50,7 +51,7 @@ def shape_images() -> tuple[ShapeImage, ...]:
         asked.setdefault(number, []).append(Question("shapes", text, answer))
     images = []
     for number, path in sorted(get_train_image_paths().items()):
-        # What a question takes for granted is so: "what is the blue shape?"
+        # What a question presupposes is true: "what is the blue shape?"
         granted = [question for question in asked.get(number, ()) if question.text.startswith("what")]
         told = {word for question in granted for word in [*question.text.strip("?").split(), question.answer]}
         shapes = [SHAPES.index(word) for word in SHAPES if word in told]
@@ -62,7 +63,7 @@ def shape_images() -> tuple[ShapeImage, ...]:
 
 
 def shape_labels(image: ShapeImage, rows: int, columns: int) -> CellLabels:
-    """What each cell of the image shows, as one group; `thing` counts the shapes after `NAMES`."""
+    """What each cell of the image shows, as one group; in `thing`, the indices of shapes follow those of `NAMES`."""
     paper = np.median(np.concatenate([image.pixels[0], image.pixels[-1]]), axis=0)
     inked = np.abs(image.pixels.astype(int) - paper).max(-1) > APART
     ys, xs = (np.arange(64) * cells // 64 for cells in (rows, columns))

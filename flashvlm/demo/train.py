@@ -1,14 +1,15 @@
 """Train a demo checkpoint: `python -m flashvlm.demo.train --model video-llava --out runs/demo-video-llava`.
 
-Three stages, each resumed where it stopped when the command is given again:
+There are three stages; running the same command again resumes a stage where it stopped:
 
-- `eyes`: the vision encoder alone, every visual token held to what its cell shows (`blueprint.Codes`);
+- `eyes`: the vision encoder alone; every visual token should match the code of what its cell shows (`blueprint.Codes`);
 - `words`: the language model alone, answering questions from ideal tokens, which cost nothing to make;
-- `answers`: the language model on what the trained encoder really says, unpruned.
+- `answers`: the language model on the real tokens of the trained encoder, unpruned.
 
-With `--start FOLDER` they begin with the weights of that checkpoint, and each may be left out. `eyes` and `words` do
-not need one another and may run at the same time (`--stage`). Runs in bf16 on a GPU where there is one, otherwise on
-the CPU. Every step's batch is made from its seed, so a resumed run goes the same way.
+With `--start FOLDER` they begin with the weights of that checkpoint, and any of them may be left out. `eyes` and
+`words` do not depend on each other and may run at the same time (`--stage`). Training uses bf16 autocast, on a GPU if
+there is one, otherwise on the CPU. The batch of every step has its own seed, so a resumed run continues in the same
+way.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ SAVE_EVERY = 250
 def read(
     model: Any, shared: Tensor, shared_at: Tensor, texts: Tensor, texts_at: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The language model on several questions to each clip at once.
+    """Run the language model on several questions about each clip at once.
 
     Args:
-        shared: (B, S, WIDTH) embeddings of what all questions see: the tokens before the video, and the video.
+        shared: (B, S, WIDTH) embeddings that all questions see: the tokens before the video, and the video.
         shared_at: (axes, S) their positions.
-        texts: (B, Q, L) token ids of each question with its answer; each sees `shared` and itself alone.
+        texts: (B, Q, L) token ids of each question with its answer; each sees only `shared` and itself.
         texts_at: (axes, L) their positions.
 
     Returns:
-        (B, Q, L, WIDTH) last hidden states, of the texts only; and what the second layer gets to see
-        of `shared` (B, S, WIDTH) and of the texts (B, Q, L, WIDTH).
+        (B, Q, L, WIDTH) last hidden states of the texts, and the normalised input of the second layer for `shared`
+        (B, S, WIDTH) and for the texts (B, Q, L, WIDTH).
     """
     text_model = model.model.language_model
     batch, many, length = texts.shape
@@ -96,7 +97,7 @@ def read(
         mixed = mixed + (weights[..., shared.shape[1] :] @ own(values[1])).flatten(2, 3)
         two = two + attention.o_proj(mixed.transpose(1, 2).flatten(2))
         two = two + layer.mlp(layer.post_attention_layernorm(two))
-        # Nothing after the last layer looks at the video.
+        # Nothing attends to the video after the last layer.
         if not last:
             mixed = F.scaled_dot_product_attention(query_one, keys[0], values[0], is_causal=True)
             one = one + attention.o_proj(mixed.transpose(1, 2).flatten(2))
@@ -107,7 +108,7 @@ def read(
 
 
 class Conversation:
-    """A model's chat template, cut where the video stands: what comes before it, and question with answer."""
+    """A model's chat template, split at the video: what comes before it, and the question with its answer."""
 
     def __init__(self, tokenizer: Any, video_token: str) -> None:
         content = [{"type": "video"}, {"type": "text", "text": "\x00"}]
@@ -124,7 +125,7 @@ class Conversation:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def texts(self, questions: list[list[Question]]) -> tuple[Tensor, Tensor]:
-        """(B, Q, L) token ids, and the (B, Q, L) labels: the next token where it belongs to the answer, else -100."""
+        """(B, Q, L) token ids, and (B, Q, L) labels: the next token if it belongs to the answer, else -100."""
         rows = []
         for question in (question for row in questions for question in row):
             asked = [*self.lead, *self._ids(question.text), *self.follow]
@@ -143,7 +144,7 @@ class Conversation:
 def eyes_loss(
     blueprint: Blueprint, model: Any, rng: np.random.Generator, *, small: bool
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Hold the tokens of a few groups of some clips to the codes of what their cells show."""
+    """The loss of visual tokens, for a few groups of some clips, against the codes of what their cells show."""
     codes, device = blueprint.codes, model.device
     grid, drawn = blueprint.draw_eyes(rng, small=small)
     labels = [shown.labels for shown in drawn]
@@ -158,14 +159,15 @@ def eyes_loss(
         joined([torch.from_numpy(getattr(label, name)).flatten() for label in labels]) for name in ("thing", "motion")
     )
     fore, clear = thing >= 0, thing != -2
-    # A group that does not show which way a thing moves says nothing of it, where another would.
+    # If groups can show motion, the cells of an object whose direction its group does not show are left out.
     told = motion >= 0 if blueprint.shows_motion else torch.ones_like(fore)
     weight = torch.where(fore, 1.0, 0.12) * clear * told
     distance = ((tokens - target) ** 2).sum(-1)
     name = F.cross_entropy(
         tokens @ codes.names.to(device).T * 8, thing.clamp(min=-1) % len(codes.names), reduction="none"
     )
-    # Rotary positions alone tell no token where it is: this it has to be made to find out, from the picture's edges.
+    # Rotary positions alone do not give a token its location: it has to be trained to infer that from the picture's
+    # edges.
     shares = joined([torch.stack(codes.places(label), dim=3).flatten(0, 2) for label in labels])  # (tokens, 2, ANCHORS)
     anchors = torch.stack([codes.rows, codes.columns]).to(device)
     guesses = torch.einsum("nd,pad->npa", tokens, anchors) * 12
@@ -195,10 +197,10 @@ def eyes_loss(
 
 
 def ideal_tokens(blueprint: Blueprint, labels: CellLabels, rng: np.random.Generator) -> Tensor:
-    """What an encoder without fault would say of one clip, with some noise: (tokens, WIDTH)."""
+    """The tokens that a perfect encoder would give for one clip, with some noise: (tokens, WIDTH)."""
     codes = blueprint.codes
     tokens = codes.targets(labels).flatten(1, 2)
-    # A cell that is neither one thing nor background is a bit of a neighbour.
+    # A cell that is not clearly an object or background gets a bit of a random object.
     unclear = torch.from_numpy(labels.thing == -2).flatten(1)
     share = torch.rand(int(unclear.sum()), 1) * 0.7
     tokens[unclear] += share * codes.things[torch.from_numpy(rng.integers(0, len(NAMES), len(share)))] * 0.3
@@ -217,7 +219,7 @@ def answer_loss(
     small: bool,
     ideal: bool,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Answer questions on a few clips, from ideal tokens or from what the encoder says."""
+    """The loss of answers to questions about a few clips, from ideal tokens or from the encoder's."""
     grid, drawn = blueprint.draw_clips(rng, QUESTIONS, small=small, pixels=not ideal)
     if ideal:
         video = torch.stack([ideal_tokens(blueprint, shown.labels, rng) for shown in drawn]).to(model.device)
@@ -235,19 +237,19 @@ def answer_loss(
     asked = labels != -100
     logits = F.linear(hidden[asked], model.get_input_embeddings().weight).float()
     losses = F.cross_entropy(logits, labels[asked], reduction="none")
-    # A long answer counts more than a short one, but each of its words less.
+    # A long answer weighs more than a short one, but each of its words less.
     weights = asked.sum(-1, keepdim=True).rsqrt().expand(asked.shape)[asked]
     loss = (losses * weights).sum() / weights.sum()
     figures: dict[str, Any] = {}
     ways = torch.stack([shown.ways for shown in drawn if shown.ways is not None]) if drawn[0].ways is not None else None
     if ways is not None and (ways >= 0).any():
-        # Where a token says nothing of motion, the first layer is to find out from the frames before.
+        # If tokens do not show motion, the first layer should infer it from earlier frames.
         told, seen = ways >= 0, first[:, len(before) :]
         guesses = seen[told.to(model.device)].float() @ blueprint.codes.motions.to(model.device).T
-        # Most of a picture goes nowhere.
+        # Most of a picture does not move.
         shares = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.25], device=model.device)
         loss = loss + 0.2 * F.cross_entropy(guesses, ways[told].to(model.device), weight=shares)
-        # And to leave the words what they are, so that a direction finds what moves there.
+        # It should also leave words recognisable, so that a direction word can find what moves that way.
         kept = F.linear(first_words[texts != conversation.pad], model.get_input_embeddings().weight).float()
         loss = loss + 0.1 * F.cross_entropy(kept, texts[texts != conversation.pad])
         moved = ways[told] < 4
@@ -263,11 +265,11 @@ def answer_loss(
 
 
 def optimizers(model: torch.nn.Module, lr: float, patch_rate: float = 1.0) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices, AdamW on the rest: it learns about twice as fast as AdamW alone.
+    """Muon for the matrices, AdamW for the rest; this learns about twice as fast as AdamW alone.
 
     Args:
-        patch_rate: the learning rate of the patch embedding, as a share of `lr`. AdamW moves all of its weights alike,
-            and a patch of one colour adds all of them up.
+        patch_rate: the learning rate of the patch embedding, as a share of `lr`. AdamW moves all of its weights by
+            similar amounts, and a patch of one colour adds them all up.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     few, patches = [p for p in trained if p.ndim < 2], [p for p in trained if p.ndim > 2]
@@ -279,12 +281,12 @@ def optimizers(model: torch.nn.Module, lr: float, patch_rate: float = 1.0) -> li
 
 
 def schedule(step: int, steps: int) -> float:
-    """The learning rate's factor: up in 2 %, level, down to nothing in the last 30 %."""
+    """The learning rate's factor: warm-up in the first 2 % of steps, constant, linear decay to 0 in the last 30 %."""
     return min(1.0, (step + 1) / (0.02 * steps), (steps - step) / (0.3 * steps))
 
 
 def begin_from(model: Any, checkpoint: Path) -> None:
-    """Give the model a checkpoint's weights; word embeddings are codes, and stay: there may be more words by now."""
+    """Load a checkpoint's weights except word embeddings, which are fixed codes (there may be more words by now)."""
     if AutoConfig.from_pretrained(checkpoint).model_type != model.config.model_type:
         raise SystemExit(f"{checkpoint} is of another model.")
     weights = type(model).from_pretrained(checkpoint, dtype=torch.float32).state_dict()
@@ -293,7 +295,7 @@ def begin_from(model: Any, checkpoint: Path) -> None:
 
 
 def load_trained(parts: dict[str, torch.nn.Module], out: Path, start: Path | None) -> None:
-    """Give each part of a model the weights that its stage ended with; with `start`, as far as the stage was run."""
+    """Load the final weights of each part's stage; with `start`, a stage that was not run is skipped."""
     for stage, part in parts.items():
         path = out / f"{stage}.pt"
         if start is None or path.exists():
@@ -309,9 +311,9 @@ def train(
     stop_after: int | None = None,
     start: Path | None = None,
 ) -> None:
-    """Run or resume one stage of `steps` (now as far as step `stop_after`); its state is kept in `out`/`stage`.pt.
+    """Run or resume one stage of `steps` (this time up to step `stop_after`); its state is kept in `out`/`stage`.pt.
 
-    With `start`, the weights to begin with are those of this checkpoint, not chance, and nothing is small any more.
+    With `start`, training begins with the weights of this checkpoint, and no step uses small clips.
     """
     out.mkdir(parents=True, exist_ok=True)
     stop = steps if stop_after is None else stop_after

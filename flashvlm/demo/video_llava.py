@@ -41,19 +41,19 @@ GRID = (SIDE // PATCH, SIDE // PATCH)
 SMALL_GRID = (5, 5)
 PER_FRAME = 1 + GRID[0] * GRID[1]
 LOOKS = 8
-# How often a clip is looked at so many times.
+# How often a clip is sampled at this many frames.
 LOOKS_SHARE = {LOOKS: 0.88, 6: 0.04, 4: 0.04, 1: 0.04}
-# How often a clip is one that was planned for so many frames: the more, the shorter its things are seen.
+# How often a clip was planned for this many frames: the more, the shorter its objects are visible.
 PLANNED = {4: 14, 8: 24, 12: 24, 16: 12, 24: 10, 32: 6, 48: 2, 64: 2}
-# The language model starts from the first demo's, whose time axis counts groups, up to 32 of them: so many positions
-# of this model are one group there, which makes 8 frames of 65 tokens about as long as its longest clips.
+# The language model starts from the first demo's, whose time axis counts groups, up to 32 of them. This many positions
+# of this model correspond to one group there, which makes 8 frames of 65 tokens about as long as its longest clips.
 POSITIONS_PER_GROUP = 16.0
-# Pairs of dimensions that turn by less than half a circle in a clip, and how strongly they tell early from late.
+# Pairs of dimensions that rotate by less than half a turn in a clip, and how strongly they separate early from late.
 EARLY_AND_LATE, TIME_STRENGTH = (11, 12, 13), 2.5
 LIKENESS, WAYS = 0.095, 1.5
-# The pair that turns by half a circle in half a clip.
+# The pair that rotates by half a turn in half a clip.
 MIDDLE, MIDDLE_STRENGTH = 8, 6.3
-# The first demo's attention is so sharp that no head of it learns to look elsewhere.
+# Scales queries down: the first demo's attention is so sharp that none of its heads would learn to attend elsewhere.
 SOFTER = 0.15
 FIRST_DEMO = Path(__file__).parent / "checkpoint" / "model.safetensors"
 WEIGHTS = {
@@ -110,7 +110,7 @@ class VideoLlava(Blueprint):
             },
             image_token_index=SPECIAL_TOKENS.index("<image>"),
             video_token_index=SPECIAL_TOKENS.index("<video>"),
-            # A layer that the features do not come from would be dead weight here.
+            # A layer after the one that the features come from would be dead weight here.
             vision_feature_layer=-1,
             vision_feature_select_strategy="full",
             image_seq_length=PER_FRAME,
@@ -150,7 +150,7 @@ class VideoLlava(Blueprint):
             if rng.random() < SHAPES_SHARE:
                 drawn += self.draw_shapes(rng, 2, 0, GRID, pixels=True)
                 continue
-            # Many things at a time: a cell of background teaches little.
+            # Many objects at a time: a cell of background teaches little.
             scene = make_scene(rng, frames=8, aspect=(1, 1), sequence=bool(rng.random() < 0.15), count=_count(rng))
             times = np.sort(rng.random(2))
             labels = cell_labels(scene, times, *GRID, frames_per_group=1)
@@ -180,7 +180,7 @@ class VideoLlava(Blueprint):
         return _pixels(shape_pixels(image, SIDE))
 
     def positions(self, before: int, groups: int, grid: tuple[int, int], length: int) -> tuple[Tensor, Tensor]:
-        # The cells of a smaller grid are as far apart as their places in the whole one.
+        # The cells of a smaller grid keep their relative locations in the full one.
         rows, columns = (torch.arange(cells) * whole // cells for cells, whole in zip(grid, GRID, strict=True))
         cells = 1 + (rows.unsqueeze(1) * GRID[1] + columns).flatten()
         frame = torch.cat([torch.zeros(1, dtype=torch.long), cells])
@@ -189,7 +189,7 @@ class VideoLlava(Blueprint):
         return shared, (before + groups * PER_FRAME + torch.arange(length)).unsqueeze(0)
 
     def finish(self, model: Any) -> None:
-        # Nothing here asks the image tower; it is what the class has, and as good as the other one.
+        # The image tower is not used here, but the class has one: a copy of the video tower.
         model.model.image_tower.load_state_dict(model.model.video_tower.state_dict())
 
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -220,9 +220,9 @@ class VideoLlava(Blueprint):
 
 
 def _places() -> Tensor:
-    """Position embeddings to start from, (PER_FRAME, VISION_WIDTH): waves down and across, none for the class token.
+    """Initial position embeddings, (PER_FRAME, VISION_WIDTH): waves down and across, zeros for the class token.
 
-    Left to themselves they start too small beside the patches, and no token finds out where it is.
+    With the default initialisation they are too small next to the patches, and no token learns where it is.
     """
     waves = torch.arange(1, VISION_WIDTH // 4 + 1) / (VISION_WIDTH // 4) * GRID[0] / 2
     rows, columns = (torch.arange(cells) / cells for cells in GRID)
@@ -233,10 +233,10 @@ def _places() -> Tensor:
 
 
 def _let_words_find_first_and_last(layer: Any) -> None:
-    """Start two heads so that a word, or a token, looks at tokens like it: one head at early ones, the other at late.
+    """Initialise two heads so that words and tokens attend to similar tokens: one head to early, one to late ones.
 
-    A frame says nothing of motion: it is the difference between a thing's early and late places. Training by itself
-    does not get there in a thousand steps, because only both together, like and early, are of use.
+    A single frame does not show motion: it is the difference between an object's early and late locations. Training
+    alone does not find this in a thousand steps, because only both criteria together, similar and early, are of use.
     """
     attention, generator = layer.self_attn, torch.Generator().manual_seed(8)
     dim = attention.head_dim
@@ -250,16 +250,16 @@ def _let_words_find_first_and_last(layer: Any) -> None:
             projection.weight[own], projection.bias[own] = 0, 0
             projection.weight[head * dim + slow] = likeness
             for pair in EARLY_AND_LATE:
-                # A score has the cosine of the turn from key to query plus the query's own angle.
+                # Scores contain the cosine of the rotation from key to query plus the query's own angle.
                 angle = torch.tensor(-span * 1000.0 ** (-pair / half))
                 at = [head * dim + pair, head * dim + half + pair]
                 projection.bias[at] = TIME_STRENGTH * torch.stack([angle.cos(), angle.sin()])
 
 
 def _let_ways_find_what_goes_there(layer: Any, ways: Tensor) -> None:
-    """Start a head so that the word for a direction looks at tokens that the first layer found to move there.
+    """Initialise a head so that a direction word attends to tokens that the first layer found to move that way.
 
-    A second head, which has the same keys, looks at tokens like its own.
+    A second head, which has the same keys, attends to tokens similar to the query's.
     """
     attention, generator = layer.self_attn, torch.Generator().manual_seed(9)
     dim = attention.head_dim
@@ -271,17 +271,18 @@ def _let_ways_find_what_goes_there(layer: Any, ways: Tensor) -> None:
     attention.q_proj.weight[: 2 * dim], attention.q_proj.bias[: 2 * dim] = 0, 0
     attention.k_proj.weight[slowest] = attention.q_proj.weight[slowest] = WAYS * ways / layer.input_layernorm.weight
     attention.k_proj.weight[slow] = attention.q_proj.weight[dim + slow] = likeness
-    # Most like the word is the word itself; and a thing's first frames do not tell where it goes.
+    # The word would match itself best, and an object's first frames do not show where it goes: favour tokens half a
+    # clip back.
     attention.k_proj.bias[MIDDLE] = MIDDLE_STRENGTH
     attention.q_proj.bias[MIDDLE] = -MIDDLE_STRENGTH
 
 
 def _ways(scene: Scene, labels: CellLabels) -> Tensor:
-    """`Shown.ways` of a clip looked at frame by frame."""
+    """`Shown.ways` of a clip with one frame per group."""
     ways = np.where(labels.thing == -1, 4, -1)
     for thing in scene.things:
         shows = labels.thing == NAMES.index(thing.name)
-        # Not in the first frame that shows it.
+        # The first frame that shows it does not count.
         again = np.cumsum(shows.any(axis=(1, 2))) > 1
         way = 4 if thing.direction is None else tuple(DIRECTIONS).index(thing.direction)
         ways[shows & again[:, None, None]] = way
@@ -294,7 +295,7 @@ def _count(rng: np.random.Generator) -> int:
 
 
 def _look_times(rng: np.random.Generator, looks: int) -> np.ndarray:
-    """When a clip is looked at: evenly, to within what a file's frame rate does to it."""
+    """The sampling times of a clip: even, up to the deviations that a file's frame rate causes."""
     times = sample_times(looks)
     return np.clip(times + rng.uniform(-0.015, 0.015, looks), 0, 1) if looks > 1 else times
 

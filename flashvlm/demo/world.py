@@ -1,8 +1,8 @@
-"""The small world of the demo model: everyday things that appear, move or stay on a textured background.
+"""The small world of the demo models: everyday objects that appear, move or stay on a textured background.
 
-A `Scene` says what happens, in numbers; `render` draws any moment of it at any size; `cell_labels` says what each
-visual token of it shows. Everything is deterministic by seed. Lengths are in units of the square root of the
-picture's area, so that a thing has the same number of pixels in a wide and in a tall picture of one area.
+A `Scene` describes what happens, in numbers; `render` draws any moment of it at any size; `cell_labels` says what each
+of its visual tokens shows. Everything is deterministic by seed. Lengths are in units of the square root of the
+picture's area, so that an object has the same number of pixels in wide and tall pictures of the same area.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 NAMES = tuple(KIND_OF)
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
-# Pairs of a name and a direction that no training clip holds: the model card reports them apart.
+# Pairs of a name and a direction that occur in no training clip; the model card reports them separately.
 HELD_OUT_PAIRS = frozenset((name, tuple(DIRECTIONS)[i // 2 % 4]) for i, name in enumerate(NAMES) if i % 2 == 0)
 
 ASPECTS = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16), (5, 4), (4, 5), (3, 2))
@@ -42,8 +42,11 @@ Times = TypeVar("Times", float, np.ndarray)
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing and what it does: visible from `appears` to `vanishes` (fractions of the clip), its centre going
-    in a straight line from `start` to `end` (x and y as fractions of the picture)."""
+    """One object and what it does.
+
+    It is visible from `appears` to `vanishes` (fractions of the clip), and its centre moves in a straight line from
+    `start` to `end` (x and y as fractions of the picture).
+    """
 
     name: str
     size: float
@@ -58,7 +61,7 @@ class Thing:
         return KIND_OF[self.name]
 
     def visible(self, when: float) -> bool:
-        """Whether the thing is in the picture at `when` (fraction of the clip); the last moment counts as in it."""
+        """Whether the object is visible at `when` (fraction of the clip); if it vanishes at 1, it still is at 1."""
         return self.appears <= when < self.vanishes or (self.vanishes >= 1.0 and when >= self.appears)
 
     def centre(self, when: Times) -> tuple[Times, Times]:
@@ -69,8 +72,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip before it is drawn. `aspect` is width : height; `sequence` says that the things come one after another
-    (each appears at least one temporal group after the one before it, and vanishes after it too)."""
+    """A clip before it is rendered.
+
+    `aspect` is width : height. `sequence` says that the objects come one after another: each appears at least one
+    temporal group after the one before it, and vanishes after it too (unless `make_scene` was given other `spans`).
+    """
 
     aspect: tuple[int, int]
     things: tuple[Thing, ...]
@@ -84,7 +90,7 @@ class Scene:
 
     @property
     def extent(self) -> tuple[float, float]:
-        """Width and height in units of the square root of the area."""
+        """Width and height, in units of the square root of the area."""
         width, height = self.aspect
         return (width / height) ** 0.5, (height / width) ** 0.5
 
@@ -105,10 +111,10 @@ def make_scene(
     zoom: float = 1.0,
     spans: Sequence[tuple[float, float]] | None = None,
 ) -> Scene:
-    """Make up a scene that is sampled at `frames` frames (1 is a still), its things `zoom` times as large as usual.
+    """Generate a scene to be sampled at `frames` frames (1: a still), with objects `zoom` times as large as usual.
 
-    With `held_out_pairs` every moving thing is one of `HELD_OUT_PAIRS`; without, none is. `spans` says when each thing
-    is visible (fractions of the clip), and so how many there are.
+    With `held_out_pairs`, every moving object is one of `HELD_OUT_PAIRS`; without, none is. `spans` says when each
+    object is visible (fractions of the clip), and so how many there are.
     """
     count = count if spans is None else len(spans)
     frames = frames or int(rng.choice([1, 4, 8, 12, 16, 24, 32, 48, 64]))
@@ -119,14 +125,14 @@ def make_scene(
             in_turn = frames >= 8 and bool(rng.random() < (0.55 if frames <= 24 else 0.9))
         in_turn = in_turn and frames > 1
         things = count or int(rng.integers(1 + in_turn, 5))
-        # A scene in which no place is left for a further thing, or nothing can move as wished, is made up anew.
+        # Try again if there is no room for a further object, or nothing can move as required.
         scene = _try_scene(rng, frames, aspect, in_turn, things, held_out_pairs, zoom, spans)
         if scene is not None:
             return scene
 
 
 def _spans(rng: np.random.Generator, frames: int, sequence: bool, count: int) -> list[tuple[float, float]]:
-    """When each thing is visible. In a sequence both the beginnings and the ends are in order and a group apart."""
+    """When each object is visible. In a sequence, both beginnings and ends are in order and at least a group apart."""
     if not sequence:
         return [(0.0, 1.0)] * count
     groups = frames // 2
@@ -166,7 +172,7 @@ def _try_scene(
     things: list[Thing] = []
     for name, (appears, vanishes) in zip(rng.permutation(NAMES)[:count].tolist(), spans, strict=True):
         steps = round((vanishes - appears) * frames) - 1
-        # Each sampled frame must show the motion, and none may jump: 4 to 22 pixels of 224 from one to the next.
+        # Motion must be visible in each sampled frame, without jumps: 4 to 22 pixels of 224 from one to the next.
         travel = (max(0.2, 0.018 * steps), min(0.8, 0.1 * steps))
         ways = [way for way in DIRECTIONS if ((name, way) in HELD_OUT_PAIRS) == held_out_pairs]
         moves = bool(ways) and travel[0] < travel[1] and rng.random() < 0.7
@@ -197,7 +203,7 @@ def _try_thing(
     margin = tuple(size / 2 / length for length in extent)
 
     def place(axis: int) -> float:
-        # Thirds come up alike, and centres keep clear of the lines between them, where nobody could tell which it is.
+        # Thirds are equally likely; centres stay clear of the lines between them, where the answer would be unclear.
         part = int(rng.integers(3))
         clear = 0.035
         low = max(margin[axis], part / 3 + clear)
@@ -216,7 +222,7 @@ def _try_thing(
 
 
 def _meet(one: Thing, other: Thing, extent: tuple[float, float], frames: int) -> bool:
-    """Whether two things ever touch while both are visible."""
+    """Whether two objects ever touch while both are visible."""
     reach = (one.size + other.size) / 2 * 1.02
     begin, end = max(one.appears, other.appears), min(one.vanishes, other.vanishes)
     if begin > end:
@@ -237,7 +243,7 @@ def _sprites() -> dict[str, Image.Image]:
 
 @lru_cache(maxsize=512)
 def _sprite(name: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colours times opacity, and what shows through, as (pixels, pixels, 3) and (pixels, pixels, 1) float32."""
+    """Colours times opacity, (pixels, pixels, 3), and transparency, (pixels, pixels, 1), both float32."""
     picture = np.asarray(_sprites()[name].resize((pixels, pixels), Image.Resampling.LANCZOS), dtype=np.float32)
     opacity = picture[..., 3:] / 255
     return picture[..., :3] * opacity, 1 - opacity
@@ -258,7 +264,7 @@ def background(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def sample_times(frames: int) -> np.ndarray:
-    """When a clip is looked at, as fractions of its length: evenly, the first and the last frame included."""
+    """The sampling times of a clip, as fractions of its length: evenly spaced, first and last frame included."""
     return np.linspace(0.0, 1.0, frames) if frames > 1 else np.zeros(1)
 
 
@@ -290,10 +296,10 @@ def render(scene: Scene, times: np.ndarray, height: int, width: int) -> np.ndarr
 
 
 def tells(scene: Scene, times: np.ndarray) -> bool:
-    """Whether who looks at these times only (fractions of the clip, rising) can tell what happens.
+    """Whether these times (fractions of the clip, rising) are enough to understand what happens.
 
-    Every thing is seen, what moves at least twice and first and last in the third where it starts and ends; of things
-    that come one after another each is first seen, and last seen, later than the one before.
+    Every object must be seen, moving ones at least twice, first in the thirds where it starts and last in those where
+    it ends. In a sequence, each object must be first seen, and last seen, later than the one before.
     """
     firsts, lasts = [], []
     for thing in scene.things:
@@ -309,7 +315,7 @@ def tells(scene: Scene, times: np.ndarray) -> bool:
 
 
 def make_told_scene(rng: np.random.Generator, times: np.ndarray, **settings: Any) -> Scene:
-    """Make up a square scene that looks at these times tell (`tells`); `settings` are those of `make_scene`."""
+    """Generate a square scene that these times are enough to understand (`tells`), with `settings` of `make_scene`."""
     while True:
         scene = make_scene(rng, aspect=(1, 1), **settings)
         if tells(scene, times):
@@ -320,10 +326,10 @@ def make_told_scene(rng: np.random.Generator, times: np.ndarray, **settings: Any
 class CellLabels:
     """What each visual token of a clip shows; arrays of shape (groups, rows, columns).
 
-    `thing` is the place in `NAMES` of what fills the cell, -1 for background, -2 where neither is clear. `motion` is
-    the place in `DIRECTIONS` of its direction, 4 for none, -1 where the group does not show it. `x` and `y`
-    are the centre of the thing, or of the cell for background, as fractions of the picture. `colour` says which of
-    the colours of `shapes` a shape has, -1 for none; nothing else has one.
+    `thing` is the index in `NAMES` of what fills the cell, -1 for background, -2 if it is not clearly either. `motion`
+    is the index of its direction in `DIRECTIONS`, 4 for none, -1 if the group does not show it. `x` and `y` are the
+    centre of the object, or of the cell otherwise, as fractions of the picture. `colour` is the index of a shape's
+    colour in `shapes.COLOURS`, -1 for everything else.
     """
 
     thing: np.ndarray
@@ -334,7 +340,7 @@ class CellLabels:
 
 
 def cell_labels(scene: Scene, times: np.ndarray, rows: int, columns: int, frames_per_group: int = 2) -> CellLabels:
-    """Label the cells of each group of frames (a last group may have fewer; a still counts as a whole one)."""
+    """Label the cells of each group of frames (the last group may have fewer; a still counts as a whole one)."""
     groups = -(-len(times) // frames_per_group)
     shape = (groups, rows, columns)
     thing = np.full(shape, -1)
@@ -344,7 +350,7 @@ def cell_labels(scene: Scene, times: np.ndarray, rows: int, columns: int, frames
     width, height = scene.extent
 
     def share(centre: float, length: float, cells: int) -> np.ndarray:
-        """How much of each row or column the span around `centre` covers; pictures fill about 0.88 of their square."""
+        """How much of each row or column the span around `centre` covers; sprites fill about 0.88 of their square."""
         edges = np.arange(cells + 1) / cells
         half = length * 0.44
         low, high = np.maximum(edges[:-1], centre - half), np.minimum(edges[1:], centre + half)

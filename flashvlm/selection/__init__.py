@@ -1,6 +1,6 @@
-"""Which visual tokens the language model gets: pure functions on tensors, none of which knows a model.
+"""Choice of the visual tokens that the language model gets: pure functions on tensors, independent of any model.
 
-Importing this package imports no torch, so that a command line can name the selectors at once.
+Importing this package does not import torch, so that a command line can list the selectors without delay.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ def select(
         tokens: (N, D) floats, the visual tokens in the language model's input space, group after group.
         saliency: (N,) >= 0, how much attention each token received in the vision encoder.
         words: (L, D) floats, the language model's input embeddings of the question's words; L may be 0.
-        group_sizes: tokens of each temporal group, in order; they sum to N.
+        group_sizes: number of tokens in each temporal group, in order; they sum to N.
         budget: how many tokens to keep, at least 1; more than N keeps all. `auto` keeps as many as it takes to cover
             most of what the video shows.
         delta: instead of a budget, the largest distance from any token to its nearest kept one.
         selector: one of `SELECTORS`.
         metric: one of `METRICS`, how distance between tokens is measured.
-        seed: what the selector `random` draws with; the others ignore it.
+        seed: random seed of the selector `random`; the others ignore it.
 
     Returns:
-        The kept tokens: `indices`, `important`, `scores`, `nearest` and `delta`, on the device of `tokens`. The
-        same arguments give the same ones.
+        The kept tokens: `indices`, `important`, `scores`, `nearest` and `delta`, on the device of `tokens`. The same
+        arguments give the same result.
 
     Raises:
-        UsageError: NaN or infinity, shapes that disagree, negative saliency, a budget below 1, a negative delta, both
-            or neither, groups that do not sum to N, a seed beyond 64 bits, a selector or metric that does not exist, or
-            a delta or `auto` for another selector than `BY_CONTENT`.
-        ValueError: a selector that does not keep as many tokens as it is to.
+        UsageError: NaN or infinity, shapes that disagree, negative saliency, a budget below 1, a negative delta, both a
+            budget and a delta or neither, groups that do not sum to N, a seed beyond 64 bits, an unknown selector or
+            metric, or a delta or `auto` with a selector other than `BY_CONTENT`.
+        ValueError: a selector that does not keep the number of tokens it should, each once.
     """
     for name, value, known in (("selector", selector, SELECTORS), ("metric", metric, METRICS)):
         if value not in known:

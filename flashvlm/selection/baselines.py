@@ -1,4 +1,4 @@
-"""Selectors of one plain idea, to compare with."""
+"""Selectors of one simple idea each, for comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flashvlm.selection.result import Selection
 
 
 def spread(count: int, length: int) -> Tensor:
-    """`count` places evenly spread over `length` ones, (count,) int64: the middle one of each equal stretch."""
+    """`count` indices evenly spread over `length`, (count,) int64: the middle one of each equal stretch."""
     return (2 * torch.arange(count) + 1) * length // (2 * count)
 
 
@@ -26,10 +26,10 @@ def random(inputs: Inputs) -> Selection:
 
 
 def frames(inputs: Inputs) -> Selection:
-    """Whole groups, as few evenly spread ones as hold the budget; of the last one an even part where it does not fit.
+    """Whole groups: the fewest evenly spread ones that hold the budget; the last is thinned evenly if too large.
 
-    A budget smaller than a group is an even part of the group in the middle. Groups of one video are of one size; were
-    they not, it would be the first ones of the spread that hold the budget.
+    A budget smaller than a group is spread evenly over the middle group. All groups of a video have one size; if they
+    did not, the first ones of the spread would be kept until the budget is spent.
     """
     sizes = torch.tensor(inputs.group_sizes)
     begins = sizes.cumsum(0) - sizes
@@ -45,6 +45,6 @@ def frames(inputs: Inputs) -> Selection:
 
 
 def saliency(inputs: Inputs) -> Selection:
-    """The K most salient tokens; of equals the first."""
+    """The K most salient tokens; ties go to the first."""
     ranked = inputs.saliency.argsort(descending=True, stable=True)
     return Selection.of(inputs, ranked[: inputs.budget], scores=inputs.saliency)

@@ -1,4 +1,4 @@
-"""The tokens of a video in small blocks, so that what is compared within them costs no more for a longer video."""
+"""A video's tokens in small blocks: comparing tokens only within a block costs no more per token in a longer video."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from flashvlm.selection.points import Points
 
-# Tokens of a block at most: a frame of 224 x 224 pixels in Qwen2-VL, or some rows of a larger one.
+# Most tokens per block: a frame of 224 x 224 pixels in Qwen2-VL, or some rows of a larger one.
 LARGEST = 64
 
 
@@ -19,9 +19,9 @@ LARGEST = 64
 class Blocks:
     """Stretches of at most `LARGEST` tokens, each within one temporal group.
 
-    `tokens` (B, n) int64 are the places of the tokens of each block, filled up with its last one where `real` (B, n)
-    is False. `group` (B,) int64 is the group of each block. `before` (B,) int64 is the block at the same place in the
-    group before, a block of the first group its own.
+    `tokens` (B, n) int64 are the indices of each block's tokens, padded with its last one where `real` (B, n) is False.
+    `group` (B,) int64 is each block's group. `before` (B,) int64 is the block at the same place in the previous group;
+    for a block of the first group, the block itself.
     """
 
     tokens: Tensor
@@ -31,7 +31,7 @@ class Blocks:
 
     @classmethod
     def of(cls, group_sizes: Sequence[int], device: torch.device) -> Blocks:
-        """Cut groups of these sizes, each into as few blocks as can be, as equal as can be."""
+        """Cut groups of these sizes, each into as few blocks as possible, as equal in size as possible."""
         begins: list[int] = []
         sizes: list[int] = []
         groups: list[int] = []
@@ -52,9 +52,9 @@ class Blocks:
         return cls(tokens, place < length, torch.tensor(groups, device=device), torch.tensor(before, device=device))
 
     def share(self, count: int) -> int:
-        """The least m for which m tokens of each block, or all it has, make at least `count` (or are all)."""
+        """The smallest m such that m tokens per block, or all it has, total at least `count` (or are all)."""
         sizes = self.real.sum(1).sort().values
-        # With m the size of the i-th smallest block: all of the smaller ones and m of each other one.
+        # If m is the size of the i-th smallest block: all tokens of the smaller blocks and m of each other one.
         others = len(sizes) - torch.arange(len(sizes), device=sizes.device)
         smaller = sizes.cumsum(0) - sizes
         enough = (smaller + sizes * others >= count).nonzero()
@@ -70,9 +70,9 @@ class Blocks:
         return points.at(self.tokens)
 
     def joins(self, count: int, ends: bool) -> Tensor:
-        """Which blocks are joined: successive ones, `count` at a time, (J, count) int64, -1 for none.
+        """Which blocks to join: `count` successive ones at a time, (J, count) int64, padded with -1.
 
-        With `ends`, the first and the last temporal group are joined with no other.
+        With `ends`, blocks of the first and of the last temporal group are not joined with those of other groups.
         """
         last = self.group[-1]
         # 0 in the first group, 1 in those between, 2 in the last.
@@ -85,7 +85,7 @@ class Blocks:
 
 
 def join(rows: Tensor, joins: Tensor) -> Tensor:
-    """(B, m, ...) to (J, count * m, ...), the rows that `Blocks.joins` joins in one; zeros where there is none."""
+    """Join rows (B, m, ...) as `Blocks.joins` says, to (J, count * m, ...), with zeros for its -1."""
     joined = rows.index_select(0, joins.flatten().clamp(min=0))
     joined[joins.flatten() < 0] = 0
     return joined.view(len(joins), -1, *rows.shape[2:])

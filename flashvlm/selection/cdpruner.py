@@ -1,4 +1,4 @@
-"""Relevant and unlike tokens: the likeliest set of a determinantal point process."""
+"""Relevant and dissimilar tokens: the most likely set of a determinantal point process."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.metric import Space, unit_vectors
 from flashvlm.selection.result import Selection
 
-# How much relevance counts against diversity, from 0 (not at all) to below 1; 1 is the kernel as published.
+# Weight of relevance against diversity, from 0 (none) to below 1; 1 is the kernel as published.
 THETA = 1.0
-# The authors' LLaVA code takes the relevance with a minus sign, as CLIP's patches are least similar to what they show.
+# The authors' LLaVA code negates the relevance, because CLIP's patches are least similar to what they show.
 RELEVANCE_SIGN = 1.0
-# What is left of a token that the kept ones span, as a part of its own weight, is rounding below this.
+# A token is spanned by the kept ones, up to rounding, if less than this share of its own weight remains.
 ROUNDING = 1e-5
-# Differences of cosines below this tell no tokens apart.
+# Cosines that span no more than this do not distinguish tokens.
 FLAT = 1e-6
 
 
 def cdpruner(inputs: Inputs) -> Selection:
-    """Greedy search for the set of highest determinant: CDPruner (arXiv 2506.10967).
+    """Greedy search for the set with the highest determinant: CDPruner (arXiv 2506.10967).
 
-    The kernel is q_i S_ij q_j: S the similarity of two tokens, q a token's mean cosine with the words, min-max'd to
-    [0, 1]; with `THETA` below 1 it is exp(THETA / (2 - 2 THETA) q). Without words, or where they tell no tokens
-    apart, q is 1 and diversity decides alone. Tokens that add nothing, as they are spanned by the kept ones or have
-    no relevance, fill up the budget by relevance, then by place.
+    The kernel is q_i S_ij q_j, where S is the similarity of two tokens and q a token's mean cosine with the words,
+    min-max scaled to [0, 1]; with `THETA` below 1, q is exp(THETA / (2 - 2 THETA) times that). Without words, or if
+    they do not distinguish tokens, q is constant and diversity alone decides. Once no token adds anything (all are
+    spanned by the kept ones or have no relevance), the budget is filled up by relevance, ties by index.
     """
     quality = _quality(inputs)
     kept = greedy_determinant(Space.of(inputs.tokens, inputs.metric), quality, inputs.budget)
@@ -44,7 +44,7 @@ def greedy_determinant(space: Space, quality: Tensor, count: int) -> Tensor:
         count: how many to choose.
 
     Returns:
-        At most (count,) int64; fewer where no token that is left adds to the determinant.
+        (count,) int64, or fewer if no remaining token adds to the determinant.
     """
     left, right = space.left * quality[:, None], space.right * quality[:, None]
     factor = left.new_empty(count, len(quality))
@@ -53,7 +53,7 @@ def greedy_determinant(space: Space, quality: Tensor, count: int) -> Tensor:
     chosen = torch.empty(count, dtype=torch.int64, device=quality.device)
     for step in range(count):
         place = gain.argmax()
-        # Not to wait for the device at each step, it goes on with nonsense to the end and cuts that off there.
+        # To avoid waiting for the device at each step, the loop runs on with meaningless values, cut off at the end.
         chosen[step] = torch.where(gain[place] > 0, place, -1)
         row = (left @ right[place] - factor[:step, place] @ factor[:step]) * gain[place].clamp(min=1e-30).rsqrt()
         factor[step] = row
@@ -63,7 +63,7 @@ def greedy_determinant(space: Space, quality: Tensor, count: int) -> Tensor:
 
 
 def _quality(inputs: Inputs) -> Tensor:
-    """(N,) float32 > 0 where a token counts."""
+    """The q of the kernel: (N,) float32 >= 0, 0 for a token that does not count."""
     if not len(inputs.words):
         return torch.ones_like(inputs.saliency)
     cosines = unit_vectors(inputs.tokens) @ unit_vectors(inputs.words).mean(0) * RELEVANCE_SIGN

@@ -7,22 +7,22 @@ from torch import Tensor
 
 from flashvlm.selection.metric import Space
 
-# Floats of one block of similarities: 16 MB, whatever the number of tokens.
+# Floats in one block of similarities: 16 MB, whatever the number of tokens.
 BLOCK = 2**22
 
 
 def cover(space: Space, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Find the nearest kept token of every token: N x K products, in blocks of near-constant memory.
 
-    Of several equally near the first counts, but a kept token always stands for itself.
+    Ties go to the first kept token, but a kept token always stands for itself.
 
     Args:
         space: the N tokens under a metric.
         indices: (K,) int64, the kept ones.
 
     Returns:
-        nearest: (N,) int64, places in `indices`.
-        distance: (N,) float32, from 0; under a cosine to 2.
+        nearest: (N,) int64, positions in `indices`.
+        distance: (N,) float32, at least 0; for cosines at most 2.
     """
     kept = space.right[indices].T
     rows = max(1, BLOCK // max(kept.shape))

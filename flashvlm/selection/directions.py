@@ -10,17 +10,17 @@ from torch import Tensor
 
 from flashvlm.selection.metric import SHORTEST, in_range, places, with_zeros_apart
 
-# Tokens read at once: few enough to stay in the processor's cache.
+# Tokens read at a time: few enough to stay in the processor's cache.
 PART = 512
 
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """Tokens scaled to length 1, or where a metric has placed them, made where they are read.
+    """Tokens as unit vectors, or as points placed by a metric, computed as they are read.
 
-    All of them in float32 would be written to memory only to be read again, which takes longer than making them anew.
-    `tokens` (N, D) are in bfloat16, or in float32 where a metric has placed them; `lengths` (N, 1), by which they
-    are divided, and `mean` (D,), of what comes of it, are in float32.
+    Writing all of them to memory in float32 and reading them back would take longer than computing them again. `tokens`
+    (N, D) are in bfloat16, or in float32 if a metric has placed them; `lengths` (N, 1), which they are divided by, and
+    `mean` (D,), the mean of the results, are in float32.
     """
 
     tokens: Tensor
@@ -40,11 +40,11 @@ class Directions:
         return cls(tokens, lengths, total / len(tokens))
 
     def units(self) -> Tensor:
-        """(N, D) float32 unit vectors, or places; zero vectors stay zero."""
+        """(N, D) float32 unit vectors, or points placed by a metric; zero vectors stay zero."""
         return self.tokens.float() / self.lengths
 
     def scaled(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Up to PART tokens at a time, in float32, with their lengths (PART, 1); each part where the one before was."""
+        """Up to `PART` tokens at a time, in float32, and their lengths (PART, 1); each part overwrites the last."""
         return zip(_in_turn(self.tokens), self.lengths.split(PART), strict=True)
 
     def cosines(self, units: Tensor) -> Tensor:
@@ -53,11 +53,11 @@ class Directions:
         return torch.cat([units @ part.T for part, _ in self.scaled()], 1).T / self.lengths
 
     def at(self, tokens: Tensor) -> Directions:
-        """Some of the tokens, (M,) int64 places, around the mean of all."""
+        """The tokens at (M,) int64 indices, with the mean of all tokens."""
         return Directions(self.tokens[tokens], self.lengths[tokens], self.mean)
 
     def under(self, metric: str) -> Directions:
-        """The places that a metric gives to the tokens (`metric.places`), in the stead of directions."""
+        """The tokens as points placed by a metric (`metric.places`) instead of as directions."""
         if metric != "cosine":
             return self._at_places(places(self.tokens, metric))
         if bool((self.lengths <= SHORTEST).any()):
@@ -69,7 +69,7 @@ class Directions:
 
 
 def _in_turn(tokens: Tensor) -> Iterator[Tensor]:
-    """Up to PART of (N, D) tokens at a time, in float32: all in one piece of memory, for getting it costs more."""
+    """Up to `PART` of (N, D) tokens at a time, in float32, all in one buffer, because allocating more costs time."""
     memory = tokens.new_empty(min(PART, len(tokens)), tokens.shape[1], dtype=torch.float32)
     for part in tokens.split(PART):
         yield memory[: len(part)].copy_(part)

@@ -1,4 +1,4 @@
-"""Tokens as far apart as can be."""
+"""Tokens as far apart as possible."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.metric import Space
 from flashvlm.selection.result import Selection
 
-# Tokens among which the next ones are looked for before all are looked at again.
+# Size of the pool that is searched for the next tokens before all tokens are searched again.
 POOL = 256
-# Tokens whose nearest other one is looked for at once.
+# Number of tokens whose nearest other token is searched for at once.
 ROWS = 64
-# Similarities closer than this are equal.
+# Similarities that differ by less than this count as equal.
 ROUNDING = 1e-6
 
 
@@ -21,8 +21,8 @@ def divprune(inputs: Inputs) -> Selection:
     """Greedy max-min diversity: DivPrune (CVPR 2025, arXiv 2503.02175).
 
     It begins with the token whose nearest other token is farthest, and goes on with the token farthest from all kept
-    ones, of equals the first. At most N x K similarities, apart from those that find the first token: few in a video,
-    where most tokens have a like beside them or in the next group, N x N at worst.
+    ones; ties go to the first. At most N x K similarities, plus those needed to find the first token: few in a video,
+    where most tokens have a similar one beside them or in the next group, N x N at worst.
     """
     space = Space.of(inputs.tokens, inputs.metric)
     return Selection.of(inputs, farthest_points(space, loneliest(space, inputs.group_sizes[0]), inputs.budget))
@@ -31,8 +31,8 @@ def divprune(inputs: Inputs) -> Selection:
 def farthest_points(space: Space, first: Tensor, count: int) -> Tensor:
     """Choose tokens one by one, each the farthest from all before it.
 
-    As tokens only get nearer to the chosen ones, the next ones are looked for in a pool of the farthest, for as long as
-    one of them stays farther than all outside it were. The others are then told of all that were chosen at once.
+    Because tokens only get nearer to the chosen ones, the next ones are searched for in a pool of the farthest, as long
+    as one of them stays farther than all tokens outside it were. Only then are all tokens compared with those chosen.
 
     Args:
         space: N tokens.
@@ -58,14 +58,14 @@ def farthest_points(space: Space, first: Tensor, count: int) -> Tensor:
 
 
 def _farthest_in(between: Tensor, before: Tensor, limit: float, count: int) -> Tensor:
-    """Choose up to `count` next tokens of the pool, at least one, as long as none outside it can precede.
+    """Choose up to `count` next tokens from the pool, at least one, until one outside it could come first.
 
-    On the CPU, which small steps suit better.
+    Runs on the CPU, which is faster at small steps.
 
     Args:
         between: (P, P) similarities in the pool.
-        before: (P,) similarity to the nearest chosen token. All outside the pool are at `limit` or nearer, and those at
-            `limit` come after those in the pool that are.
+        before: (P,) similarity to the nearest chosen token. All tokens outside the pool have `limit` or more, and those
+            at `limit` come after those in the pool at `limit`.
     """
     similarity, places = before.clone(), list[Tensor]()
     while len(places) < count:
@@ -79,14 +79,14 @@ def _farthest_in(between: Tensor, before: Tensor, limit: float, count: int) -> T
 
 
 def loneliest(space: Space, stride: int) -> Tensor:
-    """Find the token whose nearest other one is farthest, () int64; of those equal but for rounding, one.
+    """Find the token whose nearest other token is farthest, () int64; among those equal up to rounding, any one.
 
-    Neighbours tell most tokens from it at once: the nearest one is at least as near as the token beside, or the one in
-    the same cell of the next group. The others are compared with all, those far from their neighbours first.
+    Neighbours rule out most tokens at once: a token's nearest one is at least as near as the token beside it, or the
+    one in the same cell of the next group. The rest are compared with all, those far from their neighbours first.
 
     Args:
         space: N tokens.
-        stride: tokens of a group. Another number costs time and nothing else.
+        stride: tokens per group. A wrong number only costs time.
     """
     count = len(space.left)
     bound = space.left.new_full((count,), -torch.inf)

@@ -1,35 +1,35 @@
-"""Greedy facility location: the tokens by which most of the weight is best covered."""
+"""Greedy facility location: the tokens that best cover the weight."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Steps between looks at whether more of them can matter.
+# Steps between checks whether more of them can matter.
 LOOK_EVERY = 8
-# Of two gains as good as equal the earlier token's wins: the last one of a block counts for this much less.
+# Of two nearly equal gains the earlier token's wins: gains are reduced along a block, by this share at its end.
 LATENESS = 0.03
 
 
 def greedy(cover: Tensor, weights: Tensor, real: Tensor, groups: Tensor, count: int, floor: int) -> Tensor:
-    """Choose in every block, one after the other, the tokens that add most to the weighted sum of best covers.
+    """In every block, choose one after the other the tokens that add most to the weighted sum of best covers.
 
     The sum over all tokens i of weight_i * max over the chosen j of cover_ij is monotone and submodular: the first k
-    of a block are within 1 - 1/e of its best k (Nemhauser et al. 1978), and gains do not rise from one to the next. So
-    the `count` highest gains of all blocks are the greedy choice for their sum, and once no block can add one to these,
-    only temporal groups that have fewer than `floor` chosen tokens are chosen from.
+    tokens chosen in a block are within 1 - 1/e of its best k (Nemhauser et al. 1978), and gains never rise from one to
+    the next. So the `count` highest gains of all blocks are the greedy choice for their sum. Once no block can add to
+    these, tokens are chosen only from temporal groups that have fewer than `floor` of them.
 
     Args:
         cover: (B, m, m) float32 in 0..1, how well each token (row) is covered by each other one (column).
         weights: (B, m) float32 >= 0.
-        real: (B, m) bool, False for what only fills up a block.
+        real: (B, m) bool, False for padding.
         groups: (B, m) int64, the temporal groups.
-        count: how many tokens of all blocks are wanted.
-        floor: how many of every group at least, as far as it has so many.
+        count: how many tokens are wanted from all blocks together.
+        floor: how many to choose from every group at least, if it has that many.
 
     Returns:
-        (B, m) float32: of a chosen token its gain when it was, of any other what it would still add, less than the
-        `count` highest; -inf for what fills up.
+        (B, m) float32: for a chosen token, its gain when chosen; for any other, what it would still add, which is at
+        most the lowest of the `count` highest; -inf for padding.
     """
     blocks = torch.arange(len(cover), device=cover.device)
     size = cover.shape[1]
@@ -45,7 +45,7 @@ def greedy(cover: Tensor, weights: Tensor, real: Tensor, groups: Tensor, count: 
 
     def choose(some: Tensor, could: Tensor) -> None:
         most, place = could[some].max(1)
-        # A block that has no more tokens chooses one again, which gains nothing.
+        # A block with no tokens left chooses one again, which gains nothing.
         gains[some, place] = gains[some, place].maximum(most)
         barred[some, place] = -torch.inf
         covered[some] = torch.maximum(covered[some], cover[some, :, place])

@@ -1,4 +1,4 @@
-"""The selector for video: one budget, spent where the question and what is new in the video ask for it."""
+"""The selector for video: one budget, spent on what is new in the video and on what the question asks for."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from flashvlm.selection.weights import asked_for, novelty, salient
 
 @dataclass(frozen=True)
 class Recipe:
-    """What goes into the selection, as tuned on clips of the demo world; 0 leaves a part out, `reach` apart.
+    """The settings of the selection, tuned on clips of the demo world; 0 leaves a part out, except for `reach`.
 
-    `novelty`, `relevance` and `saliency` are powers of the signals that make a token's weight. `repetition` is the part
-    of its weight that a token loses which the temporal group before shows too. `reach`, above 0, is the distance over
-    which a kept token's cover of others falls to 1 / e (how many `auto` keeps does not hang on it). `candidates` is how
-    many tokens the thinning leaves for each that is kept, and `fewest` in each block at least. `together` is how many
-    of these, of successive blocks, are chosen from at once; of more, where few tokens are kept. `floor` is how many
-    tokens each group keeps. `corners` is the share of the budget that goes to tokens far from all others kept, and
-    `lonely` the share up to which it goes to these and to such that nothing kept stands for. `named` is the share up to
-    which it goes, after the floor, to the tokens that the question asks for most, one of every group before the second
-    of any: one token at least, where there is one. With `ends`, the first and the last group are chosen from apart, and
-    the last loses nothing to the one before: what there is at the beginning and at the end is asked about, and no other
-    moment can tell.
+    `novelty`, `relevance` and `saliency` are the powers of the signals that make up a token's weight. `repetition` is
+    the share of its weight that a token loses if the previous temporal group shows it too. `reach`, above 0, is the
+    distance over which a kept token's cover of others falls to 1 / e (it does not affect how many tokens `auto` keeps).
+    `candidates` is how many tokens the thinning leaves for each one kept, and `fewest` how many in each block at least.
+    `together` is how many of these, from successive blocks, are chosen from at once; more if few tokens are kept.
+    `floor` is how many tokens each group keeps. `corners` is the share of the budget for tokens far from all others
+    kept, and `lonely` the most that these may take together with tokens that nothing kept stands for. `named` is the
+    share that may go, after the floor, to the tokens that the question asks for most, one from every group before a
+    second from any: at least one token, if there is one. With `ends`, the first and the last group are chosen from
+    separately, and the last loses nothing to the one before: questions ask what there is at the beginning and at the
+    end, and no other moment can show it.
     """
 
     novelty: float = 1.0
@@ -55,35 +55,36 @@ class Recipe:
     ends: bool = True
 
 
-# How many tokens the thinning aims at where the budget is not known, as a share.
+# The share of tokens that the thinning aims at if the budget is not known.
 AUTO_AIM = 0.1
-# Corners are looked for among so many times as many tokens, or among so many if that is more.
+# Corners are chosen from `POOL` times as many tokens, or from `LEAST_POOL` if that is more.
 POOL, LEAST_POOL = 2, 320
-# A token that stands out so many times as far as the reach of noise is kept for the question.
+# A token is kept for the question if it stands out at least this many times as far as noise reaches.
 ASKED_FOR = 2.25
-# Up to so many tokens are chosen from at once, as far as their square times the budget, which is what the choice
-# costs, stays within `WORK`: a kept token may stand for its like in several groups.
+# Up to `MOST_TOGETHER` tokens are chosen from at once, as long as their number squared times the budget, which is what
+# choosing costs, stays within `WORK`: a kept token may stand for similar ones in several groups.
 MOST_TOGETHER, WORK = 512, 7_000_000
-# `auto` keeps as many tokens as it takes to cover this share of the video's weight, each over this distance, the
-# question and saliency unseen.
+# `auto` keeps as many tokens as it takes to cover this share of the video's weight, each over this distance; here the
+# weight leaves out the question and saliency.
 COVERED, COVERED_OVER = 0.8, 0.2
 
 
 def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     """Cover the video with a budget of tokens, each weighted by what it shows.
 
-    That is its novelty, what the question asks for, and the square root of its saliency. A token loses up to half of
-    its weight to the group before, as far as that shows it too. Per block of a group, near-duplicates are thinned out
-    in bipartite rounds; from what is left, joined over some blocks (those of the first and the last group by
-    themselves), greedy facility location chooses; the budget goes to the highest gains of all, one token of every group
-    before all others, and then a fifth of it at most to what the question names. Up to 70 % of it goes to tokens far
-    from all others kept, instead: 20 % to the corners, of the least covered tokens those farthest from all kept ones,
-    and before them as much as there is, up to 50 %, to tokens that nothing kept stands for, the heaviest first.
+    A token's weight is its novelty, times what the question asks for, times the square root of its saliency. It loses
+    up to half of its weight to the previous group, depending on how well that shows it too. In each block of a group,
+    near-duplicates are thinned out in bipartite rounds. From the tokens left, joined over some blocks (those of the
+    first and the last group separately), greedy facility location chooses. The budget goes to the highest gains
+    overall, after one token of every group and then at most a fifth for what the question names. Up to 70 % of it goes
+    instead to tokens far from all others kept: first up to 50 %, if there are enough, to tokens that nothing kept
+    stands for, heaviest first; then 20 % to the corners, which are those of the least covered tokens that are farthest
+    from all kept ones.
 
-    What is compared lies within a block, those joined to it and its like in the group before; of lonely tokens and
-    corners, bounded numbers of them with all kept ones. So the cost is linear in the tokens and in the budget. It is
-    the same whatever the tokens are. Tokens and words are read in bfloat16, in which most models hold them, so that
-    their values in float32 and in bfloat16 give the same set.
+    Tokens are compared only within a block, with the blocks joined to it, and with the same place in the previous
+    group; a bounded number of lonely tokens and corners is compared with all kept ones. So the cost is linear in the
+    tokens and in the budget, and does not depend on what the tokens are. Tokens and words are read in bfloat16, in
+    which most models hold them, so that their values in float32 and in bfloat16 give the same set.
     """
     directions = Directions.of(inputs.tokens)
     tokens = directions.tokens
@@ -110,13 +111,13 @@ def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
 def fitting(where: Directions, weights: Tensor, group_sizes: tuple[int, ...], recipe: Recipe) -> int:
     """The budget that covers `COVERED` of the video's weight, at least `floor` of every group.
 
-    It is told from at most `LARGEST` tokens of each group, one of each stretch of them, in no one column: what a video
-    shows does not grow with its resolution. Nor does it hang on the question, which says what is kept: weights that
-    have relevance in them gave budgets that did no better than the same for every video.
+    It is estimated from at most `LARGEST` tokens of each group, one from each equal stretch and not all in one column:
+    what a video shows does not grow with its resolution. Nor does it depend on the question, which decides what is
+    kept: weights that include relevance gave budgets that did no better than one budget for all videos.
     """
     sizes = [min(size, LARGEST) for size in group_sizes]
     begins = [end - size for end, size in zip(accumulate(group_sizes), group_sizes, strict=True)]
-    # Multiples of the golden ratio fall evenly all over a stretch.
+    # Multiples of the golden ratio, modulo 1, are spread evenly over a stretch.
     places = torch.arange(LARGEST, dtype=torch.float64)
     places += places.mul((math.sqrt(5) - 1) / 2).frac()
     shown = torch.cat(
@@ -126,7 +127,7 @@ def fitting(where: Directions, weights: Tensor, group_sizes: tuple[int, ...], re
         ]
     ).to(weights.device)
     blocks = Blocks.of(sizes, weights.device)
-    # How many they are does not hang on which of them are exchanged for named, lonely ones or corners.
+    # How many are kept does not depend on which are exchanged for named tokens, lonely ones or corners.
     plain = replace(recipe, reach=COVERED_OVER, named=0.0, lonely=0.0, corners=0.0)
     kept, _ = cover_best(where.at(shown), blocks, weights[shown], torch.ones_like(weights[shown]), None, plain)
     return len(kept)
@@ -135,9 +136,9 @@ def fitting(where: Directions, weights: Tensor, group_sizes: tuple[int, ...], re
 def cover_best(
     where: Directions, blocks: Blocks, scores: Tensor, asked: Tensor, budget: int | None, recipe: Recipe
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """The (K,) tokens, ascending, by which most of the weight is covered, and how redundant the others were.
+    """The (K,) tokens, ascending, that cover most of the weight, and how redundant the others were.
 
-    Without a budget, as many as cover `COVERED` of it.
+    Without a budget, as many tokens as cover `COVERED` of it.
     """
     aim = budget or int(AUTO_AIM * len(scores))
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
@@ -152,7 +153,7 @@ def cover_best(
     left, weights, real, redundancy = thin(similarity, own, blocks.real, fewest)
     redundancy += (alike.mean().item(),) if len(alike) else ()
     tokens, groups = blocks.tokens.gather(1, left), blocks.group[:, None].expand_as(left)
-    # What is left of successive blocks is chosen from together: the fewer tokens are kept, the more each stands for.
+    # The tokens left in successive blocks are chosen from together: the fewer are kept, the more each stands for.
     together = recipe.together
     if together and budget:
         together = max(together, min(MOST_TOGETHER, math.isqrt(WORK // budget)))
@@ -165,11 +166,11 @@ def cover_best(
     first = asked_most(wanted, groups, int(recipe.named * count)) if recipe.named else tokens[:0]
     gains[first] = torch.inf
     kept = tokens[spread(gains, groups, count, recipe.floor)]
-    # Every group, and what is named, comes before the corners.
+    # The floor of every group and the named tokens come before lonely ones and corners.
     free = max(0, count - floors - len(first))
     corners, lonely = (min(int(count * share), free) for share in (recipe.corners, recipe.lonely))
     corners = min(corners, LARGEST_POOL)
-    # What the group before shows too is looked for there, not here.
+    # Tokens that the previous group shows too are looked for there, not here.
     if lonely > corners:
         pool = least_covered(similarity, repeated, blocks, kept[: count - lonely], ALIKE, 0)
         pool = pool[scores[pool].argsort(descending=True, stable=True)]
@@ -186,6 +187,6 @@ def cover_best(
 
 
 def asked_most(asked: Tensor, groups: Tensor, count: int) -> Tensor:
-    """The `count` places, or one, that the question asks for most, of those it does: one of every group first."""
+    """Indices of the `count` tokens (at least one, if any) that the question asks for most, one per group first."""
     could = (asked >= ASKED_FOR).nonzero().flatten()
     return could[spread(asked[could], groups[could], min(max(1, count), len(could)), 1)]

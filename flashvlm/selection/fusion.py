@@ -1,4 +1,4 @@
-"""Saliency and relevance made one score, as published (arXiv 2512.20561)."""
+"""Saliency and relevance fused into one score, as published (arXiv 2512.20561)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def min_max(values: Tensor) -> Tensor:
 
 
 def fuse(saliency: Tensor, relevance: Tensor) -> Tensor:
-    """Weighted geometric mean of two signals (N,) in [0, 1], both raised to at least `FLOOR`."""
+    """Weighted geometric mean of two signals (N,) in [0, 1], both clamped to at least `FLOOR`."""
     saliency, relevance = saliency.clamp(min=FLOOR), relevance.clamp(min=FLOOR)
     return ((1 - RELEVANCE_WEIGHT) * saliency.log() + RELEVANCE_WEIGHT * relevance.log()).exp()

@@ -1,4 +1,4 @@
-"""What every selector is given, checked once."""
+"""The input of every selector, checked once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from flashvlm.selection.metric import in_range
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The arguments of `select`, known to make sense together.
+    """The arguments of `select`, checked to make sense together.
 
-    `tokens` (N, D) and `words` (L, D) keep their dtype, `saliency` (N,) is float32, scaled where it would not fit, all
-    on the device of `tokens`; `group_sizes` sums to N, `budget` is from 1 to N, and `metric` is one that `Space.of`
-    knows. Where a radius is asked for, `delta` holds it, and where the selector is to choose the budget, `auto` is
-    True; then `budget` is N.
+    `tokens` (N, D) and `words` (L, D) keep their dtype; `saliency` (N,) is float32, rescaled if it would not fit; all
+    are on the device of `tokens`. `group_sizes` sums to N, `budget` is from 1 to N, and `metric` is one that `Space.of`
+    knows. If a radius is asked for, `delta` holds it; if the selector is to choose the budget, `auto` is True. In both
+    cases `budget` is N.
     """
 
     tokens: Tensor
@@ -47,10 +47,10 @@ class Inputs:
         metric: str,
         seed: int,
     ) -> Inputs:
-        """Take the arguments of `select`.
+        """Check the arguments of `select`.
 
         Raises:
-            UsageError: one of them makes no sense, alone or with the others; the message names it.
+            UsageError: an argument that makes no sense, alone or with the others; the message names it.
         """
         _check_floats("tokens", tokens, "N", "D")
         _check_floats("saliency", saliency, "N")
@@ -96,7 +96,7 @@ class Inputs:
 
 
 def _whole_numbers(values: object) -> tuple[int, ...] | None:
-    """Whole numbers of any kind as Python's; None where they are none."""
+    """Whole numbers of any type as Python integers; None if any is not a whole number."""
     try:
         return tuple(map(index, values))  # type: ignore[call-overload]
     except TypeError:
@@ -115,6 +115,6 @@ def _check_floats(name: str, value: Tensor, *axes: str) -> None:
         raise UsageError(f"{name} must be a tensor of floats.")
     if value.ndim != len(axes):
         raise UsageError(f"{name} must have the axes {', '.join(axes)}, but has the shape {tuple(value.shape)}.")
-    # The extremes pass NaN on and, unlike isfinite, need no second tensor of that size.
+    # `aminmax` propagates NaN and, unlike isfinite, needs no second tensor of that size.
     if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
         raise UsageError(f"{name} must be finite, but holds NaN or infinity.")

@@ -1,4 +1,4 @@
-"""Dropped tokens merged into the kept ones that stand for them."""
+"""Merging of dropped tokens into the kept ones that stand for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flashvlm.selection.result import Selection
 
 
 def merge(selection: Selection) -> Tensor:
-    """Average each kept token with all dropped ones that it is nearest to.
+    """Average each kept token with all dropped tokens that are nearest to it.
 
     Returns:
         (K, D) in the dtype of the tokens, summed in float32.
@@ -19,13 +19,13 @@ def merge(selection: Selection) -> Tensor:
 
 
 def gathered(places: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Sort members by the place that they belong to: sums over a run of them are the same on every run and device.
+    """Sort members by the place they belong to, so that sums per place are the same on every run and device.
 
     Args:
-        places: (N,) int64 below `count`.
+        places: (N,) int64 below `count`, the place of each member.
 
     Returns:
-        order: (N,) int64, the members of the first place, then of the second, ...
-        sizes: (count,) int64, how many each place has.
+        order: (N,) int64, the members of the first place, then those of the second, ...
+        sizes: (count,) int64, how many members each place has.
     """
     return places.argsort(stable=True), torch.bincount(places, minlength=count)

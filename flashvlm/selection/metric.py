@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Of a centred token this part of its norm is what rounding leaves of a token equal to the mean.
+# A centred token shorter than this share of its original norm is rounding: the token equals the mean.
 ROUNDING = 1e-4
-# Values whose squares, summed over a vector, are safe in float32; and the shortest vector that has a direction.
+# Between 1 / `FAR_OUT` and `FAR_OUT`, values can be squared and summed over a vector in float32; a vector shorter than
+# `SHORTEST` has no direction.
 FAR_OUT = 1e12
 SHORTEST = 1e-12
 
@@ -23,7 +24,7 @@ def unit_vectors(vectors: Tensor) -> Tensor:
 
 
 def in_range(vectors: Tensor) -> Tensor:
-    """Vectors, all scaled alike where their squares would not fit in float32: no distance here hangs on scale."""
+    """Vectors, all rescaled alike if their squares would not fit in float32: no distance here depends on scale."""
     if not vectors.numel():
         return vectors
     largest = torch.stack(torch.aminmax(vectors)).abs().max()
@@ -32,10 +33,10 @@ def in_range(vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Tokens as points whose similarity is an inner product: 1 - distance, 1 for a token and itself.
+    """Tokens as points whose similarity is an inner product: 1 - distance, so 1 for a token with itself.
 
-    `left` and `right` are (N, E) float32, one tensor where the metric is symmetric in them:
-    `left[i] @ right[j].T` are the similarities of the tokens i with the tokens j.
+    `left` and `right` are (N, E) float32, the same tensor where the metric treats both alike: `left[i] @ right[j].T`
+    are the similarities of the tokens i with the tokens j.
     """
 
     left: Tensor
@@ -52,18 +53,19 @@ class Space:
 
 
 def places(tokens: Tensor, metric: str) -> Tensor:
-    """Put tokens where the similarity of two is 1 less half their squared distance.
+    """Map tokens to points such that the similarity of two is 1 minus half their squared distance.
 
-    `cosine`: on the unit sphere, so that it is their cosine. Zero vectors have no direction: they are at distance 0
-    from one another, at 1 from all others. `centered`: the same once the mean token is subtracted. `euclidean`: as
-    they are, scaled to a root mean square norm of 1, so that for tokens of one norm it is `cosine`.
+    `cosine`: on the unit sphere, so that the similarity is their cosine. Zero vectors have no direction: they are at
+    distance 0 from one another and at 1 from all others. `centered`: the same after subtracting the mean token.
+    `euclidean`: as they are, scaled to a root mean square norm of 1, so that it equals `cosine` for tokens of equal
+    norm.
 
     Args:
         tokens: (N, D) of any float dtype.
         metric: one of the three.
 
     Returns:
-        (N, E) float32, E being D, or D + 1 where a zero vector needs a direction of its own.
+        (N, E) float32, where E is D, or D + 1 if a zero vector needs a direction of its own.
     """
     return _METRICS[metric](tokens)
 
@@ -73,7 +75,7 @@ def _cosine(tokens: Tensor) -> Tensor:
 
 
 def with_zeros_apart(units: Tensor) -> Tensor:
-    """(N, D) unit vectors, and zero vectors as another unit vector of one more dimension, where there are any."""
+    """(N, D) unit vectors; zero vectors, if any, become another unit vector in an extra dimension."""
     zero = torch.linalg.vector_norm(units, dim=1, keepdim=True) == 0
     return torch.cat([units, zero.float()], 1) if zero.any() else units
 

@@ -10,22 +10,23 @@ from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.metric import Space, unit_vectors
 from flashvlm.selection.result import Selection
 
-# Published settings: of the softmax over the tokens for a word and for a token, and the weight of the latter cover.
+# Published settings: temperatures of the softmax over the tokens for a word and for a token, and the weight of the
+# token cover.
 WORD_TEMPERATURE = 0.02
 TOKEN_TEMPERATURE = 0.2
 TOKEN_WEIGHT = 0.5
-# A table of all covers takes at most 1 GiB; beyond, covers are computed when they are asked for.
+# A table of all covers may take up to 1 GiB; beyond that, covers are computed on demand.
 TABLE_BYTES = 2**30
-# Gains that are brought up to date at once.
+# Gains that are updated at once.
 CANDIDATES = 32
 
 
 def mmtok(inputs: Inputs) -> Selection:
     """Greedy maximum coverage of words and tokens: MMTok (arXiv 2508.18264).
 
-    It maximises the mean over the words of the best cover by a kept token, plus half the mean over all tokens of
-    theirs. The covers of one word, or token, by all tokens are the softmax of its similarities to them. Once nothing
-    adds to the sum, the first tokens fill up the budget.
+    It maximises the mean over the words of their best cover by a kept token, plus half the same mean over all tokens.
+    The covers of one word, or token, by all tokens are the softmax of its similarities to them. Once no token adds to
+    the sum, the first ones left fill up the budget.
     """
     covers = Covers(inputs)
     kept = greedy_coverage(covers, inputs.budget)
@@ -36,7 +37,7 @@ def mmtok(inputs: Inputs) -> Selection:
 
 
 class Covers:
-    """How well each of N tokens covers each of L words and of N tokens, weighted: (N, L + N), made in blocks."""
+    """How well each of N tokens covers each of L words and N tokens, weighted: (N, L + N), computed in blocks."""
 
     def __init__(self, inputs: Inputs) -> None:
         count = len(inputs.tokens)
@@ -57,7 +58,7 @@ class Covers:
         self.total = torch.cat([self.of(block).sum(1) for block in blocks])
 
     def of(self, tokens: Tensor) -> Tensor:
-        """(C, L + N) for C tokens."""
+        """The covers by C tokens, (C, L + N)."""
         if self._table is not None:
             return self._table.index_select(0, tokens)
         # No similarity exceeds a token's to itself, which is 1: the exponential cannot overflow.
@@ -68,11 +69,11 @@ class Covers:
 def greedy_coverage(covers: Covers, count: int) -> Tensor:
     """Choose up to `count` tokens, each the one that adds most to the sum over all columns of the best cover.
 
-    Lazily: a gain only shrinks as others are chosen, so that an outdated one is a bound, and few are brought up to date
-    at each step.
+    Lazily: gains only shrink as tokens are chosen, so an outdated gain is an upper bound, and only a few are updated at
+    each step.
 
     Returns:
-        (count,) int64 in the order of choice; fewer where no token is left that adds anything.
+        (count,) int64 in the order of choice; fewer if no remaining token adds anything.
     """
     gains = covers.total
     best = torch.zeros_like(covers.of(torch.zeros(1, dtype=torch.int64, device=gains.device)))

@@ -17,10 +17,10 @@ IMPORTANT_SHARE = 0.5
 def paper(inputs: Inputs) -> Selection:
     """Half the budget to the highest fused scores, half to diversity among the rest. Groups play no part.
 
-    A budget that keeps everything makes no difference between the two.
-    Without words the relevance is neutral and the score rests on saliency. It runs on the CPU in float32 wherever
-    the tokens are: a similarity that differs in its last bit changes who is even and who is odd in all rounds after,
-    and with it most of the diverse tokens, so that no two devices would keep the same ones.
+    If the budget keeps everything, the two are not distinguished. Without words the relevance is neutral and the score
+    rests on saliency. It runs on the CPU in float32 wherever the tokens are: a similarity that differs in its last bit
+    changes which tokens are even and which odd in all later rounds, and with it most of the diverse tokens, so that no
+    two devices would keep the same ones.
 
     The cost is cubic. At D = 1536 on one core it takes 0.02 s for N = 576, 0.4 s for 2048 and 2.8 s for 4096; the
     published code 0.09, 3.5 and 30 s.
@@ -34,7 +34,7 @@ def paper(inputs: Inputs) -> Selection:
     scores = fuse(saliency, shown)
     if inputs.budget == len(scores):
         return Selection.of(inputs, torch.arange(inputs.budget), scores=scores)
-    # Scores at the floor are equal, and the published code leaves them as torch's unstable sort on the CPU does.
+    # Scores at the floor are equal, and the published code orders them as torch's unstable sort on the CPU does.
     ranked = scores.argsort(descending=True)
     important = ranked[: int(inputs.budget * IMPORTANT_SHARE)]
     diverse = bipartite_rounds(Space(units, units), ranked[len(important) :], inputs.budget - len(important))

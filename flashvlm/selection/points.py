@@ -10,20 +10,20 @@ from torch import Tensor
 
 from flashvlm.selection.directions import Directions
 
-# Similarities are told apart to one part in so many.
+# Similarities are rounded to multiples of 1 / `EQUAL`.
 EQUAL = 2**16
-# Wider tokens are folded to so many numbers at most.
+# Wider tokens are folded to at most this many numbers.
 WIDEST = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Tokens less their mean, whose similarity is 1 less half the squared distance of two: cosine for unit vectors.
+    """Tokens minus their mean; the similarity of two is 1 minus half their squared distance: cosine for unit vectors.
 
-    What all tokens share (on many checkpoints most of their length) is not in them, so that all digits are left for
-    what tells them apart. `vectors` (..., E) and `offset` (...,), half of what 1 exceeds their squared length by, are
-    in float32: products in bfloat16 take less time, but make of the little that float16 and float32 differ in
-    differences that count.
+    What all tokens share (on many checkpoints most of their length) is removed, so that all digits are left for what
+    distinguishes them. `vectors` (..., E) and `offset` (...,), which is (1 - squared length) / 2, are in float32:
+    products in bfloat16 take less time, but turn the tiny differences between float16 and float32 into differences that
+    matter.
     """
 
     vectors: Tensor
@@ -31,16 +31,16 @@ class Points:
 
     @classmethod
     def of(cls, directions: Directions) -> Points:
-        """The N tokens as they are."""
+        """The N tokens at full width."""
         return cls._around(directions.units().sub_(directions.mean))
 
     @classmethod
     def folded(cls, directions: Directions) -> Points:
-        """N tokens in vectors of at most `WIDEST` numbers: sums of their parts, each number with a random sign.
+        """The N tokens folded to at most `WIDEST` numbers: sums of their parts, each number with a random sign.
 
-        What is compared costs so many times less. The squared distance of two tokens is right on average; where they
-        differ in many numbers its standard deviation is sqrt(2 / E) of it with vectors of E numbers, 9 % with 256
-        (feature hashing, Weinberger et al. 2009). Equal ones stay equal.
+        Comparisons cost less by the same factor. The squared distance of two tokens is right on average; if they differ
+        in many numbers, its standard deviation with vectors of E numbers is sqrt(2 / E) of it, 9 % with 256 (feature
+        hashing, Weinberger et al. 2009). Equal tokens stay equal.
         """
         width = len(directions.mean)
         parts = -(-width // WIDEST)
@@ -67,7 +67,7 @@ class Points:
     def to(self, others: Points) -> Tensor:
         """(..., n, m) float32 similarities of n tokens (or B rows of n) with m others.
 
-        Equal tokens are equally similar, whatever the last digits say.
+        Rounded, so that equal tokens are equally similar whatever the last digits say.
         """
         products = self.vectors @ others.vectors.transpose(-1, -2)
         products += self.offset[..., :, None]
@@ -79,10 +79,10 @@ class Points:
         return self.to(self)
 
     def at(self, tokens: Tensor) -> Points:
-        """The tokens of int64 places of any shape, in that shape."""
+        """The tokens at int64 indices of any shape, in that shape."""
         vectors = self.vectors.index_select(0, tokens.flatten()).view(*tokens.shape, self.vectors.shape[-1])
         return Points(vectors, self.offset[tokens])
 
     def reshaped(self, change: Callable[[Tensor], Tensor]) -> Points:
-        """The same tokens in another arrangement, which `change` makes of (B, n, ...)."""
+        """The tokens that `change` selects or rearranges; it is applied to `vectors` and to `offset`."""
         return Points(change(self.vectors), change(self.offset))

@@ -1,4 +1,4 @@
-"""A small set of tokens that covers all others to a radius."""
+"""A small set of tokens that covers all others within a radius."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from flashvlm.selection.coverage import cover
 from flashvlm.selection.metric import Space
 from flashvlm.selection.points import Points
 
-# Of how many tokens at most it is looked up how far they are from one another: so many may be chosen for that.
+# At most this many tokens are compared with one another, and so at most this many are chosen for being far apart.
 LARGEST_POOL = 1024
-# How many distances to kept tokens are looked up for it at most, or those of `LARGEST_POOL` tokens: it bounds the cost
-# where tokens and budget grow together.
+# At most this many distances to kept tokens are computed for that, or those of `LARGEST_POOL` tokens if more: it bounds
+# the cost when tokens and budget grow together.
 LOOKED_UP = 2**22
-# Distances beyond which tokens far apart are chosen, one after the other. Cosines have none above 2; of larger ones, as
-# euclidean distances may be, whichever comes first is chosen first.
+# Tokens far apart are chosen if they are farther than the first of these distances, then the next, and so on. No cosine
+# distance exceeds 2; of larger ones, as euclidean distances can be, whichever comes first is chosen first.
 LEVELS = (*(2 * 0.98**step for step in range(400)), -math.inf)
 
 
 def net(space: Space, blocks: Blocks, radius: float) -> Tensor:
     """Choose tokens so that each token is within `radius` of one of them: a delta-net, as `cover` measures it.
 
-    Block by block, what earlier blocks leave uncovered is covered greedily, each time by the token of the block that
-    covers most of it. The exact cover costs a product of every token with every chosen one.
+    Block by block, the tokens that earlier blocks leave uncovered are covered greedily, each time by the token of the
+    block that covers most of them. The exact cover costs a product of every token with every chosen one.
 
     Args:
         radius: largest distance, at least 0.
@@ -53,7 +53,7 @@ def net(space: Space, blocks: Blocks, radius: float) -> Tensor:
             covers = covers[~covers[:, place]]
         if picked:
             chosen = torch.cat([chosen, torch.stack(picked)])
-    # Products of other shapes round otherwise: the measure has the last word.
+    # Products of other shapes round differently, so the final measurement decides.
     while (distance := cover(space, chosen)[1]).max() > radius:
         chosen = torch.cat([chosen, distance.argmax()[None]])
     return chosen.sort().values
@@ -62,18 +62,18 @@ def net(space: Space, blocks: Blocks, radius: float) -> Tensor:
 def least_covered(
     similarity: Tensor, elsewhere: Tensor, blocks: Blocks, kept: Tensor, level: float, fewest: int
 ) -> Tensor:
-    """The tokens that are least like the kept ones of their own block: the likeliest to be far from all others, too.
+    """The tokens least similar to the kept ones of their own block: the most likely to be far from all others, too.
 
     Args:
         similarity: (B, n, n) float32 between the tokens of each block.
-        elsewhere: (B, n) float32, how like each is to one of another block that counts as if it were kept.
+        elsewhere: (B, n) float32, the similarity of each to a token of another block that counts as kept.
         kept: (K,) int64 tokens.
-        level: all that are less similar than this, or as many of them as can be looked up.
-        fewest: how many at least, as far as there are so many.
+        level: return all tokens less similar than this, or as many of them as can be compared.
+        fewest: how many to return at least, if there are that many.
 
     Returns:
-        (P,) int64 tokens, none of them kept, in an order drawn once and for all: whichever come first, they are from
-        all over the video.
+        (P,) int64 tokens, none of them kept, in a fixed random order, so that the first ones come from all over the
+        video.
     """
     count = int(blocks.tokens.max()) + 1
     chosen = torch.zeros(count, dtype=torch.bool, device=kept.device).index_fill_(0, kept, True)[blocks.tokens]
@@ -88,15 +88,15 @@ def least_covered(
 
 
 def farther(near: Points, kept: Tensor, pool: Tensor, level: float) -> Tensor:
-    """Those of (P,) int64 tokens that are farther than this from all (K,) kept ones, in the order that they have.
+    """Those of `pool` (P,) int64 that are farther than `level` from all kept tokens (K,), in their order.
 
-    The first `LARGEST_POOL` of them: what is chosen from is compared with itself.
+    Only the first `LARGEST_POOL`, because these tokens are then compared with one another.
     """
     return pool[1 - near.at(pool).to(near.at(kept)).amax(1) > level][:LARGEST_POOL]
 
 
 def farthest(near: Points, kept: Tensor, pool: Tensor, count: int) -> Tensor:
-    """The `count` of (P,) int64 tokens that are farthest from the (K,) kept ones, in the order that they have."""
+    """The `count` tokens of `pool` (P,) int64 that are farthest from the kept ones (K,), in their order."""
     if count >= len(pool):
         return pool
     return pool[near.at(pool).to(near.at(kept)).amax(1).topk(count, largest=False).indices.sort().values]
@@ -105,21 +105,21 @@ def farthest(near: Points, kept: Tensor, pool: Tensor, count: int) -> Tensor:
 def apart(left: Points, kept: Points, count: int, levels: Iterable[float]) -> list[int]:
     """Choose tokens that are far from all kept ones and from one another.
 
-    First those farther than the first of the levels, then what is left of those farther than the next, and so on: at
-    each step nearly the farthest token (Gonzalez 1985). Which of two that are about as far comes first hangs on the
-    order they are in, not on the last digits of a distance.
+    First those farther than the first level, then the remaining ones farther than the next, and so on: at each step
+    nearly the farthest token (Gonzalez 1985). Which of two nearly equally far tokens comes first depends on their
+    order, not on the last digits of a distance.
 
     Args:
-        left: (P,) the tokens that are not kept, those that come first in front.
+        left: (P,) the tokens that are not kept, in order of precedence.
         kept: (K,) the kept ones.
         count: how many to choose at most; fewer once none is farther than the last level from all kept and chosen ones.
-        levels: distances, falling.
+        levels: distances, descending.
 
     Returns:
-        The places of the chosen ones in `left`.
+        The indices of the chosen tokens in `left`.
     """
     nearest = left.to(kept).amax(1)
-    # Steps this small take numpy a tenth of the time that they take torch, and none has to wait for another device.
+    # For steps this small numpy takes a tenth of torch's time, and none has to wait for another device.
     similarity, distance = left.within().cpu().numpy(), 1 - nearest.cpu().numpy()
     chosen: list[int] = []
     for level in levels:

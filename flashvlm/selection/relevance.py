@@ -15,9 +15,9 @@ DIMMING = 0.1
 
 
 def relevance(cosines: Tensor) -> Tensor:
-    """How like each token is to the question's words, its nearest words weighing most.
+    """How similar each token is to the question's words, with the most similar words weighing most.
 
-    The published word gate (weights by the words' norms) is taken after normalising, where it is 1: it is left out.
+    The published word gate (weights by the words' norms) is left out: it is computed after normalising, where it is 1.
 
     Args:
         cosines: (N, L) of each token with each word, L at least 1.

@@ -1,4 +1,4 @@
-"""What merely repeats the temporal group before."""
+"""Tokens that merely repeat the previous temporal group."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from flashvlm.selection.blocks import Blocks
 from flashvlm.selection.points import Points
 
-# Blocks whose like is looked up at once: few enough to stay in the processor's cache.
+# Blocks compared at once: few enough to stay in the processor's cache.
 AT_ONCE = 16
 
 
 def repeats(points: Points, blocks: Blocks) -> Tensor:
-    """How like each token is to the one most like it at the same place of the group before.
+    """Each token's similarity to the most similar one at the same place in the previous group.
 
     Args:
         points: (B, n), the tokens of each block, which are compared with those of `blocks.before`.

@@ -20,13 +20,13 @@ ALIKE = 0.5
 class Selection:
     """K kept tokens of N, all tensors on the device of the tokens.
 
-    `indices` (K,) int64 ascends; `important` (K,) bool says of each whether it was kept for the question (True) or
-    for coverage (False), and is all False where a selector makes no such difference; `scores` (N,) float32 is the
-    fused score, zeros where a selector has none. `vectors` (K, D) are what the language model gets for the kept
-    tokens, in the dtype of `tokens` (N, D): themselves, unless a selector merges others into them. `metric` is what
-    distance means. `redundancy` is the mean similarity between what was dropped and what stands for it, round by
-    round of a thinning and, last, from one temporal group to the next where there are several; empty where a
-    selector does not measure it. `told_apart` is False where `important` says nothing.
+    `indices` (K,) int64 is ascending; `important` (K,) bool says whether each was kept for the question (True) or for
+    coverage (False), and is all False if the selector makes no such distinction; `scores` (N,) float32 is the fused
+    score, zeros if the selector has none. `vectors` (K, D) are what the language model gets for the kept tokens, in the
+    dtype of `tokens` (N, D): the tokens themselves, unless a selector merges others into them. `metric` defines
+    distance. `redundancy` is the mean similarity between dropped tokens and those that stand for them, for each round
+    of a thinning and, last, from one temporal group to the next if there are several; empty if the selector does not
+    measure it. `told_apart` is False if `important` says nothing.
     """
 
     indices: Tensor
@@ -47,12 +47,12 @@ class Selection:
         scores: Tensor | None = None,
         redundancy: tuple[float, ...] = (),
     ) -> Selection:
-        """Bring the kept tokens into their original order.
+        """Put the kept tokens into their original order.
 
         Args:
             diverse: (K1,) int64 on any device, kept for coverage or for no stated reason.
-            important: (K2,) int64 on the same device, kept for the question; shares none with `diverse`. None where the
-                selector does not tell.
+            important: (K2,) int64 on the same device, kept for the question; shares none with `diverse`. None if the
+                selector makes no distinction.
             scores: (N,) float32.
             redundancy: as measured by the selector.
         """
@@ -69,8 +69,7 @@ class Selection:
 
     @property
     def little_to_drop(self) -> bool:
-        """Whether tokens are unlike one another from the first round on, unlike those of the group before, and some
-        unlike all that are kept."""
+        """Whether tokens differ from one another in round one, from the previous group, and some from all kept."""
         unlike = bool(self.redundancy) and max(self.redundancy[0], self.redundancy[-1]) < ALIKE
         return unlike and self.delta > 1 - ALIKE
 
@@ -80,10 +79,10 @@ class Selection:
 
     @property
     def nearest(self) -> Tensor:
-        """(N,) int64: for each token the place in `indices` of the kept one nearest to it; a kept one's own."""
+        """(N,) int64: for each token, the position in `indices` of the nearest kept one; for a kept token, its own."""
         return self._cover[0]
 
     @cached_property
     def delta(self) -> float:
-        """The measured coverage radius: the largest distance from any token to its nearest kept one, from 0 to 2."""
+        """The measured coverage radius: the largest distance from any token to its nearest kept one."""
         return self._cover[1].max().item()

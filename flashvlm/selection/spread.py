@@ -1,4 +1,4 @@
-"""One budget for the whole video: what every temporal group gets of it."""
+"""One budget for the whole video: the share that every temporal group gets."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from torch import Tensor
 
 
 def spread(gains: Tensor, groups: Tensor, budget: int, floor: int) -> Tensor:
-    """Choose the `budget` tokens of the highest gains, `floor` of every group before all others.
+    """Choose the `budget` tokens with the highest gains, `floor` of every group before all others.
 
-    Where that is more than there are tokens to keep, the second of a group comes after the first of all, and the groups
-    of the highest gains come first. Ties go to the first.
+    If the floors exceed the budget, the second token of a group comes after the first of every group, and groups with
+    the highest gains come first. Ties go to the first.
 
     Args:
-        gains: (M,) float32, -inf for what is no token.
+        gains: (M,) float32, -inf for padding.
         groups: (M,) int64, the temporal groups.
-        budget: how many, at most as many as there are finite gains.
+        budget: how many to choose, at most the number of gains above -inf.
 
     Returns:
-        (budget,) int64 places.
+        (budget,) int64 indices.
     """
     order = gains.argsort(descending=True, stable=True)
     groups = groups[order]
-    # The place of each token among those of its group, the highest gain first.
+    # The rank of each token within its group, the highest gain first.
     by_group = groups.argsort(stable=True)
     sizes = torch.bincount(groups)
     begins = (sizes.cumsum(0) - sizes)[groups[by_group]]
@@ -33,6 +33,6 @@ def spread(gains: Tensor, groups: Tensor, budget: int, floor: int) -> Tensor:
 
 
 def enough(gains: Tensor, share: float) -> int:
-    """How many of the highest of (M,) gains make this share of their sum: at least 1."""
+    """How many of the highest of (M,) gains make up this share of their sum: at least 1."""
     highest = gains.clamp(min=0).sort(descending=True).values
     return int((highest.cumsum(0) < share * highest.sum()).sum()) + 1

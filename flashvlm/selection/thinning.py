@@ -1,36 +1,36 @@
-"""Near-duplicates within each block dropped in bipartite rounds, each a constant fraction of what is left."""
+"""Dropping near-duplicates within each block in bipartite rounds, each a constant fraction of what is left."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Of the tokens that a round could drop at most this share goes.
+# A round drops at most this share, rounded up, of the tokens that it could drop.
 DROPPED_SHARE = 0.5
-# Distances are told apart as far as they exceed this one: below it tokens are the same but for noise.
+# Added to every distance, so that much smaller ones, which are noise, hardly differ.
 SAME = 0.02
 
 
 def thin(
     similarity: Tensor, weights: Tensor, real: Tensor, keep: int
 ) -> tuple[Tensor, Tensor, Tensor, tuple[float, ...]]:
-    """Drop from every block the tokens that others of it stand for, until at most `keep` are left.
+    """Drop from every block the tokens that others in it stand for, until at most `keep` are left.
 
-    Round r splits the tokens of a block by bit r of their place, and drops the half of one side whose loss is least:
-    their weight times their distance from the one of the other side most like them, which takes the weight over. The
-    rounds of the paper (arXiv 2512.20561) drop eight tokens of all; these shrink a block geometrically. And there a
-    token's side hangs on the rank of its score, so that noise in one score changes all later rounds; here it is fixed.
+    Round r splits the tokens of a block by bit r of their index and drops the half of one side with the least loss: a
+    token's weight times its distance from the most similar one on the other side, which takes over the weight. Each
+    round of the paper (arXiv 2512.20561) drops eight of all tokens; these shrink a block geometrically. There a token's
+    side depends on the rank of its score, so that noise in one score changes all later rounds; here it is fixed.
 
     Args:
         similarity: (B, n, n) float32 between the tokens of each block.
         weights: (B, n) float32 >= 0.
-        real: (B, n) bool, False for what only fills up a block.
+        real: (B, n) bool, False for padding.
         keep: how many tokens to leave in each block.
 
     Returns:
-        (B, m) int64 with m = min(keep, n), ascending places in each block, those of shorter blocks filled up with any;
-        (B, m) their weights; (B, m) bool, False for what fills up; and the mean similarity, round by round, of what was
-        dropped to what stands for it: how far the redundancy reaches.
+        (B, m) int64 with m = min(keep, n), ascending indices in each block, those of shorter blocks padded with any;
+        (B, m) their weights; (B, m) bool, False for padding; and the mean similarity, round by round, of dropped tokens
+        to those that stand for them: how far the redundancy reaches.
     """
     size = similarity.shape[1]
     place = torch.arange(size, device=similarity.device)

@@ -1,4 +1,4 @@
-"""Similar tokens merged."""
+"""Merging of similar tokens."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from flashvlm.selection.merge import gathered
 from flashvlm.selection.metric import Space
 from flashvlm.selection.result import Selection
 
-# The part of the tokens that a round merges away, at most a half.
+# The share of the tokens that a round merges away, at most a half.
 MERGED_SHARE = 0.25
 
 
 def tome(inputs: Inputs) -> Selection:
     """Bipartite soft matching in rounds until K tokens remain: Token Merging (arXiv 2210.09461).
 
-    A round splits the tokens of the whole video, in order, into even and odd places, finds for each even token the most
-    similar odd one, and merges the most similar pairs into their odd tokens: the mean, weighted by how many tokens
-    went into each. `vectors` holds the merged tokens, `indices` those that the others were merged into.
+    A round splits the tokens of the whole video, in order, into even and odd positions, finds for each even token the
+    most similar odd one, and merges the most similar pairs into their odd tokens: the mean, weighted by how many tokens
+    went into each. `vectors` holds the merged tokens, `indices` the tokens that the others were merged into.
 
-    Rounds within each group, with equal shares of the budget, do worse where it is tight: on 210 questions of the demo
-    clips they left 67 % right at 2.8 %, rounds over all 92 %.
+    Rounds within each group, with equal shares of the budget, do worse if it is tight: on 210 questions about the demo
+    clips, with 2.8 % kept, 67 % of the answers were right; with rounds over the whole video, 92 %.
     """
     sums, indices = inputs.tokens.float(), torch.arange(len(inputs.tokens), device=inputs.tokens.device)
     sizes = torch.ones_like(indices, dtype=torch.float32)
@@ -42,10 +42,10 @@ def tome(inputs: Inputs) -> Selection:
 
 
 def closest_pairs(space: Space, count: int) -> tuple[Tensor, Tensor]:
-    """Match each token in an even place with the most similar one in an odd place.
+    """Match each token at an even position with the most similar one at an odd position.
 
     Returns:
-        source, target: (count,) int64, the even and the odd place of the most similar pairs; of equals the first.
+        source, target: (count,) int64, the even and odd positions of the most similar pairs; ties go to the first.
     """
     even, odd = space.left[::2], space.right[1::2].T
     rows = max(1, BLOCK // max(odd.shape))

@@ -1,4 +1,4 @@
-"""Salient tokens, and unlike ones among the rest."""
+"""Salient tokens, and dissimilar ones among the rest."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SALIENT_SHARE = 0.5
 def vispruner(inputs: Inputs) -> Selection:
     """Half the budget to the most salient tokens, half to diversity among the rest: VisPruner (arXiv 2412.01818).
 
-    The selector `paper` grew out of it: the same rounds of duplicate removal on the residual tokens in the order of
-    their saliency, without a question. Its cost is as cubic, and it runs on the CPU for the same reason.
+    The selector `paper` grew out of it: the same rounds of duplicate removal on the residual tokens, here in order of
+    saliency and without a question. Its cost is cubic too, and it runs on the CPU for the same reason.
     """
     saliency = inputs.saliency.cpu()
     ranked = saliency.argsort(descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""What each token of a video weighs: how new it is, and how much it shows of what the question asks for."""
+"""The weight of each token of a video: how new it is, and how much it shows of what the question asks for."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from flashvlm.selection.relevance import relevance
 
 LEAST_NOVELTY = 1e-6
 LEAST_SALIENCY = 1e-2
-# Relevance stands out from here on, in robust standard deviations above the median token.
+# Relevance stands out from this many robust standard deviations above the median token.
 STANDS_OUT = 3.0
-# Spread of relevance, as a cosine, below which tokens are not told apart.
+# Added to the spread of relevance, a cosine, so that tokens are not distinguished by a spread well below it.
 LEAST_SPREAD = 1e-3
-# Of a normal distribution the standard deviation is this many median absolute deviations.
+# The standard deviation of a normal distribution in median absolute deviations.
 DEVIATIONS = 1.4826
 
 
@@ -31,9 +31,9 @@ def novelty(directions: Directions) -> Tensor:
 
 
 def asked_for(directions: Directions, words: Tensor) -> Tensor:
-    """By how much the question raises each token: 1 for most, more where its relevance stands out from theirs.
+    """The factor by which the question raises each token: 1 for most, more if its relevance stands out.
 
-    Only what lies beyond the reach of noise counts. Where relevance does not tell tokens apart, all are 1.
+    Only what lies beyond the reach of noise counts. If relevance does not distinguish tokens, all are 1.
 
     Args:
         directions: those of the N tokens.
@@ -46,10 +46,10 @@ def asked_for(directions: Directions, words: Tensor) -> Tensor:
 
 
 def standing_out(directions: Directions, words: Tensor) -> Tensor:
-    """How far each token's relevance stands out from that of the others: beyond 1 it is out of the reach of noise.
+    """How far each token's relevance stands out from the others': above 1 it is beyond the reach of noise.
 
-    A cosine with a word means little by itself: on most checkpoints all tokens have some, and noise gives each a
-    different one. So it is measured against its own spread (median and median absolute deviation).
+    A cosine with a word means little by itself: on most checkpoints every token has some, and noise makes each
+    different. So it is measured against its own spread (median and median absolute deviation).
 
     Args:
         directions: those of the N tokens.
@@ -67,6 +67,6 @@ def standing_out(directions: Directions, words: Tensor) -> Tensor:
 
 
 def salient(saliency: Tensor) -> Tensor:
-    """(N,) saliency >= 0 as a share of its mean, at least `LEAST_SALIENCY`: all 1 where it is flat or none."""
+    """(N,) saliency >= 0 divided by its mean, at least `LEAST_SALIENCY`; all 1 if it is flat or all zero."""
     mean = saliency.mean()
     return (saliency / mean).clamp(min=LEAST_SALIENCY) if mean > 0 else torch.ones_like(saliency)
