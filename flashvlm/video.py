@@ -572,6 +572,7 @@ class _Forward(_PyAV):
         held = _Held()
         with self._opened() as (container, stream):
             number = group = -1
+            latest = -math.inf
             for packet in container.demux(stream):
                 if packet.pts is not None:
                     number += 1
@@ -581,6 +582,11 @@ class _Forward(_PyAV):
                     # Of the frames that are not wanted, only those that others refer to are decoded.
                     stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
                 for frame in packet.decode():
+                    if frame.pts is not None:
+                        if frame.pts < latest:
+                            # One that others refer to is missing, and they have been mixed up.
+                            raise VideoError(f"{self._path}: its frames do not come in the order of their times.")
+                        latest = frame.pts
                     if frame.is_corrupt and (frame.pts in wanted or frame.pts not in ahead):
                         raise _InexactError
                     if frame.pts in wanted:

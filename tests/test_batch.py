@@ -490,7 +490,9 @@ def child(*arguments: str) -> subprocess.Popen:
 
 def test_a_killed_run_is_gone_on_with(tmp_path: Path, loaded: list) -> None:
     path, undisturbed = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
-    asked = [row(name, question) for name in SMALL for question in ("What is there?", "What happens?", "Is there a dog?")]
+    asked = [
+        row(name, question) for name in SMALL for question in ("What is there?", "What happens?", "Is there a dog?")
+    ]
     rows = str(write_rows(tmp_path / "rows.jsonl", asked))
     with child(rows, "-o", str(path)) as process:
         wait_for(path, 4, process)

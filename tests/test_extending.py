@@ -1,7 +1,5 @@
 """What the file of a new selector or model family gets wrong is said at once, and by its name."""
 
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -9,26 +7,25 @@ import torch
 from checkpoints import load, noise, tiny_video_llava
 from torch import Tensor
 
-from flashvlm import selection
-from flashvlm.backends.base import Backend
 from flashvlm.backends.video_llava import VideoLlava
 from flashvlm.errors import ModelError
+from flashvlm.selection import select
+from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.result import Selection
 
 
-def keeping(chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> Selection:
-    """Eight tokens, three to keep, by a selector that has a file and a line of its own, and keeps these."""
-    module = types.ModuleType("flashvlm.selection.mine")
-    module.mine = lambda inputs: Selection.of(inputs, torch.tensor(chosen, dtype=torch.long))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(selection._REGISTRY, "mine", ("mine", "mine"))
-    monkeypatch.setattr(selection, "SELECTORS", (*selection.SELECTORS, "mine"))
+def keeping(chosen: list[int]) -> Selection:
+    """Eight tokens, three to keep, by a selector that keeps these."""
+
+    def mine(inputs: Inputs) -> Selection:
+        return Selection.of(inputs, torch.tensor(chosen, dtype=torch.long))
+
     tokens = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    return selection.select(tokens, torch.ones(8), tokens[:0], group_sizes=[4, 4], budget=3, selector="mine")
+    return select(tokens, torch.ones(8), tokens[:0], group_sizes=[4, 4], budget=3, selector=mine)
 
 
-def test_a_selector_of_ones_own_is_asked_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert keeping([6, 1, 3], monkeypatch).indices.tolist() == [1, 3, 6]
+def test_a_selector_of_ones_own_is_asked_like_any_other() -> None:
+    assert keeping([6, 1, 3]).indices.tolist() == [1, 3, 6]
 
 
 @pytest.mark.parametrize(
@@ -41,18 +38,9 @@ def test_a_selector_of_ones_own_is_asked_like_any_other(monkeypatch: pytest.Monk
         ([-1, 1, 2], "3, from -1 to 2"),
     ],
 )
-def test_a_selector_that_misses_its_budget_is_told(
-    chosen: list[int], given: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_selector_that_misses_its_budget_is_told(chosen: list[int], given: str) -> None:
     with pytest.raises(ValueError, match=f"'mine' must keep 3 tokens, each once; it gave {given}"):
-        keeping(chosen, monkeypatch)
-
-
-def test_a_family_says_what_it_is() -> None:
-    with pytest.raises(TypeError, match="Nameless must say its family"):
-        type("Nameless", (Backend,), {"model_class": "SomeModel"})
-    with pytest.raises(TypeError, match="Nameless must say its model_class"):
-        type("Nameless", (Backend,), {"family": "some"})
+        keeping(chosen)
 
 
 class NoClassTokens(VideoLlava):

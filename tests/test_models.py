@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from flashvlm import VideoQA
-from flashvlm.backends.loading import choose_attention, free_memory, weight_bytes
+from flashvlm.backends.loading import weight_bytes
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.models import DEFAULT_MODEL, fetch, fingerprint, present, revision_of
 
@@ -109,23 +109,6 @@ def test_the_size_of_the_weights_is_that_of_the_wanted_dtype() -> None:
     parameters = sum(p.numel() for p in VideoQA.from_pretrained("demo", device="cpu").backend.model.parameters())
     assert weight_bytes(fetch("demo"), torch.float32) == 4 * parameters
     assert weight_bytes(fetch("demo"), torch.bfloat16) == 2 * parameters
-
-
-def test_memory_that_is_free_is_known_here() -> None:
-    assert 1e6 < (free_memory("cpu") or 0) < 1e15
-
-
-def test_flash_attention_is_used_where_it_is_installed_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(device: str, dtype: torch.dtype, gaps: bool) -> bool:
-        return choose_attention(device, dtype, gaps=gaps) == "flash_attention_2"
-
-    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
-    assert chosen("cuda", torch.bfloat16, False)
-    assert not any([chosen("cpu", torch.bfloat16, False), chosen("cuda", torch.float32, False)])
-    # transformers takes a gap in the positions for the beginning of another sequence there.
-    assert not chosen("cuda", torch.bfloat16, True)
-    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
-    assert not chosen("cuda", torch.bfloat16, False)
 
 
 def test_weights_cut_short_say_how_much_is_there(copy: Path) -> None:

@@ -1,4 +1,4 @@
-"""What every model family provides to the pipeline, and what all share: loading, prompts, words, generation."""
+"""What every model family provides to the pipeline, and what all share: prompts, words, positions, generation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from flashvlm.backends.loading import choose_attention, choose_device, choose_dtype, load_tokenizer, load_weights
+from flashvlm.backends.loading import choose_device, choose_dtype, load_tokenizer, load_weights
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import DEFAULT_FPS, Sampling
 from flashvlm.report import Area, BeforeAfter
@@ -104,13 +104,12 @@ class _Streamer(TextStreamer):
 class Backend(ABC):
     """One loaded checkpoint of one family.
 
-    A family's class sets `family` and `model_class` and implements what is abstract here. Where the defaults do not
-    fit, it also overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `position_ids` with
-    `kept_positions`, and `positions_have_gaps`.
+    A family's class sets `model_class` and implements what is abstract here. Where the defaults do not fit, it also
+    overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `visual_token`, `text_config`, and
+    `position_ids` with `kept_positions`.
     """
 
-    # `model_type` of config.json, and the name of transformers' class.
-    family: ClassVar[str]
+    # The name of transformers' class.
     model_class: ClassVar[str]
     # The published prompt format, for checkpoints that come without a chat template.
     chat_template: ClassVar[str | None] = None
@@ -118,17 +117,9 @@ class Backend(ABC):
     default_frames: ClassVar[int | None] = None
     # Tokens in each group that stand for no place in the picture; they come first.
     class_tokens: ClassVar[int] = 0
-    # Whether the attention layers themselves get the positions, in which pruning leaves gaps; with M-RoPE they do not.
-    positions_have_gaps: ClassVar[bool] = True
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        for name in ("family", "model_class"):
-            if not hasattr(cls, name):
-                raise TypeError(f"{cls.__name__} must say its {name}.")
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Backend:
@@ -140,9 +131,8 @@ class Backend(ABC):
         """
         device = choose_device(device)
         chosen = choose_dtype(dtype, device)
-        attention = choose_attention(device, chosen, gaps=cls.positions_have_gaps)
         tokenizer = load_tokenizer(folder, cls.chat_template)
-        model = load_weights(folder, cls.model_class, device=device, dtype=chosen, attention=attention)
+        model = load_weights(folder, cls.model_class, device=device, dtype=chosen)
         return cls(model, tokenizer, folder)
 
     @property
@@ -193,17 +183,22 @@ class Backend(ABC):
             their saliency (G, n) float32 >= 0.
         """
 
+    # What all families share.
+
     @property
-    @abstractmethod
+    def family(self) -> str:
+        """`model_type` of config.json."""
+        return self.model.config.model_type
+
+    @property
     def visual_token(self) -> int:
         """The id of the token that stands for a visual token in a prompt."""
+        return self.model.config.video_token_id
 
     @property
-    @abstractmethod
     def text_config(self) -> Any:
         """The language model's configuration."""
-
-    # What all families share.
+        return self.model.config.get_text_config()
 
     def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:
         """Encode (F, 3, h, w) uint8 frames of `frame_size` as visual tokens with their saliency.

@@ -53,20 +53,6 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith("cuda") else torch.float16
 
 
-def choose_attention(device: str, dtype: torch.dtype, *, gaps: bool) -> str:
-    """FlashAttention 2 if it is installed and can be used, else torch's own scaled dot product.
-
-    Args:
-        gaps: whether the family passes positions with gaps to every attention layer. transformers' FlashAttention takes
-            a gap for the start of another sequence, so it cannot be used then.
-    """
-    from transformers.utils import is_flash_attn_2_available
-
-    halves = (torch.bfloat16, torch.float16)
-    usable = device.startswith("cuda") and dtype in halves and not gaps and is_flash_attn_2_available()
-    return "flash_attention_2" if usable else "sdpa"
-
-
 def read_settings(folder: Path, *names: str) -> dict[str, Any]:
     """The first of these JSON files that `folder` has, as a dict; empty if it has none."""
     for name in names:
@@ -109,7 +95,7 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
     return tokenizer
 
 
-def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dtype, attention: str) -> Any:
+def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dtype) -> Any:
     """The model of the transformers class `model_class`, ready for inference: safetensors only, no remote code.
 
     On a CPU, in the dtype of the files, the weights are mapped from disk, not copied.
@@ -125,7 +111,7 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
             model, info = getattr(transformers, model_class).from_pretrained(
                 folder,
                 dtype=dtype,
-                attn_implementation=attention,
+                attn_implementation="sdpa",
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -141,9 +127,8 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
             raise ModelError(f"The weights in {folder} are damaged: {error}.") from error
         raise
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"The weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} more are missing."
-        )
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} is missing{more}.")
     return model.to(device).eval()
 
 

@@ -11,7 +11,6 @@ from flashvlm.backends.vision import Layout, layout
 
 
 class Qwen25VL(Qwen2VL):
-    family = "qwen2_5_vl"
     model_class = "Qwen2_5_VLForConditionalGeneration"
 
     def layout(self, height: int, width: int) -> Layout:

@@ -21,9 +21,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 class Qwen2VL(Backend):
-    family = "qwen2_vl"
     model_class = "Qwen2VLForConditionalGeneration"
-    positions_have_gaps = False
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         super().__init__(model, tokenizer, folder)
@@ -43,14 +41,6 @@ class Qwen2VL(Backend):
     @property
     def frames_per_group(self) -> int:
         return self.vision.temporal_patch_size
-
-    @property
-    def visual_token(self) -> int:
-        return self.model.config.video_token_id
-
-    @property
-    def text_config(self) -> Any:
-        return self.model.config.text_config
 
     def frame_size(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
         most = min(max_pixels, self.max_pixels)

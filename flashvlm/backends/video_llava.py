@@ -31,7 +31,6 @@ class VideoLlava(Backend):
     (https://github.com/PKU-YuanGroup/Video-LLaVA/issues/223).
     """
 
-    family = "video_llava"
     model_class = "VideoLlavaForConditionalGeneration"
     chat_template = (
         "{% for message in messages %}"
@@ -60,14 +59,6 @@ class VideoLlava(Backend):
     def encoder(self) -> tuple[Any, Any]:
         """The video tower and the projector, with their weights laid out for this machine."""
         return packed(self.model.model.video_tower), packed(self.model.model.multi_modal_projector)
-
-    @property
-    def visual_token(self) -> int:
-        return self.model.config.video_token_id
-
-    @property
-    def text_config(self) -> Any:
-        return self.model.config.text_config
 
     def frame_size(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
         return shortest_edge_size(height, width, self.edge)

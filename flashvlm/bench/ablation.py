@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,13 +35,13 @@ PREFIX = "flashvlm/"
 ABLATIONS = tuple(PREFIX + name for name in _RECIPES)
 
 
-def ablated(name: str, inputs: Inputs) -> Selection:
-    """Select with one of `ABLATIONS`."""
+def ablated(name: str) -> Callable[[Inputs], Selection]:
+    """The selector that one of `ABLATIONS` names."""
     from flashvlm.selection.flashvlm import Recipe, flashvlm
 
     part = name.removeprefix(PREFIX)
-    function = {"sharpened": _sharpened, "split": _split, "merged": _merged}.get(part)
-    return function(inputs) if function else flashvlm(inputs, Recipe(**_RECIPES[part]))
+    other = {"sharpened": _sharpened, "split": _split, "merged": _merged}.get(part)
+    return other or partial(flashvlm, recipe=Recipe(**_RECIPES[part]))
 
 
 def _sharpened(inputs: Inputs) -> Selection:

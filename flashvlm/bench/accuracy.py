@@ -152,7 +152,7 @@ def resolved(device: str, dtype: str) -> tuple[str, str]:
     Raises:
         UsageError: the device is not available.
     """
-    from flashvlm.backends.base import choose_device, choose_dtype
+    from flashvlm.backends.loading import choose_device, choose_dtype
 
     device = choose_device(device)
     if dtype == "auto" and device == "cpu":
@@ -377,26 +377,19 @@ def _answers(
 
 def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, selector: str, keep: Keep) -> Selection:
     from flashvlm.selection import select
-    from flashvlm.selection.inputs import Inputs
 
     count = len(seen)
-    sizes = [count // encoded.groups] * encoded.groups
-    budget, delta = keep.budget(count), keep.delta
-    if selector in ABLATIONS:
-        inputs = Inputs.checked(seen, encoded.saliency, words, sizes, budget, delta, settings.metric, settings.seed)
-        selection = ablated(selector, inputs)
-    else:
-        selection = select(
-            seen,
-            encoded.saliency,
-            words,
-            group_sizes=sizes,
-            budget=budget,
-            delta=delta,
-            selector=selector,
-            metric=settings.metric,
-            seed=settings.seed,
-        )
+    selection = select(
+        seen,
+        encoded.saliency,
+        words,
+        group_sizes=[count // encoded.groups] * encoded.groups,
+        budget=keep.budget(count),
+        delta=keep.delta,
+        selector=ablated(selector) if selector in ABLATIONS else selector,
+        metric=settings.metric,
+        seed=settings.seed,
+    )
     if seen is not encoded.tokens:
         clean = encoded.tokens
         selection = replace(selection, tokens=clean, vectors=clean[selection.indices])

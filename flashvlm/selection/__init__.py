@@ -5,7 +5,7 @@ Importing this package does not import torch, so that a command line can list th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ from flashvlm.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flashvlm.selection.inputs import Inputs
     from flashvlm.selection.result import Selection
 
 # Name -> module and function in this package; a selector is a function of `Inputs` that returns a `Selection`.
@@ -45,7 +46,7 @@ def select(
     group_sizes: Sequence[int],
     budget: int | Literal["auto"] | None = None,
     delta: float | None = None,
-    selector: str = "flashvlm",
+    selector: str | Callable[[Inputs], Selection] = "flashvlm",
     metric: str = "cosine",
     seed: int = 0,
 ) -> Selection:
@@ -59,7 +60,7 @@ def select(
         budget: how many tokens to keep, at least 1; more than N keeps all. `auto` keeps as many as it takes to cover
             most of what the video shows.
         delta: instead of a budget, the largest distance from any token to its nearest kept one.
-        selector: one of `SELECTORS`.
+        selector: one of `SELECTORS`, or a function of `Inputs` that returns a `Selection`.
         metric: one of `METRICS`, how distance between tokens is measured.
         seed: random seed of the selector `random`; the others ignore it.
 
@@ -73,23 +74,29 @@ def select(
             metric, or a delta or `auto` with a selector other than `BY_CONTENT`.
         ValueError: a selector that does not keep the number of tokens it should, each once.
     """
-    for name, value, known in (("selector", selector, SELECTORS), ("metric", metric, METRICS)):
-        if value not in known:
-            raise UsageError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
-
-    if selector != BY_CONTENT and (budget == "auto" or delta is not None):
-        raise UsageError(f"{selector} takes a budget in tokens: a delta or auto is for {BY_CONTENT}.")
+    if metric not in METRICS:
+        raise UsageError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}.")
+    if not callable(selector):
+        if selector not in SELECTORS:
+            raise UsageError(f"selector must be one of {', '.join(SELECTORS)}, not {selector!r}.")
+        if selector != BY_CONTENT and (budget == "auto" or delta is not None):
+            raise UsageError(f"{selector} takes a budget in tokens: a delta or auto is for {BY_CONTENT}.")
 
     from flashvlm.selection.inputs import Inputs
 
-    module, function = _REGISTRY[selector]
     inputs = Inputs.checked(tokens, saliency, words, group_sizes, budget, delta, metric, seed)
-    selection: Selection = getattr(import_module(f"{__name__}.{module}"), function)(inputs)
+    if callable(selector):
+        choose = selector
+    else:
+        module, function = _REGISTRY[selector]
+        choose = getattr(import_module(f"{__name__}.{module}"), function)
+    selection = choose(inputs)
     kept = selection.indices
     free = inputs.auto or delta is not None
     fits = 0 < len(kept) <= inputs.budget if free else len(kept) == inputs.budget
     if not fits or int(kept[0]) < 0 or bool((kept[1:] <= kept[:-1]).any()):
         given = f"{len(kept)}, from {int(kept[0])} to {int(kept[-1])}" if len(kept) else "none"
         wanted = f"{'some of ' if free else ''}{inputs.budget} tokens, each once"
-        raise ValueError(f"The selector {selector!r} must keep {wanted}; it gave {given}.")
+        named = getattr(choose, "__name__", str(choose))
+        raise ValueError(f"The selector {named!r} must keep {wanted}; it gave {given}.")
     return selection
