@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from flashvlm.errors import UsageError, known
@@ -38,6 +40,9 @@ DEFAULT_MAX_PIXELS = 768 * 28 * 28
 AFTER_ENCODING = frozenset(
     {"keep", "selector", "metric", "merge", "system", "max_new_tokens", "temperature", "seed", "cache", "overlap"}
 )
+
+
+KINDS: dict[type, str] = {Real: "a number", Integral: "a whole number", bool: "True or False", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,20 @@ class Keep:
         return "auto" if self.share is None else f"{(self.share * 100).normalize():f}%"
 
 
+def _check_types(options: object, kinds: Mapping[str, type], optional: Mapping[str, type]) -> None:
+    """Refuse values of other types: from Python anything may come, and some of it would be taken for True.
+
+    Args:
+        kinds: the type of each field.
+        optional: the type of each field that may also be None.
+    """
+    for name, kind in {**kinds, **optional}.items():
+        value = getattr(options, name)
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not fits and not (value is None and name in optional):
+            raise UsageError(f"{name} must be {KINDS[kind]}, not {value!r}.")
+
+
 def parse_time(text: str) -> float:
     """Parse a time in a video, in seconds: `90`, `1:30`, `0:01:30.5`.
 
@@ -143,6 +162,11 @@ class Sampling:
     end: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            # From Python, a time may be given as on the command line.
+            if isinstance(given := getattr(self, name), str):
+                object.__setattr__(self, name, parse_time(given))
+        _check_types(self, {"max_frames": Integral}, {"fps": Real, "frames": Integral, "start": Real, "end": Real})
         if self.fps is not None and self.frames is not None:
             raise UsageError("Give --fps or --frames, not both.")
         if self.fps is not None and not 0 < self.fps <= MAX_FPS:
@@ -193,6 +217,11 @@ class AskOptions:
     def __post_init__(self) -> None:
         # From Python, a budget may be given as on the command line.
         object.__setattr__(self, "keep", Keep.parse(self.keep))
+        flags: dict[str, type] = dict.fromkeys(("merge", "cache", "overlap"), bool)
+        counts: dict[str, type] = dict.fromkeys(("max_pixels", "max_new_tokens", "seed"), Integral)
+        _check_types(self, {**flags, **counts, "temperature": Real}, {"system": str})
+        if not isinstance(self.sampling, Sampling):
+            raise UsageError(f"sampling must be a Sampling, not {self.sampling!r}.")
         known("selector", self.selector, SELECTORS)
         known("metric", self.metric, METRICS)
         if self.keep.by_content and self.selector != BY_CONTENT:

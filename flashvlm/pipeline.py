@@ -463,6 +463,8 @@ class VideoQA:
         )
 
     def _check(self, question: str | None, options: AskOptions) -> None:
+        if question is not None and not isinstance(question, str):
+            raise UsageError(f"The question must be a text, not {question!r}.")
         if question is not None and not question.strip():
             raise UsageError("The question is empty.")
         for name, text in (("question", question), ("system prompt", options.system)):
@@ -541,7 +543,7 @@ def _selection_facts(choice: Choice) -> SelectionFacts:
         count - important if selection.told_apart else 0,
         selection.delta,
         options.metric,
-        options.merge,
+        options.merge or selection.merged_into is not None,
         selection.redundancy,
         selection.little_to_drop,
     )

@@ -13,7 +13,7 @@ import typer
 
 from flashvlm.batch import rows as reading
 from flashvlm.errors import UsageError
-from flashvlm.options import AskOptions
+from flashvlm.options import AskOptions, Sampling
 from flashvlm_cli import output
 from flashvlm_cli.ask import silence_libraries, standard_input
 from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whole_number, without
@@ -117,6 +117,8 @@ def batch(
         FeatureCache.of_user()
     silence_libraries()
     output.keep_stderr()
+    if not quiet:
+        warn_of_columns(asked)
     with Records(out, plan, retry_failed=retry_failed) if out else contextlib.nullcontext() as records:
         run = Run(plan, records)
         for record in told(run, answers, quiet):
@@ -143,6 +145,16 @@ def read_rows(inputs: Sequence[str], questions: Sequence[str]) -> tuple[list[rea
     if first == "-":
         return reading.of_stream(standard_input().buffer.read()), None
     return reading.of_file(Path(first)), Path(first).parent
+
+
+def warn_of_columns(rows: Sequence[reading.Row]) -> None:
+    """Warn of a column that is called like an option, but cannot be set for each row."""
+    from flashvlm.batch.plan import OWN
+
+    options = {*AskOptions.__dataclass_fields__, *Sampling.__dataclass_fields__} - {*OWN, "sampling"}
+    columns = {name for row in rows if isinstance(row.columns, dict) for name in row.columns}
+    if meant := sorted(options & columns):
+        output.warn(f"The column {meant[0]!r} sets nothing: a row can have its own {', '.join(OWN)}.")
 
 
 def is_of_rows(name: str) -> bool:

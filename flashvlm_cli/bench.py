@@ -560,7 +560,9 @@ def print_accuracy(table: dict[str, Any]) -> None:
     for budget in settings["keep"]:
         rows = [("selector", *(section["family"] for section in families))]
         rows.append(("questions", *(str(section["count"]) for section in families)))
-        rows.append(("chance", *(percent(section["chance"]) for section in families)))
+        at_mosts = ["≤" if section["chance_at_most"] else "" for section in families]
+        chances = [percent(section["chance"]) for section in families]
+        rows.append(("chance", *(sign + chance for sign, chance in zip(at_mosts, chances, strict=True))))
         places = [place for place, row in enumerate(overall["rows"]) if row["keep"] == budget]
         for place in places:
             ours = [section["rows"][place] for section in families]
@@ -577,8 +579,9 @@ def accuracy_row(row: dict[str, Any]) -> tuple[str, ...]:
     cells += [percent(row["accuracy"]), span(row["accuracy_interval"])]
     cells += [percent(row.get("retention")), span(row.get("retention_interval"))]
     if "difference" in row:
-        low, high = (f"{100 * value:+.1f}" for value in row["difference_interval"])
-        cells += [f"{100 * row['difference']:+.1f}", f"{low} to {high}", "tie" if row["tie"] else ""]
+        between = row["difference_interval"]
+        shown = "" if between is None else f"{100 * between[0]:+.1f} to {100 * between[1]:+.1f}"
+        cells += [f"{100 * row['difference']:+.1f}", shown, "tie" if row["tie"] else ""]
     else:
         cells += ["", "", ""]
     if "kept" in row:

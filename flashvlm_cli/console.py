@@ -217,8 +217,9 @@ class RowProgress:
         if self._columns.disable:
             run = self._run
             before = f", {units.count(run.done)} of them done before" if run.done else ""
-            videos = f" on {units.plural(len(run.groups), 'video')}" if run.groups else ""
-            output.say(f"{units.plural(run.total, 'row')}{before}; {units.count(run.to_do)} to answer{videos}.")
+            videos = len({group.video for group in run.groups})
+            on = f" on {units.plural(videos, 'video')}" if videos else ""
+            output.say(f"{units.plural(run.total, 'row')}{before}; {units.count(run.to_do)} to answer{on}.")
         self._columns.start()
         return self
 
@@ -261,9 +262,9 @@ class RowProgress:
             if run.failed_before:
                 kinds.append(f"{units.count(run.failed_before)} before; --retry-failed tries them again")
             parts.append(f"{units.count(run.unanswered)} failed ({', '.join(kinds)})")
-        if run.videos_done:
-            took = f"{units.plural(run.videos_done, 'video')} in {units.duration(run.seconds)}"
-            parts.append(f"{took}, {_rate(run.videos_a_minute)} videos a minute" if run.answered else took)
+        if run.videos:
+            parts.append(f"{units.plural(len(run.videos), 'video')} in {units.duration(run.seconds)}")
+            parts.append(f"{_rate(run.videos_a_minute)} videos a minute")
         output.say(", ".join(parts) + ".")
         if run.records is not None and run.records.others:
             others = units.plural(run.records.others, "record")

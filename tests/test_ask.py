@@ -242,3 +242,34 @@ def test_a_second_look_is_encoding(demo: VideoQA) -> None:
 
 def test_options_take_a_budget_as_it_is_written() -> None:
     assert AskOptions(keep="5%") == AskOptions(keep=Keep.parse("5%"))  # type: ignore[arg-type]
+
+
+def test_options_take_times_as_they_are_written() -> None:
+    assert Sampling(start="1:30", end="0:02:00") == Sampling(start=90.0, end=120.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(
+            {"merge": "no"},
+            {"cache": 1},
+            {"overlap": None},
+            {"max_new_tokens": 2.5},
+            {"max_pixels": 900.5},
+            {"seed": True},
+        ),
+        *({"temperature": "0"}, {"system": 5}, {"sampling": None}, {"fps": "3"}, {"frames": 2.5}),
+        *({"max_frames": None}, {"selector": 5}, {"metric": None}, {"encode": 5}),
+    ],
+    ids=str,
+)
+def test_options_of_another_type_are_refused_by_name(demo: VideoQA, wrong: dict) -> None:
+    (name,) = wrong
+    with pytest.raises(UsageError, match=name):
+        demo.ask(SAMPLES / "still.jpg", "What is there?", **wrong)
+
+
+def test_a_question_that_is_no_text_is_refused(demo: VideoQA) -> None:
+    with pytest.raises(UsageError, match="question must be a text"):
+        demo.ask(SAMPLES / "still.jpg", 5)  # type: ignore[arg-type]

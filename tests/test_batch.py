@@ -137,8 +137,11 @@ def test_columns_are_options_of_their_row(tmp_path: Path, loaded: list, capsys: 
         row("one.mp4", keep=0.2, selector="uniform", start="0:01", end=3),
         row("one.mp4", keep=None, selector="", start=None),
     ]
+    asked[0] |= {"fps": 1, "note": "mine"}
     assert main(["batch", str(write_rows(tmp_path / "rows.jsonl", asked)), "--keep", "30%", *MODEL]) == 0
-    few, part, plain = sorted(lines(capsys.readouterr().out), key=lambda record: record["line"])
+    out, err = capsys.readouterr()
+    few, part, plain = sorted(lines(out), key=lambda record: record["line"])
+    assert "The column 'fps' sets nothing: a row can have its own keep, selector, start, end." in err
     assert few["tokens"]["after"] == 5
     assert part["settings"]["keep"] == "20%" and part["selection"]["selector"] == "uniform"
     assert 1 <= part["moments"][0]["timestamps"][0] <= part["moments"][-1]["timestamps"][-1] <= 3

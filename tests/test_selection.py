@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashvlm.errors import UsageError
 from flashvlm.selection import METRICS, SELECTORS, cdpruner, coverage, diversity, divprune, mmtok, select
-from flashvlm.selection.merge import merge
+from flashvlm.selection.merge import merge, remade
 from flashvlm.selection.metric import Space
 
 GOLDEN = Path(__file__).parent / "golden" / "selection_reference.npz"
@@ -231,6 +231,15 @@ def test_tome_merges_the_most_similar_pairs_round_after_round():
     assert torch.allclose(selection.vectors.double(), torch.stack([token for _, token, _ in merged]), atol=1e-5)
 
 
+def test_what_tome_merged_can_be_merged_from_other_tokens():
+    tokens, saliency, words = clip(41)
+    selection = keep((tokens, saliency, words), 12, selector="tome")
+    assert torch.allclose(remade(selection, tokens).vectors, selection.vectors, atol=1e-6)
+    assert torch.allclose(remade(selection, 3 * tokens + 1).vectors, 3 * selection.vectors + 1, atol=1e-5)
+    plain = keep((tokens, saliency, words), 12, selector="uniform")
+    assert torch.equal(remade(plain, -tokens).vectors, -plain.vectors)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tome_merges_all_into_their_mean(dtype):
     tokens, saliency, words = clip()
@@ -360,6 +369,7 @@ def test_a_kept_zero_vector_stands_for_the_others():
         ({"tokens": torch.full((96, 24), float("nan"))}, "tokens"),
         ({"tokens": torch.full((96, 24), float("inf"))}, "tokens"),
         ({"tokens": torch.ones(96, 24, dtype=torch.int64)}, "tokens"),
+        ({"tokens": torch.ones(96, 24).to(torch.float8_e5m2)}, "tokens"),
         ({"tokens": torch.ones(96)}, "tokens"),
         ({"tokens": torch.ones(0, 24), "saliency": torch.ones(0), "group_sizes": []}, "tokens"),
         ({"saliency": torch.full((96,), float("nan"))}, "saliency"),

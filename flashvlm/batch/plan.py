@@ -15,6 +15,8 @@ from flashvlm.errors import UsageError, described
 from flashvlm.options import AskOptions, Keep, parse_time, watching
 
 DIGITS = 16
+# The columns that are options of their row.
+OWN = ("keep", "selector", "start", "end")
 
 Record = dict[str, Any]
 
@@ -120,9 +122,7 @@ def _asked(columns: dict[str, Any], options: AskOptions) -> tuple[str, str, AskO
             raise UsageError(f"The column {name!r} is missing.")
         if not isinstance(value, str) or not value.strip():
             raise UsageError(f"The column {name!r} must be a non-empty text.")
-    given = {
-        name: columns[name] for name in ("keep", "selector", "start", "end") if columns.get(name) not in (None, "")
-    }
+    given = {name: columns[name] for name in OWN if columns.get(name) not in (None, "")}
     changes: dict[str, Any] = {}
     if "keep" in given:
         if not isinstance(given["keep"], str | int | float):

@@ -27,10 +27,10 @@ class Run:
         self.failed_before = len(records.failed) if records else 0
         self.answered = 0
         self.failed: Counter[str] = Counter()
-        self.videos_done = 0
+        # Those of which something was answered.
+        self.videos: set[str] = set()
         self._given = 0
         self._left = {item.key: place for place, group in enumerate(self.groups) for item in group.items}
-        self._left_of = [len(group.items) for group in self.groups]
         self._begin = time.monotonic()
 
     @property
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def videos_a_minute(self) -> float:
-        return 60 * self.videos_done / max(self.seconds, 1e-9)
+        return 60 * len(self.videos) / max(self.seconds, 1e-9)
 
     @property
     def seconds_to_go(self) -> float | None:
@@ -78,9 +78,9 @@ class Run:
             if record["key"] in self._left:
                 self._keep(record)
                 self._given += 1
-                place = self._left.pop(record["key"])
-                self._left_of[place] -= 1
-                self.videos_done += not self._left_of[place]
+                group = self.groups[self._left.pop(record["key"])]
+                if "error" not in record:
+                    self.videos.add(group.video)
                 yield record
 
     def _keep(self, record: Record) -> None:

@@ -61,8 +61,8 @@ class Settings:
 
     `keep` holds budgets as `Keep.parse` reads them; the unpruned model is measured whether it is among them or not.
     `words`: selectors get the words of the `question`, or of an `unrelated` one. `noise`: selectors get tokens with
-    Gaussian noise of this share of each token's norm. The model still gets the true question and the clean tokens, so
-    under noise no selector's own merging takes effect. `merge`: dropped tokens are averaged into the kept ones that
+    Gaussian noise of this share of each token's norm. The model still gets the true question and the clean tokens.
+    `merge`: dropped tokens are averaged into the kept ones that
     stand for them. `frames`, `max_frames`, `max_pixels`, `encode`, `seek` and `look` are those of `AskOptions`.
 
     Raises:
@@ -128,7 +128,10 @@ class Settings:
     @property
     def budgets(self) -> tuple[str, ...]:
         """The budgets that prune, without duplicates, in the order given."""
-        return tuple(dict.fromkeys(text for text in self.keep if Keep.parse(text).share != 1))
+        texts: dict[Keep, str] = {}
+        for text in self.keep:
+            texts.setdefault(Keep.parse(text), text)
+        return tuple(text for keep, text in texts.items() if keep.share != 1)
 
     def identity(self, data: DataSet) -> dict[str, Any]:
         """Everything that results depend on, as JSON; results with the same identity may share a file."""
@@ -179,8 +182,11 @@ class Run:
         self._results = Results(results, self.identity) if results else None
         wanted = set(numbers)
         there = self._results.records if self._results else []
-        self.records: list[Record] = [record for record in there if record["clip"] in wanted]
-        done = {(record["clip"], record["question"]) for record in self.records}
+        done: dict[tuple[int, int], Record] = {}
+        for record in there:
+            if record["clip"] in wanted:
+                done.setdefault((record["clip"], record["question"]), record)
+        self.records: list[Record] = list(done.values())
         begun = {number for number, _ in done}
         self._jobs: list[Job] = []
         for number in numbers:
@@ -377,6 +383,7 @@ def _answers(
 
 def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, selector: str, keep: Keep) -> Selection:
     from flashvlm.selection import select
+    from flashvlm.selection.merge import merge, remade
 
     count = len(seen)
     selection = select(
@@ -391,11 +398,8 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
         seed=settings.seed,
     )
     if seen is not encoded.tokens:
-        clean = encoded.tokens
-        selection = replace(selection, tokens=clean, vectors=clean[selection.indices])
+        selection = remade(selection, encoded.tokens)
     if settings.merge:
-        from flashvlm.selection.merge import merge
-
         selection = replace(selection, vectors=merge(selection))
     return selection
 
@@ -416,10 +420,10 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
 
     Every row has `accuracy` with its 95 % interval. Rows of selectors also have `retention` (the share of the unpruned
     accuracy on the same questions) and, except for the first selector, `difference` in accuracy to the first selector
-    at the same budget, both with paired bootstrap intervals; `tie` says that the interval of the difference includes 0.
-    Overall rows have `kept` (mean share of tokens), `seconds` (median time of the selection) and `delta` (mean coverage
-    radius) and, if selectors are `hampered`, `same`: the mean share of the kept tokens that they would also keep
-    otherwise.
+    at the same budget, both with paired bootstrap intervals (None if all clips are alike); `tie` says that the interval
+    of the difference includes 0. Overall rows have `kept` (mean share of tokens), `seconds` (median time of the
+    selection) and `delta` (mean coverage radius) and, if selectors are `hampered`, `same`: the mean share of the kept
+    tokens that they would also keep otherwise.
     """
     records = sorted(records, key=lambda record: (record["clip"], record["question"]))
     columns = [(budget, selector) for budget in settings.budgets for selector in settings.selectors]
@@ -471,10 +475,9 @@ def _rows(columns: Sequence[tuple[str, str]], correct: np.ndarray, clips: np.nda
             "retention_interval": scoring.interval(retained[:, place]),
         }
         if place != first:
-            interval = scoring.interval(samples[:, place] - samples[:, first])
-            assert interval is not None
             row["difference"] = float(means[place] - means[first])
-            row["difference_interval"] = interval
-            row["tie"] = interval[0] <= 0 <= interval[1]
+            row["difference_interval"] = scoring.interval(samples[:, place] - samples[:, first])
+            low, high = row["difference_interval"] or (row["difference"], row["difference"])
+            row["tie"] = low <= 0 <= high
         rows.append(row)
     return rows

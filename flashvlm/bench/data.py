@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ FUNCTION_WORDS = frozenset(
     }
 )
 UNRELATED_WITHIN = 200
+# What choices are called in a question.
+LETTERS = string.ascii_uppercase
 # How many generated clips a run has by default.
 GENERATED_LIMIT = 300
 # More than this would take longer than anyone waits.
@@ -174,9 +177,14 @@ def _read_line(line: str, where: str) -> tuple[str, Asked]:
     choices = value.get("choices") or ()
     if not isinstance(choices, list | tuple) or not all(isinstance(choice, str) and choice for choice in choices):
         raise UsageError(f"{where}: 'choices' must be a list of texts.")
+    if len(choices) == 1 or len(set(choices)) < len(choices):
+        raise UsageError(f"{where}: 'choices' must be at least two, and all different.")
+    places = {choice.upper(): place for place, choice in enumerate(choices)}
+    if any(places.get(letter, place) != place for place, letter in enumerate(LETTERS[: len(choices)])):
+        raise UsageError(f"{where}: 'choices' must not be letters that stand for other choices.")
     answer = value["answer"]
     if choices and answer not in choices:
-        place = "ABCDEFGHIJKLMNOPQRSTUVWXYZ".find(answer.strip())
+        place = LETTERS.find(answer.strip())
         if not 0 <= place < len(choices) or len(answer.strip()) != 1:
             raise UsageError(f"{where}: 'answer' must be one of the 'choices' or its letter.")
         answer = choices[place]

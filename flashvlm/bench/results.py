@@ -11,6 +11,9 @@ from typing import Any
 from flashvlm.errors import UsageError
 from flashvlm.files import held
 
+# What a record of a question has, at least.
+RECORD = {"clip", "question", "text", "answer", "family", "choices", "tokens", "unpruned", "pruned"}
+
 
 class Results:
     """Records on disk, locked against other runs; a line that an interrupted run left half-written is dropped.
@@ -64,7 +67,7 @@ def _parsed(path: Path, content: bytes) -> list[dict[str, Any]]:
     for place, line in enumerate(content.splitlines(), start=1):
         try:
             value = json.loads(line)
-            if not isinstance(value, dict) or (("settings" if place == 1 else "clip") not in value):
+            if not isinstance(value, dict) or not value.keys() >= ({"settings"} if place == 1 else RECORD):
                 raise ValueError
         except ValueError:
             raise UsageError(f"{path}, line {place}: this is not a result; give another file with -o.") from None

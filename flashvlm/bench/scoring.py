@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import math
 import re
-import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flashvlm.bench.data import Asked
+from flashvlm.bench.data import LETTERS, Asked
 
 ARTICLES = frozenset(("a", "an", "the"))
-LETTERS = string.ascii_uppercase
 RESAMPLES = 5000
 # With fewer questions in a family, its commonest answer may be common by chance.
 FEW = 10
 
 
+# A number with its sign, its thousands and its decimals, or a word; C++ and C# are words.
+WORD = re.compile(r"(?<!\w)[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?!\w)|[^\W_]+(?:\+\+|#)?")
+# A letter alone or at the beginning, if need be after `Answer:` or `The answer is`, plain or in bold.
+LETTER = re.compile(
+    r"\s*(?:(?:the )?(?:(?:correct|right) )?(?:answer|choice|option)(?: is)?:?\s+)?\**"
+    r"(?:\(([a-z])\)|([a-z])(?=[.:)*]|\s*$))",
+    re.IGNORECASE,
+)
+
+
 def normalised(text: str) -> str:
-    """The text in lower case, without punctuation and articles, with one space between words."""
-    words = re.sub(r"[^\w\s]|_", " ", text.lower()).split()
+    """The text in lower case, without articles and punctuation but that of numbers, one space between words."""
+    words = [word.replace(",", "") for word in WORD.findall(text.lower())]
     return " ".join(word for word in words if word not in ARTICLES)
 
 
@@ -37,12 +45,12 @@ def right(asked: Asked, said: str) -> bool:
     """Whether `said` answers the question.
 
     Without choices, it must be the expected text, both `normalised`. With choices, it must be the letter of the right
-    one, alone or at the beginning as `B.`, `B:`, `B)` or `(B)`; if it gives no letter, the text of the right one,
-    likewise `normalised`.
+    one, as `LETTER` finds it (`B`, `B.`, `(B)`, `**B**`, `Answer: B`); if it gives no letter, the text of the right
+    one, likewise `normalised`.
     """
     same = said.strip().lower() == asked.answer.strip().lower()
     if asked.choices and not same:
-        letter = re.match(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])(?=[.:)]|\s*$))", said)
+        letter = LETTER.match(said)
         place = LETTERS.index((letter[1] or letter[2]).upper()) if letter else len(asked.choices)
         if place < len(asked.choices):
             return asked.choices[place] == asked.answer
@@ -101,15 +109,16 @@ def resample(correct: np.ndarray, clips: np.ndarray, seed: int = 0) -> np.ndarra
 
 def share_interval(samples: np.ndarray, clips: int) -> tuple[float, float]:
     """The `interval` of (RESAMPLES,) samples of a share; Wilson's for `clips` clips if all samples are equal."""
-    drawn = interval(samples)
-    assert drawn is not None
-    # The bootstrap has no spread then, however few the clips are.
-    return wilson(float(samples[0]) * clips, clips) if np.ptp(samples) == 0 else drawn
+    return interval(samples) or wilson(float(samples[0]) * clips, clips)
 
 
 def interval(samples: np.ndarray) -> tuple[float, float] | None:
-    """The middle 95 % of bootstrap samples; None if one of them is not finite (nothing to retain)."""
-    if not np.isfinite(samples).all():
+    """The middle 95 % of bootstrap samples.
+
+    None if one of them is not finite (there is nothing to retain), or if all are equal: clips that are all alike say
+    nothing about others, however few they are.
+    """
+    if not np.isfinite(samples).all() or np.ptp(samples) == 0:
         return None
     low, high = np.quantile(samples, [0.025, 0.975])
     return float(low), float(high)

@@ -14,6 +14,8 @@ from torch import Tensor
 from flashvlm.errors import UsageError
 from flashvlm.selection.metric import in_range
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
@@ -111,8 +113,8 @@ def _is_distance(value: object) -> bool:
 
 
 def _check_floats(name: str, value: Tensor, *axes: str) -> None:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise UsageError(f"{name} must be a tensor of floats.")
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
+        raise UsageError(f"{name} must be a tensor of floats of at least 16 bits.")
     if value.ndim != len(axes):
         raise UsageError(f"{name} must have the axes {', '.join(axes)}, but has the shape {tuple(value.shape)}.")
     # `aminmax` propagates NaN and, unlike isfinite, needs no second tensor of that size.

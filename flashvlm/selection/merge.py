@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,20 @@ def merge(selection: Selection) -> Tensor:
     Returns:
         (K, D) in the dtype of the tokens, summed in float32.
     """
-    order, sizes = gathered(selection.nearest, len(selection.indices))
-    return torch.segment_reduce(selection.tokens[order].float(), "mean", lengths=sizes).to(selection.tokens.dtype)
+    return _means(selection.tokens, selection.nearest, len(selection.indices))
+
+
+def remade(selection: Selection, tokens: Tensor) -> Selection:
+    """The same choice, made of other (N, D) tokens."""
+    vectors = tokens[selection.indices]
+    if selection.merged_into is not None:
+        vectors = _means(tokens, selection.merged_into, len(selection.indices))
+    return replace(selection, tokens=tokens, vectors=vectors)
+
+
+def _means(tokens: Tensor, places: Tensor, count: int) -> Tensor:
+    order, sizes = gathered(places, count)
+    return torch.segment_reduce(tokens[order].float(), "mean", lengths=sizes).to(tokens.dtype)
 
 
 def gathered(places: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -23,10 +23,11 @@ class Selection:
     `indices` (K,) int64 is ascending; `important` (K,) bool says whether each was kept for the question (True) or for
     coverage (False), and is all False if the selector makes no such distinction; `scores` (N,) float32 is the fused
     score, zeros if the selector has none. `vectors` (K, D) are what the language model gets for the kept tokens, in the
-    dtype of `tokens` (N, D): the tokens themselves, unless a selector merges others into them. `metric` defines
-    distance. `redundancy` is the mean similarity between dropped tokens and those that stand for them, for each round
-    of a thinning and, last, from one temporal group to the next if there are several; empty if the selector does not
-    measure it. `told_apart` is False if `important` says nothing.
+    dtype of `tokens` (N, D): the tokens themselves, unless a selector merges others into them: then `merged_into` (N,)
+    int64 is, for each token, the position in `indices` of the one whose mean it is part of. `metric` defines distance.
+    `redundancy` is the mean similarity between dropped tokens and those that stand for them, for each round of a
+    thinning and, last, from one temporal group to the next if there are several; empty if the selector does not measure
+    it. `told_apart` is False if `important` says nothing.
     """
 
     indices: Tensor
@@ -37,6 +38,7 @@ class Selection:
     metric: str
     redundancy: tuple[float, ...] = ()
     told_apart: bool = False
+    merged_into: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def of(

@@ -28,6 +28,8 @@ def tome(inputs: Inputs) -> Selection:
     clips, with 2.8 % kept, 67 % of the answers were right; with rounds over the whole video, 92 %.
     """
     sums, indices = inputs.tokens.float(), torch.arange(len(inputs.tokens), device=inputs.tokens.device)
+    # Of every token, the place in `indices` of the one that it went into.
+    into = indices
     sizes = torch.ones_like(indices, dtype=torch.float32)
     while (excess := len(indices) - inputs.budget) > 0:
         merged = min(excess, len(indices) // 2, max(1, int(len(indices) * MERGED_SHARE)))
@@ -37,8 +39,10 @@ def tome(inputs: Inputs) -> Selection:
         rest = torch.ones_like(indices, dtype=torch.bool).index_fill(0, source, False)
         sums = sums[rest] + torch.segment_reduce(sums[added], "sum", lengths=members[rest])
         sizes = sizes[rest] + torch.segment_reduce(sizes[added], "sum", lengths=members[rest])
+        into = (rest.cumsum(0) - 1)[torch.arange(len(rest), device=rest.device).index_copy(0, source, target)][into]
         indices = indices[rest]
-    return replace(Selection.of(inputs, indices), vectors=(sums / sizes[:, None]).to(inputs.tokens.dtype))
+    vectors = (sums / sizes[:, None]).to(inputs.tokens.dtype)
+    return replace(Selection.of(inputs, indices), vectors=vectors, merged_into=into)
 
 
 def closest_pairs(space: Space, count: int) -> tuple[Tensor, Tensor]:
