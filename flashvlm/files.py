@@ -23,7 +23,7 @@ def check_video(path: str | Path) -> None:
         VideoError: there is no such file, its name is empty, or it is a web address.
     """
     # A `Path` drops one of the two slashes.
-    if re.match("https?:/", str(path)):
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) and not os.path.exists(path):
         raise VideoError(f"{path}: this is an address; download the video and give the file.")
     if not os.path.exists(path):
         if not str(path).strip():
@@ -75,7 +75,7 @@ def _check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
     if not folder.is_dir():
         raise OutputError(f"{path}: it cannot be written: there is no folder {str(folder)!r}.")
     if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise OutputError(f"{path}: there is no permission to write it.")
+        raise OutputError(f"{path}: it cannot be written: no permission, or a read-only file system.")
     return path
 
 
@@ -84,7 +84,8 @@ def held(path: Path) -> Iterator[None]:
     """Keep other runs from writing to `path`; its folder is created if it does not exist.
 
     Raises:
-        UsageError: another run holds it, it is not an ordinary file, or its folder cannot be written to.
+        UsageError: another run holds it, or it is not an ordinary file.
+        OutputError: its folder cannot be written to.
     """
     from filelock import FileLock, Timeout
 
@@ -99,7 +100,7 @@ def held(path: Path) -> Iterator[None]:
     except Timeout:
         raise UsageError(f"Another run is writing to {path}; wait for it, or give another file.") from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
     with holding:
         try:
             yield

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ def _hub_id(model: str) -> str:
     source = ALIASES[model].source if model in ALIASES else model
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         return source
-    known = ", ".join(ALIASES)
-    raise ModelError(f"There is no model {model!r}: give an alias ({known}), a Hugging Face id or a folder.")
+    close = get_close_matches(model, ALIASES, n=1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    aliases = ", ".join(ALIASES)
+    raise ModelError(f"There is no model {model!r}: give an alias ({aliases}), a Hugging Face id or a folder.{meant}")
 
 
 def _folder(model: str) -> Path | None:
@@ -170,7 +173,8 @@ def fetch(
     folder = _folder(model)
     if folder is not None:
         if revision is not None:
-            raise UsageError(f"{model} is a folder on this machine and has no revisions: leave out --revision.")
+            where = "comes with flashvlm" if model in ALIASES else "is a folder on this machine"
+            raise UsageError(f"{model} {where} and has no revisions: leave out --revision.")
         if (lacking := _missing(folder)) is not None:
             raise ModelError(f"The model folder {folder} is incomplete: it has no {lacking}.")
         return folder

@@ -126,14 +126,14 @@ def _check_types(options: object, kinds: Mapping[str, type], optional: Mapping[s
             raise UsageError(f"{name} must be {KINDS[kind]}, not {value!r}.")
 
 
-def parse_time(text: str) -> float:
+def parse_time(text: str, name: str = "A time") -> float:
     """Parse a time in a video, in seconds: `90`, `1:30`, `0:01:30.5`.
 
     Raises:
         UsageError: anything else.
     """
     if not re.fullmatch(r"([0-9]{1,9}:){0,2}[0-9]{1,9}(\.[0-9]*)?", text.strip()):
-        raise UsageError(f"A time is given as 90, 1:30 or 0:01:30.5, not {text!r}.")
+        raise UsageError(f"{name} is given as 90, 1:30 or 0:01:30.5, not {text!r}.")
     *larger, seconds = text.strip().split(":")
     parts = [int(part) for part in larger]
     if (parts and float(seconds) >= 60) or (len(parts) == 2 and parts[1] >= 60):

@@ -19,7 +19,7 @@ from flashvlm import aside, backends, glimpse, models, pixels, video
 from flashvlm.backends.base import Backend, Encoded
 from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import FeatureCache, Features, entry_key
-from flashvlm.errors import UsageError
+from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, AskOptions, Keep, Sampling
 from flashvlm.report import (
     Answer,
@@ -339,17 +339,24 @@ class VideoQA:
         encoded, clock = watched.encoded, _Clock(on_stage, self.backend)
         count = len(encoded.tokens)
         clock.start("select")
-        selection = select(
-            encoded.tokens,
-            encoded.saliency,
-            self.backend.words(question or ""),
-            group_sizes=[count // encoded.groups] * encoded.groups,
-            budget=options.keep.budget(count),
-            delta=options.keep.delta,
-            selector=options.selector,
-            metric=options.metric,
-            seed=options.seed,
-        )
+        try:
+            selection = select(
+                encoded.tokens,
+                encoded.saliency,
+                self.backend.words(question or ""),
+                group_sizes=[count // encoded.groups] * encoded.groups,
+                budget=options.keep.budget(count),
+                delta=options.keep.delta,
+                selector=options.selector,
+                metric=options.metric,
+                seed=options.seed,
+            )
+        except UsageError as error:
+            if encoded.tokens.isfinite().all() and encoded.saliency.isfinite().all():
+                raise
+            dtype = self._facts().dtype
+            why = f"its weights are damaged, or too large for {dtype}"
+            raise ModelError(f"{self.name} makes tokens that are not finite numbers: {why}.") from error
         vectors = merge(selection) if options.merge else selection.vectors
         clock.stop()
         return Choice(question, options, selection, vectors, clock.seconds["select"])

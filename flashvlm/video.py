@@ -38,8 +38,12 @@ from flashvlm.report import VideoFacts
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
+# How long a frame of an animation is shown that does not say it, in milliseconds.
+UNTIMED = 100
 # EXIF orientations without mirroring, in degrees clockwise.
 EXIF_ROTATIONS = {3: 180, 6: 90, 8: 270}
 # Containers round times, and decord returns them as float32: times closer than this are the same, in seconds.
@@ -87,8 +91,8 @@ def decode(
 
     Every frame is decoded at its own size, turned upright, passed to `transform` as (3, H, W) uint8, and dropped:
     memory holds what `transform` returned, which must be of one size, and what decord decodes ahead in the meantime. A
-    picture (JPEG, PNG, WebP; the first one of an animated file; but a GIF is a video) counts as a video of one frame,
-    with no duration and no frame rate. `facts.rotation` is what an MP4, a MOV or a picture declares; frames of other
+    picture (JPEG, PNG, WebP) counts as a video of one frame, with no duration and no frame rate; an animated one, as a
+    GIF, is a video. `facts.rotation` is what an MP4, a MOV or a picture declares; frames of other
     files are turned all the same.
 
     Args:
@@ -280,7 +284,7 @@ def _read_clip(
 
 
 class _Picture:
-    """A still picture, on white where it is transparent."""
+    """A still picture."""
 
     def __init__(self, image: torch.Tensor, rotation: int):
         self.starts: Sequence[float] = (0.0,)
@@ -291,27 +295,71 @@ class _Picture:
         yield from (self._image for _ in chosen)
 
 
-def _open_picture(path: Path) -> _Picture | None:
+class _Animation:
+    """An animated PNG or WebP, which FFmpeg does not play, read with Pillow."""
+
+    rotation = 0
+
+    def __init__(self, path: Path, image: ImageFile):
+        self._path = path
+        ends = [0.0]
+        for number in range(image.n_frames):  # type: ignore[attr-defined]
+            image.seek(number)
+            # WebP says how long a frame is shown when it is decoded.
+            image.load()
+            ends.append(ends[-1] + (image.info.get("duration") or UNTIMED) / 1000)
+        *starts, self.duration = ends
+        self.starts: Sequence[float] = starts
+
+    def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
+        with _pictures(self._path) as image:
+            for number in chosen:
+                image.seek(number)
+                yield _rgb(image)
+
+
+def _open_picture(path: Path) -> _Picture | _Animation | None:
     """The picture at `path`; None if the file is not one."""
-    import numpy as np
-    import torch
-    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+    from PIL import ExifTags, ImageOps, UnidentifiedImageError
+
+    try:
+        with _pictures(path) as image:
+            # The second picture of a JPEG is the same in another size.
+            if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
+                return _Animation(path, image)
+            rotation = EXIF_ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), 0)
+            return _Picture(_rgb(ImageOps.exif_transpose(image)), rotation)
+    except UnidentifiedImageError:
+        return None
+
+
+@contextlib.contextmanager
+def _pictures(path: Path) -> Iterator[ImageFile]:
+    """The file at `path`, opened with Pillow; raises UnidentifiedImageError if it is not a picture."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path, formats=PICTURE_FORMATS) as image:
-            rotation = EXIF_ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), 0)
-            upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-            if upright.mode.startswith("I;16"):
-                # Pillow would clip values above 255.
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return _Picture(torch.from_numpy(np.array(upright.convert("RGB"))), rotation)
+            yield image
     except UnidentifiedImageError:
-        return None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise
+    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise VideoError(f"{path}: the picture cannot be read; it is damaged, cut short or too large.") from error
+
+
+def _rgb(picture: Image) -> torch.Tensor:
+    """A picture of Pillow as (H, W, 3) uint8, on white where it is transparent."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    if picture.mode.startswith("I;16"):
+        # Pillow would clip values above 255.
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return torch.from_numpy(np.array(picture.convert("RGB")))
 
 
 class _Decord:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from inspect import cleandoc
 from typing import Annotated
 
 import typer
@@ -59,6 +60,11 @@ app.command()(models)
 app.command()(fetch)
 app.command()(samples)
 app.add_typer(bench, name="bench")
+for command in (*app.registered_commands, *bench.registered_commands):
+    # Typer keeps the line breaks of a docstring, and would break lines once more where the terminal ends.
+    command.help = "\n\n".join(
+        " ".join(part.split()) for part in cleandoc(command.callback.__doc__ or "").split("\n\n")
+    )
 
 
 def print_version(wanted: bool) -> None:

@@ -15,8 +15,8 @@ from flashvlm.batch import rows as reading
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, Sampling
 from flashvlm_cli import output
-from flashvlm_cli.ask import silence_libraries, standard_input
 from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whole_number, without
+from flashvlm_cli.running import silence_libraries, standard_input
 
 if TYPE_CHECKING:
     from flashvlm.batch.plan import Record
@@ -134,7 +134,7 @@ def read_rows(inputs: Sequence[str], questions: Sequence[str]) -> tuple[list[rea
     of_rows = [name for name in inputs if is_of_rows(name)]
     if not of_rows:
         if not questions:
-            raise UsageError("Videos need a question: give --question TEXT, or rows as .jsonl, .csv or -.")
+            raise UsageError(f"{first!r} is taken for a video: give --question TEXT, or rows as .jsonl, .csv or -.")
         if not all(question.strip() for question in questions):
             raise UsageError("The question is empty.")
         return reading.of_videos(inputs, questions), None

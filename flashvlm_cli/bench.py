@@ -23,9 +23,10 @@ from flashvlm.options import (
     AskOptions,
     Sampling,
 )
+from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
-from flashvlm_cli.ask import silence_libraries
-from flashvlm_cli.options import Device, Dtype, number, whole_number
+from flashvlm_cli.options import Device, Dtype, among, number, some_of, whole_number
+from flashvlm_cli.running import silence_libraries
 
 BUDGETS = "100%,22.2%,11.1%,5.6%,2.8%"
 
@@ -57,6 +58,13 @@ Encode = Annotated[
 Seek = Annotated[str, typer.Option(metavar="HOW", help="As ask: fast or exact.", rich_help_panel=MEASURED)]
 Look = Annotated[str, typer.Option(metavar="HOW", help="As ask: once or twice.", rich_help_panel=MEASURED)]
 
+
+def suggest_data(incomplete: str) -> list[str]:
+    from flashvlm.bench.data_sets import NAMES
+
+    return among(NAMES)(incomplete)
+
+
 bench = typer.Typer(help="Measure: accuracy against budget, speed, and the selectors alone.")
 
 
@@ -72,6 +80,7 @@ def accuracy(
         str,
         typer.Option(
             metavar="NAME|FILE",
+            autocompletion=suggest_data,
             help="clips, eight-looks, needle, crowd, easy-vqa, or a .jsonl file of questions.",
             rich_help_panel=MEASURED,
         ),
@@ -80,6 +89,7 @@ def accuracy(
         str,
         typer.Option(
             metavar="A,B,...",
+            autocompletion=some_of((*SELECTORS, "ablations")),
             help="Selectors; the others are compared with the first. ablations: flashvlm's parts, one by one.",
             show_default="all",
             rich_help_panel=MEASURED,
@@ -193,7 +203,6 @@ def accuracy(
     from flashvlm.bench import plot as plots
     from flashvlm.bench.accuracy import Run, Settings, resolved
     from flashvlm.bench.data_sets import data_set
-    from flashvlm.selection import SELECTORS
     from flashvlm_cli.console import Bar
 
     for name, value in (("--limit", limit), ("--questions", questions), ("--workers", workers)):
@@ -246,7 +255,13 @@ def accuracy(
 def selection(
     selectors: Annotated[
         str,
-        typer.Option(metavar="A,B,...", help="The selectors.", show_default="all", rich_help_panel=MEASURED),
+        typer.Option(
+            metavar="A,B,...",
+            help="The selectors.",
+            show_default="all",
+            rich_help_panel=MEASURED,
+            autocompletion=some_of(SELECTORS),
+        ),
     ] = "",
     tokens: Annotated[
         str, typer.Option(metavar="N,M,...", help="How many visual tokens, rising.", rich_help_panel=MEASURED)
@@ -281,7 +296,6 @@ def selection(
 ) -> None:
     """The selectors alone, on synthetic tokens: seconds, growth, memory, coverage radius."""
     from flashvlm.bench.selection import SelectionRun, Settings
-    from flashvlm.selection import SELECTORS
     from flashvlm_cli.console import Bar
 
     settings = Settings(

@@ -18,9 +18,9 @@ from flashvlm.errors import ModelError, UsageError, VideoError
 from flashvlm.files import check_video
 from flashvlm.options import AskOptions, watching
 from flashvlm_cli import output, prompt
-from flashvlm_cli.ask import show_loading, silence_libraries, stream_answer
 from flashvlm_cli.failures import Failure, explain
 from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes
+from flashvlm_cli.running import show_loading, silence_libraries, stream_answer
 from flashvlm_cli.settings import DEFAULT, SETTINGS, changed, shown
 
 if TYPE_CHECKING:
@@ -227,11 +227,17 @@ class Chat:
             missing = f"{self._missing!r} could not be looked at."
             self._note(f"The video is {self.video}." if self._missing is None else missing)
             return
-        path = os.path.expanduser(text)
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        path = os.path.expanduser(text[1:-1] if quoted and not os.path.exists(text) else text)
         self._missing = path if self.piped else None
-        check_video(path)
-        with Progress(shown=not self.quiet and not self.as_json) as progress:
-            self._look_at(path, progress.stage)
+        try:
+            check_video(path)
+            with Progress(shown=not self.quiet and not self.as_json) as progress:
+                self._look_at(path, progress.stage)
+        except VideoError as error:
+            if self.piped:
+                raise
+            raise VideoError(f"{error} The video is still {self.video}.") from error
         self._missing = None
         self._warn_of_video()
         if not self.quiet:

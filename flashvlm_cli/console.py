@@ -63,6 +63,8 @@ LABEL_WIDTH = 9
 GAP = 2
 BEFORE = INDENT + LABEL_WIDTH + GAP
 NARROWEST, WIDEST = 24, 100
+# Beside the facts of a model its description takes so many columns, or stands below them.
+WIDE_ENOUGH = 40
 CHART_HEIGHT = 4
 FEWEST_BAR_CELLS = 10
 DOWNLOAD_BAR_CELLS = 20
@@ -407,7 +409,10 @@ def print_models(models: Sequence[Mapping[str, Any]]) -> None:
     sources = ["built in" if model["bundled"] else model["source"] for model in models]
     alias_width = max(len(model["alias"]) for model in models)
     before = alias_width + GAP + len("✓ here") + GAP + max(map(len, sources)) + GAP
-    room = max(Console().width - before, len("description")) if is_terminal(sys.stdout) else sys.maxsize
+    room = Console().width - before if is_terminal(sys.stdout) else sys.maxsize
+    if room < WIDE_ENOUGH:
+        # Under the name.
+        before, room = 2 * GAP, max(Console().width - 2 * GAP, NARROWEST)
     lines = []
     for model, source in zip(models, sources, strict=True):
         about = textwrap.wrap(model["description"], room) or [""]
@@ -416,8 +421,11 @@ def print_models(models: Sequence[Mapping[str, Any]]) -> None:
             (("✓ here" if model["present"] else "").ljust(len("✓ here") + GAP), "saved"),
             source,
         )
-        lines.append(Text.assemble(line, " " * (before - line.cell_len), (about[0], "aside")))
-        lines += [Text.assemble(" " * before, (more, "aside")) for more in about[1:]]
+        if before > line.cell_len:
+            lines.append(Text.assemble(line, " " * (before - line.cell_len), (about.pop(0), "aside")))
+        else:
+            lines.append(line)
+        lines += [Text.assemble(" " * before, (more, "aside")) for more in about]
     _print(lines, sys.stdout, is_plain(sys.stdout), None)
 
 
@@ -437,9 +445,11 @@ def _title(answer: Seen, width: int) -> Text:
 
 def _facts(answer: Seen, width: int) -> list[Text]:
     sampled = [[(f"{units.plural(answer.frames, 'frame')} in {units.plural(len(answer.moments), 'moment')}", "")]]
-    if answer.frames > 1 and answer.video.fps:
-        first, last = answer.moments[0].timestamps[0], answer.moments[-1].timestamps[-1]
-        sampled.append([(f"{units.timestamp(first)} to {units.timestamp(last)}", "")])
+    if answer.video.fps:
+        first, last = (
+            units.timestamp(at) for at in (answer.moments[0].timestamps[0], answer.moments[-1].timestamps[-1])
+        )
+        sampled.append([(f"{first} to {last}" if answer.frames > 1 else f"at {first}", "")])
     small = sum(moment.small for moment in answer.moments)
     if small:
         full = f"{units.count(len(answer.moments) - small)} at full size"

@@ -42,7 +42,7 @@ def explain(error: BaseException) -> Failure:
         # An unknown option that resembles no existing one may be meant as a question.
         takes_one = context is not None and any(one.name == "question" for one in context.command.params)
         if takes_one and not getattr(error, "possibilities", True):
-            described += "; a question that begins with - goes last, after --"
+            described += "; a video or a question that begins with - goes last, after --"
         return Failure(sentence(described), error.exit_code, hint, error)
     return Failure(sentence_of(error), error=error)
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from flashvlm_cli.ask import silence_libraries
 from flashvlm_cli.options import suggest_models
+from flashvlm_cli.running import silence_libraries
 
 
 def fetch(

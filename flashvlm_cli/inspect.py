@@ -12,8 +12,8 @@ import typer
 from flashvlm.errors import UsageError
 from flashvlm.files import check_video
 from flashvlm.options import DEFAULT_SELECTOR, AskOptions
+from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
-from flashvlm_cli.ask import draw, read_question, show_loading, silence_libraries
 from flashvlm_cli.options import (
     OUTPUT,
     TOKENS,
@@ -21,9 +21,11 @@ from flashvlm_cli.options import (
     ask_options,
     model_options,
     picture_options,
+    some_of,
     takes,
     without,
 )
+from flashvlm_cli.running import draw, read_question, show_loading, silence_libraries
 
 if TYPE_CHECKING:
     from flashvlm.report import Inspection
@@ -47,6 +49,7 @@ def inspect(
         str | None,
         typer.Option(
             metavar="A,B,...",
+            autocompletion=some_of(SELECTORS),
             help="Selectors side by side, instead of --selector.",
             show_default=False,
             rich_help_panel=TOKENS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +28,10 @@ from flashvlm.options import (
     DEFAULT_METRIC,
     DEFAULT_SEEK,
     DEFAULT_SELECTOR,
+    ENCODES,
+    LOOKS,
     MIN_FRAMES,
+    SEEKS,
     AskOptions,
     Keep,
     Sampling,
@@ -79,12 +82,22 @@ def suggest_keep(incomplete: str) -> list[tuple[str, str]]:
     return [(value, meaning) for value, meaning in hints.items() if value.startswith(incomplete)]
 
 
-def suggest_selectors(incomplete: str) -> list[str]:
-    return [name for name in SELECTORS if name.startswith(incomplete)]
+def among(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """Completions of one of the names."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
-def suggest_metrics(incomplete: str) -> list[str]:
-    return [name for name in METRICS if name.startswith(incomplete)]
+def some_of(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """Completions of the last name in a list with commas."""
+
+    def suggest(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + name for name in names if name.startswith(last)]
+
+    return suggest
+
+
+suggest_selectors, suggest_metrics = among(SELECTORS), among(METRICS)
 
 
 def takes(**builders: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -118,7 +131,7 @@ def ask_options(
     keep: Annotated[
         str,
         typer.Option(
-            metavar="SHARE|COUNT|auto",
+            metavar="SHARE|COUNT|delta=D|auto",
             help="Visual tokens to keep: 10%, 0.1 or 256; 100% prunes nothing. delta=0.3 covers all tokens "
             "to that radius; auto lets the video decide.",
             rich_help_panel=TOKENS,
@@ -182,6 +195,7 @@ def ask_options(
         str,
         typer.Option(
             metavar="WHICH",
+            autocompletion=among(ENCODES),
             help="changed: a moment that looks like an earlier one reuses its tokens; all: every moment is encoded.",
             rich_help_panel=FRAMES,
         ),
@@ -190,6 +204,7 @@ def ask_options(
         str,
         typer.Option(
             metavar="HOW",
+            autocompletion=among(SEEKS),
             help="fast: key frames instead, if each frame to look at has one nearby; exact: the very frames.",
             rich_help_panel=FRAMES,
         ),
@@ -198,6 +213,7 @@ def ask_options(
         str,
         typer.Option(
             metavar="HOW",
+            autocompletion=among(LOOKS),
             help="once: full-size frames; twice: small ones, then the ends and what is asked about at full size.",
             rich_help_panel=FRAMES,
         ),
@@ -266,8 +282,8 @@ def ask_options(
             fps=fps,
             frames=frames,
             max_frames=max_frames,
-            start=None if start is None else parse_time(start),
-            end=None if end is None else parse_time(end),
+            start=None if start is None else parse_time(start, "--start"),
+            end=None if end is None else parse_time(end, "--end"),
         ),
         max_pixels=max_pixels,
         encode=encode,

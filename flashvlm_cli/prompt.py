@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from flashvlm_cli import output
+from flashvlm_cli.running import standard_input
 
 PROMPT = "> "
 HISTORY_LINES = 1000
@@ -17,9 +18,9 @@ HISTORY_LINES = 1000
 
 def piped() -> Iterator[str]:
     """The lines of standard input, as they come; bytes that are not text become surrogates."""
-    if sys.stdin is not None:
-        output.reconfigure(sys.stdin, errors="surrogateescape")
-        yield from sys.stdin
+    lines = standard_input()
+    output.reconfigure(lines, errors="surrogateescape")
+    yield from lines
 
 
 def typed(suggest: Callable[[str], Sequence[str]]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from flashvlm import units
 from flashvlm.errors import UsageError
 from flashvlm.options import ENCODES, LOOKS, SEEKS, AskOptions, Keep, parse_time
 from flashvlm_cli.options import (
+    among,
     number,
     suggest_keep,
     suggest_metrics,
@@ -43,10 +44,6 @@ def _on_or_off(text: str) -> bool:
     return text.lower() == "on"
 
 
-def _among(values: Iterable[str]) -> Callable[[str], list[str]]:
-    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
-
-
 def _names(suggest: Callable[[str], Sequence[tuple[str, str]]]) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name, _ in suggest(incomplete)]
 
@@ -60,7 +57,7 @@ SETTINGS = {
         "average dropped tokens into kept ones",
         _on_or_off,
         lambda value: "on" if value else "off",
-        _among(("on", "off")),
+        among(("on", "off")),
     ),
     "start": Setting(
         "1:30", "look from here on", parse_time, lambda at: "the video's start" if at is None else units.timestamp(at),
@@ -80,9 +77,9 @@ SETTINGS = {
     ),
     "max-frames": Setting("N", "the most frames to look at", whole_number, sampling=True),
     "max-pixels": Setting("P", "the most pixels per frame", whole_number),
-    "encode": Setting("|".join(ENCODES), "which moments are encoded", str, suggest=_among(ENCODES)),
-    "seek": Setting("|".join(SEEKS), "nearby key frames, or the very frames", str, suggest=_among(SEEKS)),
-    "look": Setting("|".join(LOOKS), "twice: small frames first, then full ones", str, suggest=_among(LOOKS)),
+    "encode": Setting("|".join(ENCODES), "which moments are encoded", str, suggest=among(ENCODES)),
+    "seek": Setting("|".join(SEEKS), "nearby key frames, or the very frames", str, suggest=among(SEEKS)),
+    "look": Setting("|".join(LOOKS), "twice: small frames first, then full ones", str, suggest=among(LOOKS)),
     "system": Setting(
         "TEXT", "system prompt", str, lambda text: "the checkpoint's own" if text is None else text
     ),

@@ -506,14 +506,17 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, loaded: list) -> None:
     assert comparable(lines(path.read_bytes())) == comparable(lines(undisturbed.read_bytes()))
 
 
-def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended_by, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_so(tmp_path: Path, ended_by: signal.Signals, code: int) -> None:
     path = tmp_path / "out.jsonl"
     with child(str(SAMPLES / "questions.jsonl"), "-o", str(path), "--no-cache") as process:
         wait_for(path, 2, process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ended_by)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and errors.endswith(b"flashvlm: Interrupted.\n")
+    assert process.returncode == code and errors.endswith(b"flashvlm: Interrupted.\n") == (code == 130)
+    assert b"Traceback" not in errors
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
+    assert [one.name for one in tmp_path.iterdir()] == ["out.jsonl"]
 
 
 # The engines

@@ -361,9 +361,10 @@ def test_what_is_no_file_name_is_told(flash, video, told):
 
 @pytest.mark.parametrize("command", [["ask", "{}", "What?"], ["inspect", "{}"], ["bench", "speed", "{}"]], ids=str)
 def test_an_address_is_no_video(flash, command):
-    code, out, err = flash(*(part.format("https://example.org/clip.mp4") for part in command))
-    assert (code, out) == (3, "")
-    assert err == "flashvlm: https://example.org/clip.mp4: this is an address; download the video and give the file.\n"
+    for address in ("https://example.org/clip.mp4", "rtsp://example.org/camera"):
+        code, out, err = flash(*(part.format(address) for part in command))
+        assert (code, out) == (3, "")
+        assert err == f"flashvlm: {address}: this is an address; download the video and give the file.\n"
 
 
 def test_unexpected_error_is_one_sentence(flash, clip, library):
@@ -413,6 +414,14 @@ def test_interrupt_ends_with_130_and_no_traceback(clip):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"\n", b"flashvlm: Interrupted.\n")
+
+
+def test_a_paragraph_of_help_fills_its_lines(flash, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = [line.strip() for line in flash("chat", "--help")[1].splitlines()]
+    begin = lines.index(next(line for line in lines if line.startswith("The model is loaded once")))
+    paragraph = lines[begin : lines.index("", begin)]
+    assert len(paragraph) > 3 and all(len(line) > 45 for line in paragraph[:-1])
 
 
 def test_interrupt_is_an_object_under_json(flash, clip, library):
@@ -490,7 +499,7 @@ def test_wrong_usage_that_typer_finds_names_the_help(flash):
 
 def test_a_question_that_begins_with_a_dash_is_told_where_to_stand(flash, clip, library):
     err = flash("ask", clip, "-what?")[2]
-    assert "No such option: -w; a question that begins with - goes last, after --." in err
+    assert "No such option: -w; a video or a question that begins with - goes last, after --." in err
     assert flash("ask", clip, "--", "-what?")[0] == 0
     # What is like an option was meant as one.
     assert "after --" not in flash("ask", clip, "What?", "--modle", "demo")[2]

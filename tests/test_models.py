@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,11 +13,13 @@ from typing import ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from flashvlm import VideoQA
 from flashvlm.backends.loading import weight_bytes
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.models import DEFAULT_MODEL, fetch, fingerprint, present, revision_of
+from flashvlm.samples import samples_dir
 
 
 @pytest.fixture
@@ -133,6 +135,41 @@ def test_a_processor_s_chat_template_comes_before_the_tokenizer_s(copy: Path) ->
     (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     backend = VideoQA.from_pretrained(copy).backend
     assert backend.prompt("", None).after.tolist() == backend.tokenizer("dog").input_ids
+
+
+def test_a_chat_template_that_is_broken_is_told(copy: Path) -> None:
+    (copy / "chat_template.jinja").write_text("{% if")
+    with pytest.raises(ModelError, match=r"chat template in .* cannot be used"):
+        VideoQA.from_pretrained(copy).backend.prompt("What?", None)
+
+
+def changed_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+NORM = "visual.merger.ln_q.weight"
+
+
+def test_weights_of_another_shape_and_missing_ones_are_named(copy: Path) -> None:
+    changed_weights(copy, lambda weights: weights.update({NORM: torch.ones(7)}))
+    with pytest.raises(ModelError, match=r"merger\.ln_q\.weight has the shape \(7,\), not \(\d+,\)\.$"):
+        VideoQA.from_pretrained(copy)
+    changed_weights(copy, lambda weights: weights.pop(NORM))
+    with pytest.raises(ModelError, match=r"incomplete: .*merger\.ln_q\.weight is missing\.$"):
+        VideoQA.from_pretrained(copy)
+
+
+def test_weights_that_are_no_numbers_are_the_model_s_fault(copy: Path) -> None:
+    changed_weights(copy, lambda weights: weights[NORM].fill_(torch.nan))
+    with pytest.raises(ModelError, match="not finite numbers"):
+        VideoQA.from_pretrained(copy).ask(samples_dir() / "still.jpg", "What is there?")
+
+
+def test_a_name_that_is_nearly_an_alias_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"Did you mean demo\?"):
+        fetch("demoo")
 
 
 def test_only_a_commit_of_the_hub_s_cache_is_known_by_its_name(copy: Path, tmp_path: Path) -> None:

@@ -274,10 +274,27 @@ def test_a_grey_picture_of_16_bits_keeps_its_shades(tmp_path):
     assert (seen[0] == torch.from_numpy(shades.astype(np.uint8))).all()
 
 
-def test_of_an_animated_picture_the_first_frame_is_looked_at(tmp_path):
-    first, *others = [Image.fromarray(numbered_frame(number)) for number in range(3)]
-    first.save(tmp_path / "a.webp", save_all=True, append_images=others, duration=100, lossless=True)
-    assert [number_of(frame) for frame in decode(tmp_path / "a.webp", Sampling(), unchanged).frames] == [0]
+@pytest.mark.parametrize("seek", ["fast", "exact"])
+@pytest.mark.parametrize("ending", ["webp", "png"])
+def test_an_animated_picture_is_a_video(tmp_path, ending, seek):
+    first, *others = [Image.fromarray(numbered_frame(number)) for number in range(6)]
+    path, lengths = tmp_path / f"a.{ending}", [100, 200, 300, 100, 100, 400]
+    first.save(path, save_all=True, append_images=others, duration=lengths, lossless=True)
+    clip = decode(path, Sampling(), unchanged, seek)
+    assert clip.timestamps == pytest.approx([0, 0.3, 0.6, 0.8])
+    assert [number_of(frame) for frame in clip.frames] == [0, 2, 3, 5]
+    facts = clip.facts
+    assert (facts.frame_count, facts.fps, facts.duration) == (6, pytest.approx(5), pytest.approx(1.2))
+    assert [number_of(frame) for frame in frames_at(path, clip.timestamps)] == [0, 2, 3, 5]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(VideoError, match=r"cannot be read|cut short"):
+        decode(path, Sampling(), unchanged, seek)
+
+
+def test_the_preview_in_a_photo_does_not_animate_it(tmp_path):
+    photo, preview = (Image.fromarray(numbered_frame(5)).resize(size) for size in ((160, 96), (80, 48)))
+    photo.save(tmp_path / "photo.jpg", format="MPO", save_all=True, append_images=[preview], quality=95)
+    assert decode(tmp_path / "photo.jpg", Sampling(), unchanged).facts.duration == 0
 
 
 def noise(count):

@@ -224,14 +224,19 @@ class Backend(ABC):
 
         Raises:
             UsageError: a question or system prompt that contains a video marker itself.
-            ModelError: a chat template that has none.
+            ModelError: a chat template that has none, or cannot be used.
         """
+        from jinja2 import TemplateError
+
         messages: list[dict[str, Any]] = [
             {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}
         ]
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ModelError(f"The chat template in {self.folder} cannot be used: {error}.") from error
         # As in transformers' processors: a tokenizer that has a BOS token adds it, unless the template already has it.
         first = self.tokenizer.bos_token
         ids = torch.tensor(self.tokenizer(text, add_special_tokens=not (first and text.startswith(first))).input_ids)

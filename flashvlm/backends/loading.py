@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from flashvlm.errors import ModelError, UsageError
+from flashvlm.errors import ModelError, UsageError, sentence
 from flashvlm.precision import quick_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,8 +83,8 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        # Tokenizer classes raise whatever exception their files lead to.
-        raise ModelError(f"The tokenizer in {folder} is missing or cannot be read.") from error
+        # Tokenizer classes raise whatever exception their files lead to, config.json among them.
+        raise ModelError(f"The tokenizer or config.json in {folder} cannot be read: {_first_line(error)}") from error
     if not (folder / "chat_template.jinja").is_file():
         # Older checkpoints keep the processor's template here.
         tokenizer.chat_template = (
@@ -93,6 +93,10 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
     if tokenizer.chat_template is None:
         raise ModelError(f"The checkpoint in {folder} has no chat template.")
     return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return sentence(str(error).strip().partition("\n")[0] or type(error).__name__)
 
 
 def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dtype) -> Any:
@@ -115,17 +119,24 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
+                # Told below, by name.
+                ignore_mismatched_sizes=True,
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"The checkpoint in {folder} cannot be loaded: {why}") from error
+        raise ModelError(f"The checkpoint in {folder} cannot be loaded: {_first_line(error)}") from error
     except Exception as error:
         # safetensors has an exception class of its own for damaged files.
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
             raise ModelError(f"The weights in {folder} are damaged: {error}.") from error
         raise
+    if other := sorted(info["mismatched_keys"]):
+        name, there, expected = other[0]
+        raise ModelError(
+            f"The weights in {folder} do not fit its config.json: {name} has the shape {tuple(there)}, "
+            f"not {tuple(expected)}."
+        )
     if missing := sorted(info["missing_keys"]):
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} is missing{more}.")

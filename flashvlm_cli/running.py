@@ -1,0 +1,108 @@
+"""What commands share while they run: their input, the streamed answer, and the files that show what was kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from flashvlm.errors import UsageError
+from flashvlm_cli import output
+from flashvlm_cli.options import Pictures
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flashvlm.report import Answer, Inspection, Seen
+    from flashvlm_cli.console import Progress
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' messages, which are for developers, off standard error."""
+    if output.debugging():
+        return
+    warnings.simplefilter("ignore")
+    for variable, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "HF_HUB_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }.items():
+        os.environ.setdefault(variable, value)
+
+
+def standard_input() -> TextIO:
+    """Standard input, which a shell can close.
+
+    Raises:
+        UsageError: it is closed.
+    """
+    if sys.stdin is None:
+        raise UsageError("Standard input is closed.")
+    return sys.stdin
+
+
+def read_question(text: str) -> str:
+    """The question itself, or standard input if it is `-`."""
+    if text == "-":
+        try:
+            text = standard_input().read()
+        except UnicodeDecodeError:
+            raise UsageError("The question on standard input is not text.") from None
+    question = text.strip()
+    if not question:
+        raise UsageError("The question is empty.")
+    return question
+
+
+def show_loading(progress: Progress, loading: dict[str, Any]) -> None:
+    """Let `progress` follow the loading of the model, and its download if it is not on this machine."""
+    from flashvlm.models import present
+
+    progress.stage("load" if present(loading["model"], loading["revision"]) else "fetch")
+    loading["on_download"] = lambda done, total: (
+        progress.fetched(done, total) if done < total else progress.stage("load")
+    )
+
+
+def stream_answer(
+    answer_with: Callable[[Callable[[str], None]], Answer],
+    before_first: Callable[[], None] = lambda: None,
+    one_line: bool = False,
+) -> Answer:
+    """Print an answer while it is generated; an interrupted one still ends with a newline.
+
+    With `one_line`, exactly one line is printed in any case: an empty one if there is no answer.
+    """
+    stream = output.AnswerStream(before_first, one_line)
+    try:
+        answer = answer_with(stream.write)
+    except BaseException:
+        if stream.started or one_line:
+            with contextlib.suppress(OSError):
+                stream.finish()
+        raise
+    if not stream.started:
+        stream.write(answer.answer)
+    stream.finish()
+    return answer
+
+
+def draw(
+    pictures: Pictures, seen: Sequence[Seen], inspections: Sequence[Inspection], answer: Answer | None = None
+) -> list[Path]:
+    """Write those files showing what was kept that were asked for, and return their paths."""
+    written = []
+    if pictures.overlay is not None:
+        from flashvlm import overlay
+
+        written.append(overlay.write(pictures.overlay, seen))
+    if pictures.report is not None:
+        from flashvlm import page
+
+        written.append(page.write(pictures.report, inspections, answer))
+    return written
