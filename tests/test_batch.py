@@ -295,7 +295,6 @@ def test_an_input_that_cannot_be_read_is_wrong_usage(
         ["samples/questions.jsonl", "--retry-failed"],
         ["samples/questions.jsonl", "--workers", "2"],
         ["samples/questions.jsonl", "-o", "/dev/null"],
-        ["samples/questions.jsonl", "-o", "/dev/null/out.jsonl"],
     ],
 )
 def test_wrong_usage_is_one_sentence(
@@ -305,6 +304,17 @@ def test_wrong_usage_is_one_sentence(
     assert main(["batch", *arguments, *MODEL]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
+    assert not loaded
+
+
+def test_records_that_cannot_be_written_are_told(
+    tmp_path: Path, loaded: list, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    rows, out = str(SAMPLES / "questions.jsonl"), str(tmp_path / "file" / "out.jsonl")
+    assert main(["batch", rows, "-o", out, *MODEL]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and "out.jsonl cannot be written: " in printed.err and printed.err.count("\n") == 1
     assert not loaded
 
 

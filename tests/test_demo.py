@@ -15,6 +15,7 @@ from flashvlm import models
 from flashvlm.demo import qwen2_vl, train
 from flashvlm.demo.blueprint import WORDS, Blueprint
 from flashvlm.demo.clips import make_samples
+from flashvlm.demo.drawing import draw_frames
 from flashvlm.demo.questions import FAMILIES, WORDINGS, ask
 from flashvlm.demo.world import HELD_OUT_PAIRS, NAMES, cell_labels, make_scene, render, sample_times, tells
 from flashvlm.samples import samples_dir
@@ -158,14 +159,15 @@ def read_as_transformers_does(blueprint: Blueprint, model: torch.nn.Module, visu
         torch.testing.assert_close(hidden[:, number], expected[:, -9:], atol=1e-4, rtol=1e-4)
 
 
-def test_the_encoder_and_reader_of_the_training_are_those_of_transformers(demo) -> None:
-    model, grid = demo.backend.model, (6, 10)
-    patches = torch.randn(3, 240, 1176, generator=torch.Generator().manual_seed(0))
+def test_the_encoder_and_reader_of_the_training_are_those_that_answer(demo) -> None:
+    model, grid, blueprint = demo.backend.model, (6, 10), train.BLUEPRINTS["qwen2-vl"]()
+    scene = make_scene(np.random.default_rng(8), frames=5, aspect=(3, 5), sequence=False, count=2)
+    patches = qwen2_vl.draw_patches(scene, sample_times(5), grid, np.random.default_rng(0))
+    frames = draw_frames(scene, sample_times(5), 6 * 28, 10 * 28, np.random.default_rng(0))
     with torch.inference_mode():
-        theirs = model.model.visual(patches.flatten(0, 1), grid_thw=torch.tensor([[3, 12, 20]])).pooler_output
-        ours = qwen2_vl.see(model.model.visual, patches, grid)
-        torch.testing.assert_close(ours.flatten(0, 1), theirs, atol=1e-4, rtol=1e-4)
-        read_as_transformers_does(train.BLUEPRINTS["qwen2-vl"](), model, theirs, grid)
+        seen = blueprint.see(model, patches, grid)
+        torch.testing.assert_close(seen.flatten(0, 1), demo.backend.encode(frames).tokens, atol=1e-4, rtol=1e-4)
+        read_as_transformers_does(blueprint, model, seen.flatten(0, 1), grid)
 
 
 def test_the_reader_of_the_training_is_that_of_transformers_in_one_dimension() -> None:

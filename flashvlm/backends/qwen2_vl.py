@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flashvlm.backends.base import Backend, Encoded, Prompt
 from flashvlm.backends.loading import video_settings
@@ -17,7 +18,6 @@ from flashvlm.pixels import qwen2_vl_patches, smart_resize
 
 # Defaults of transformers' Qwen2VLVideoProcessor, for what a checkpoint does not set.
 MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Qwen2VL(Backend):
@@ -29,8 +29,8 @@ class Qwen2VL(Backend):
         size = settings.get("size") or {}
         self.min_pixels = settings.get("min_pixels") or size.get("shortest_edge") or MIN_PIXELS
         self.max_pixels = settings.get("max_pixels") or size.get("longest_edge") or MAX_PIXELS
-        self.mean = tuple(settings.get("image_mean") or MEAN)
-        self.std = tuple(settings.get("image_std") or STD)
+        self.mean = tuple(settings.get("image_mean") or OPENAI_CLIP_MEAN)
+        self.std = tuple(settings.get("image_std") or OPENAI_CLIP_STD)
         self.vision = model.config.vision_config
 
     @cached_property

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flashvlm.backends.base import Backend
 from flashvlm.backends.loading import video_settings
@@ -17,7 +18,6 @@ from flashvlm.pixels import clip_pixels, shortest_edge_size
 from flashvlm.report import Area
 
 # Defaults of transformers' VideoLlavaVideoProcessor, for what a checkpoint does not set.
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class VideoLlava(Backend):
@@ -52,8 +52,8 @@ class VideoLlava(Backend):
         # The towers take this size and no other.
         self.side = self.vision.image_size
         self.edge = max((settings.get("size") or {}).get("shortest_edge") or self.side, self.side)
-        self.mean = tuple(settings.get("image_mean") or MEAN)
-        self.std = tuple(settings.get("image_std") or STD)
+        self.mean = tuple(settings.get("image_mean") or OPENAI_CLIP_MEAN)
+        self.std = tuple(settings.get("image_std") or OPENAI_CLIP_STD)
 
     @cached_property
     def encoder(self) -> tuple[Any, Any]:

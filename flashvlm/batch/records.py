@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from flashvlm.batch.plan import DIGITS, Plan, Record
-from flashvlm.errors import FlashVLMError, UsageError
+from flashvlm.errors import FlashVLMError, OutputError, UsageError
 from flashvlm.files import held
 
 # A kill loses nothing that was written; a power cut loses at most this many seconds of it.
@@ -97,7 +97,7 @@ class Records:
             self._file = os.open(self._real, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             stack.callback(lambda: os.close(self._file))
         except OSError as error:
-            raise UsageError(f"{self.path} cannot be written: {error.strerror}.") from error
+            raise OutputError(f"{self.path} cannot be written: {error.strerror}.") from error
 
     def _read(self, plan: Plan) -> int:
         """Sort the records that are there; returns the offset at which the last whole one ends."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flashvlm.errors import UsageError
+from flashvlm.errors import OutputError, UsageError
 from flashvlm.files import held
 
 # What a record of a question has, at least.
@@ -25,8 +25,9 @@ class Results:
         """Open `path` to continue it, or create it.
 
         Raises:
-            UsageError: it cannot be written, is in use by another run, or holds something else or results with other
-                settings; the message names the first setting that differs.
+            UsageError: it is in use by another run, or holds something else or results with other settings; the message
+                names the first setting that differs.
+            OutputError: it cannot be written.
         """
         self.records: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
@@ -34,7 +35,7 @@ class Results:
             try:
                 self._file = stack.enter_context(path.open("a+b", buffering=0))
             except OSError as error:
-                raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+                raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
             self._read(path, settings)
             self._stack = stack.pop_all()
 

@@ -27,8 +27,6 @@ from flashvlm.demo.world import DIRECTIONS, KIND_OF, NAMES, CellLabels
 WIDTH = 256
 # How often easy-vqa's images are drawn instead of clips, and how many of them such a batch of questions is about.
 SHAPES_SHARE, SHAPES_AT_ONCE = 0.16, 12
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 # How many special tokens each family has, so that the words after them have the same ids and codes in all families.
 SPECIAL = 8
 
@@ -64,13 +62,6 @@ def build_tokenizer(special: tuple[str, ...], **roles: str) -> PreTrainedTokeniz
         model_max_length=32768,
         **roles,
     )
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions; `cos` and `sin` broadcast to `x`."""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-right, left], dim=-1) * sin
 
 
 class Codes:

@@ -7,23 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flashvlm.demo.blueprint import (
-    IMAGE_MEAN,
-    IMAGE_STD,
     SHAPES_AT_ONCE,
     SHAPES_SHARE,
     WIDTH,
     Blueprint,
     Shown,
     build_tokenizer,
-    rotate,
 )
 from flashvlm.demo.drawing import draw_frames, draw_questions, draw_scene, shape_pixels
 from flashvlm.demo.shapes import ShapeImage
 from flashvlm.demo.world import ASPECTS, Scene, cell_labels
+from flashvlm.pixels import qwen2_vl_patches
 
 PATCH, MERGE, TEMPORAL_PATCH = 14, 2, 2
 CELL = PATCH * MERGE
@@ -122,7 +120,9 @@ class Qwen2VL(Blueprint):
         return model.model.visual
 
     def see(self, model: Any, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        return see(model.model.visual, pixels, grid)
+        sizes = torch.tensor([[len(pixels), grid[0] * MERGE, grid[1] * MERGE]], device=pixels.device)
+        tokens = model.model.visual(pixels.flatten(0, 1), grid_thw=sizes).pooler_output
+        return tokens.unflatten(0, (len(pixels), -1))
 
     def draw_eyes(self, rng: np.random.Generator, *, small: bool) -> tuple[tuple[int, int], list[Shown]]:
         grids = SMALL_GRIDS if small else GRIDS
@@ -181,8 +181,8 @@ class Qwen2VL(Blueprint):
             "patch_size": PATCH,
             "temporal_patch_size": TEMPORAL_PATCH,
             "merge_size": MERGE,
-            "image_mean": IMAGE_MEAN,
-            "image_std": IMAGE_STD,
+            "image_mean": OPENAI_CLIP_MEAN,
+            "image_std": OPENAI_CLIP_STD,
             "resample": 3,
             "rescale_factor": 1 / 255,
             "do_resize": True,
@@ -205,42 +205,19 @@ def draw_patches(scene: Scene, times: np.ndarray, grid: tuple[int, int], rng: np
 
 def _patches(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     """(F, 3, h, w) uint8 as (groups, patches, values) float32, in the order of Qwen2-VL's patches."""
-    if len(pixels) % 2:
-        pixels = torch.cat([pixels, pixels[-1:]])
-    mean, std = torch.tensor(IMAGE_MEAN).view(3, 1, 1), torch.tensor(IMAGE_STD).view(3, 1, 1)
-    pixels = (pixels / 255 - mean) / std
-    groups, (rows, columns) = len(pixels) // 2, grid
-    patches = pixels.view(groups, 2, 3, rows, MERGE, PATCH, columns, MERGE, PATCH)
-    return patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(groups, rows * columns * MERGE**2, -1)
+    values, _ = qwen2_vl_patches(
+        pixels,
+        patch_size=PATCH,
+        temporal_patch_size=2,
+        merge_size=MERGE,
+        image_mean=OPENAI_CLIP_MEAN,
+        image_std=OPENAI_CLIP_STD,
+    )
+    return values.unflatten(0, (-1, grid[0] * grid[1] * MERGE**2))
 
 
 def _zoomed(grid: tuple[int, int]) -> tuple[int, int]:
     return round(grid[0] / ZOOM), round(grid[1] / ZOOM)
-
-
-def see(visual: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The vision encoder on many groups of one grid at once: (G, P, values) -> (G, P / 4, WIDTH).
-
-    The same as `visual.forward` computes group by group, with the same modules.
-    """
-    rows, columns = grid[0] * MERGE, grid[1] * MERGE
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    order = [axis.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE).transpose(1, 2).flatten() for axis in (y, x)]
-    position_ids = torch.stack(order, dim=-1).to(patches.device)
-    with torch.no_grad():
-        cos, sin = visual.rotary_pos_emb(patches, position_ids)
-    hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
-    groups, count, _ = hidden.shape
-    for block in visual.blocks:
-        attention = block.attn
-        qkv = attention.qkv(block.norm1(hidden)).view(groups, count, 3, attention.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(groups, count, -1)
-        hidden = hidden + attention.proj(mixed)
-        hidden = hidden + block.mlp(block.norm2(hidden))
-    merger = visual.merger
-    return merger.mlp(merger.ln_q(hidden).view(groups, count // MERGE**2, -1))
 
 
 def _let_words_find_their_like(model: Any) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig
 
-from flashvlm.demo.blueprint import Blueprint, rotate
+from flashvlm.demo.blueprint import Blueprint
 from flashvlm.demo.questions import Question
 from flashvlm.demo.qwen2_vl import Qwen2VL
 from flashvlm.demo.video_llava import VideoLlava
@@ -56,55 +56,25 @@ def read(
         (B, Q, L, WIDTH) last hidden states of the texts, and the normalised input of the second layer for `shared`
         (B, S, WIDTH) and for the texts (B, Q, L, WIDTH).
     """
-    text_model = model.model.language_model
+    language_model = model.model.language_model
     batch, many, length = texts.shape
-    with torch.no_grad():
-        rotary = [text_model.rotary_emb(shared, at.unsqueeze(1) if len(at) > 1 else at) for at in (shared_at, texts_at)]
-        causal = torch.full((length, length), float("-inf"), device=texts.device).triu(1)
-    one, two = shared, text_model.embed_tokens(texts).flatten(1, 2)
-    for i, layer in enumerate(text_model.layers):
-        attention = layer.self_attn
-        dim, last = attention.head_dim, i == len(text_model.layers) - 1
-
-        def heads(linear: torch.nn.Module, x: Tensor, dim: int = dim) -> Tensor:
-            return linear(x).view(batch, x.shape[1], -1, dim).transpose(1, 2)
-
-        normed = [layer.input_layernorm(x) for x in (one, two)]
-        repeats = attention.num_key_value_groups
-        keys, values = [], []
-        for x, (cos, sin), text in zip(normed, rotary, (False, True), strict=True):
-            if text:
-                cos, sin = (table.repeat(1, many, 1) for table in (cos, sin))
-            keys.append(rotate(heads(attention.k_proj, x), cos, sin).repeat_interleave(repeats, 1))
-            values.append(heads(attention.v_proj, x).repeat_interleave(repeats, 1))
-            if text:
-                query_two = rotate(heads(attention.q_proj, x), cos, sin)
-            elif not last:
-                query_one = rotate(heads(attention.q_proj, x), cos, sin)
-
-        def own(x: Tensor, dim: int = dim) -> Tensor:
-            return x.reshape(batch, -1, many, length, dim)
-
-        scores = torch.cat(
-            [
-                own(query_two @ keys[0].transpose(-1, -2), dim=shared.shape[1]),
-                own(query_two) @ own(keys[1]).transpose(-1, -2) + causal,
-            ],
-            dim=-1,
-        )
-        weights = (scores.float() * attention.scaling).softmax(-1).to(values[0].dtype)
-        mixed = weights[..., : shared.shape[1]].flatten(2, 3) @ values[0]
-        mixed = mixed + (weights[..., shared.shape[1] :] @ own(values[1])).flatten(2, 3)
-        two = two + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-        two = two + layer.mlp(layer.post_attention_layernorm(two))
-        # Nothing attends to the video after the last layer.
-        if not last:
-            mixed = F.scaled_dot_product_attention(query_one, keys[0], values[0], is_causal=True)
-            one = one + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-            one = one + layer.mlp(layer.post_attention_layernorm(one))
-        if i == 0:
-            first_one, first_two = (text_model.layers[1].input_layernorm(x) for x in (one, two))
-    return text_model.norm(two).view(batch, many, length, -1), first_one, first_two.view(batch, many, length, -1)
+    count = shared.shape[1]
+    states = torch.cat([shared, language_model.embed_tokens(texts).flatten(1, 2)], dim=1)
+    positions = torch.cat([shared_at, texts_at.repeat(1, many)], dim=1)
+    # Which question a token belongs to: -1 for none. Each sees what comes before it and is shared, or its question's.
+    question = torch.cat([torch.full((count,), -1), torch.arange(many).repeat_interleave(length)]).to(states.device)
+    place = torch.arange(len(question), device=states.device)
+    sees = (place[:, None] >= place) & ((question == -1) | (question == question[:, None]))
+    output = language_model(
+        inputs_embeds=states,
+        position_ids=positions.unsqueeze(1).expand(-1, batch, -1) if len(positions) > 1 else positions,
+        attention_mask=sees.expand(batch, 1, -1, -1),
+        output_hidden_states=True,
+        use_cache=False,
+    )
+    first = language_model.layers[1].input_layernorm(output.hidden_states[1])
+    texts_of = [part[:, count:].unflatten(1, (many, length)) for part in (output.last_hidden_state, first)]
+    return texts_of[0], first[:, :count], texts_of[1]
 
 
 class Conversation:

@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, VideoLlavaConfig, VideoLlavaForConditionalGeneration
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flashvlm.backends.video_llava import VideoLlava as Backend
 from flashvlm.demo.blueprint import (
-    IMAGE_MEAN,
-    IMAGE_STD,
     SHAPES_AT_ONCE,
     SHAPES_SHARE,
     WIDTH,
@@ -35,6 +34,7 @@ from flashvlm.demo.world import (
     make_told_scene,
     sample_times,
 )
+from flashvlm.pixels import clip_pixels
 
 SIDE, PATCH, VISION_WIDTH = 224, 28, 192
 GRID = (SIDE // PATCH, SIDE // PATCH)
@@ -196,8 +196,8 @@ class VideoLlava(Blueprint):
         settings = {
             "size": {"shortest_edge": SIDE},
             "crop_size": {"height": SIDE, "width": SIDE},
-            "image_mean": IMAGE_MEAN,
-            "image_std": IMAGE_STD,
+            "image_mean": OPENAI_CLIP_MEAN,
+            "image_std": OPENAI_CLIP_STD,
             "resample": 3,
             "rescale_factor": 1 / 255,
             "do_resize": True,
@@ -302,5 +302,4 @@ def _look_times(rng: np.random.Generator, looks: int) -> np.ndarray:
 
 def _pixels(frames: Tensor) -> Tensor:
     """(F, 3, h, w) uint8 as the encoder takes it, float32."""
-    mean, std = torch.tensor(IMAGE_MEAN).view(3, 1, 1), torch.tensor(IMAGE_STD).view(3, 1, 1)
-    return (frames / 255 - mean) / std
+    return clip_pixels(frames, side=SIDE, image_mean=OPENAI_CLIP_MEAN, image_std=OPENAI_CLIP_STD)
