@@ -69,6 +69,27 @@ MOST_TOGETHER, WORK = 512, 7_000_000
 COVERED, COVERED_OVER = 0.8, 0.2
 
 
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """The N tokens of a video, compared where that is cheap.
+
+    `near` are the tokens of `where` as points; `similarity` (B, n, n) float32 is that of the tokens within each block,
+    and `repeated` (B, n) float32 how well the previous temporal group shows each of them.
+    """
+
+    where: Directions
+    near: Points
+    blocks: Blocks
+    similarity: Tensor
+    repeated: Tensor
+
+    @classmethod
+    def of(cls, where: Directions, blocks: Blocks) -> Compared:
+        near = Points.folded(where)
+        rows = blocks.rows(near)
+        return cls(where, near, blocks, rows.within(), repeats(rows, blocks))
+
+
 def flashvlm(inputs: Inputs, recipe: Recipe = Recipe()) -> Selection:
     """Cover the video with a budget of tokens, each weighted by what it shows.
 
@@ -140,17 +161,43 @@ def cover_best(
 
     Without a budget, as many tokens as cover `COVERED` of it.
     """
-    aim = budget or int(AUTO_AIM * len(scores))
+    compared = Compared.of(where, blocks)
+    tokens, groups, gains, redundancy = ranked(compared, scores, budget, recipe)
+    real = gains.isfinite()
     floors = recipe.floor * (int(blocks.group[-1]) + 1)
-    near = Points.folded(where)
-    rows = blocks.rows(near)
-    similarity, repeated = rows.within(), repeats(rows, blocks)
+    count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
+    wanted = asked[tokens].masked_fill(~real, 0)
+    named = asked_most(wanted, groups, int(recipe.named * count)) if recipe.named else tokens[:0]
+    gains[named] = torch.inf
+    kept = tokens[spread(gains, groups, count, recipe.floor)]
+    # The floor of every group and the named tokens come before lonely ones and corners.
+    free = max(0, count - floors - len(named))
+    corners, lonely = (min(int(count * share), free) for share in (recipe.corners, recipe.lonely))
+    corners = min(corners, LARGEST_POOL)
+    if lonely > corners:
+        kept = with_lonely(compared, kept, count - lonely, lonely - corners, scores)
+    kept = kept[: count - corners]
+    if corners:
+        kept = torch.cat([kept, far_corners(compared, kept, corners)])
+    return kept.sort().values, redundancy
+
+
+def ranked(
+    compared: Compared, scores: Tensor, budget: int | None, recipe: Recipe
+) -> tuple[Tensor, Tensor, Tensor, tuple[float, ...]]:
+    """The tokens that the thinning leaves, their groups, and what each adds to the covered weight when it is chosen.
+
+    Returns:
+        tokens, groups (M,) int64; gains (M,) float32, see `greedy`; and how redundant the dropped tokens were.
+    """
+    blocks, repeated = compared.blocks, compared.repeated
     alike = repeated[blocks.real & (blocks.group > 0)[:, None]]
     last = (blocks.group == blocks.group[-1])[:, None]
     spared = repeated.masked_fill(last, 0) if recipe.ends else repeated
     own = torch.where(blocks.real, scores[blocks.tokens], 0) * (1 - recipe.repetition * spared)
+    aim = budget or int(AUTO_AIM * len(scores))
     fewest = blocks.share(max(recipe.candidates * aim, recipe.fewest * len(own)))
-    left, weights, real, redundancy = thin(similarity, own, blocks.real, fewest)
+    left, weights, real, redundancy = thin(compared.similarity, own, blocks.real, fewest)
     redundancy += (alike.mean().item(),) if len(alike) else ()
     tokens, groups = blocks.tokens.gather(1, left), blocks.group[:, None].expand_as(left)
     # The tokens left in successive blocks are chosen from together: the fewer are kept, the more each stands for.
@@ -159,31 +206,29 @@ def cover_best(
         together = max(together, min(MOST_TOGETHER, math.isqrt(WORK // budget)))
     joins = blocks.joins(max(1, together // tokens.shape[1]), recipe.ends)
     tokens, groups, weights, real = (join(part, joins) for part in (tokens, groups, weights, real))
-    cover = near.at(tokens).within().sub_(1).div_(recipe.reach).exp_()
-    gains = greedy(cover, weights, real, groups, budget or len(scores), recipe.floor).flatten()
-    count = budget or min(max(floors, enough(gains, COVERED)), int(real.sum()))
-    tokens, groups, wanted = tokens.flatten(), groups.flatten(), asked[tokens].masked_fill(~real, 0).flatten()
-    first = asked_most(wanted, groups, int(recipe.named * count)) if recipe.named else tokens[:0]
-    gains[first] = torch.inf
-    kept = tokens[spread(gains, groups, count, recipe.floor)]
-    # The floor of every group and the named tokens come before lonely ones and corners.
-    free = max(0, count - floors - len(first))
-    corners, lonely = (min(int(count * share), free) for share in (recipe.corners, recipe.lonely))
-    corners = min(corners, LARGEST_POOL)
-    # Tokens that the previous group shows too are looked for there, not here.
-    if lonely > corners:
-        pool = least_covered(similarity, repeated, blocks, kept[: count - lonely], ALIKE, 0)
-        pool = pool[scores[pool].argsort(descending=True, stable=True)]
-        pool = farther(near, kept[: count - lonely], pool, 1 - ALIKE)
-        far = pool[apart(near.at(pool), near.at(kept[: count - lonely]), lonely - corners, [1 - ALIKE])]
-        kept = torch.cat([far, kept[~torch.isin(kept, far)]])
-    kept = kept[: count - corners]
-    if corners:
-        pool = least_covered(similarity, repeated, blocks, kept, ALIKE, LARGEST_POOL)
-        pool = farthest(near, kept, pool, max(LEAST_POOL, POOL * corners))
-        far = pool[apart(Points.of(where.at(pool)), Points.of(where.at(kept)), corners, LEVELS)]
-        kept = torch.cat([kept, far])
-    return kept.sort().values, redundancy
+    cover = compared.near.at(tokens).within().sub_(1).div_(recipe.reach).exp_()
+    gains = greedy(cover, weights, real, groups, budget or len(scores), recipe.floor)
+    return tokens.flatten(), groups.flatten(), gains.flatten(), redundancy
+
+
+def with_lonely(compared: Compared, kept: Tensor, sure: int, most: int, scores: Tensor) -> Tensor:
+    """(K,) kept tokens, best first, with up to `most` tokens before them that none of the first `sure` stands for.
+
+    Tokens that the previous group shows too are looked for there, not here. The heaviest come first.
+    """
+    near, sure_ones = compared.near, kept[:sure]
+    pool = least_covered(compared.similarity, compared.repeated, compared.blocks, sure_ones, ALIKE, 0)
+    pool = pool[scores[pool].argsort(descending=True, stable=True)]
+    pool = farther(near, sure_ones, pool, 1 - ALIKE)
+    lonely = pool[apart(near.at(pool), near.at(sure_ones), most, [1 - ALIKE])]
+    return torch.cat([lonely, kept[~torch.isin(kept, lonely)]])
+
+
+def far_corners(compared: Compared, kept: Tensor, count: int) -> Tensor:
+    """(count,) of the least covered tokens, those farthest from the (K,) kept ones and from one another."""
+    pool = least_covered(compared.similarity, compared.repeated, compared.blocks, kept, ALIKE, LARGEST_POOL)
+    pool = farthest(compared.near, kept, pool, max(LEAST_POOL, POOL * count))
+    return pool[apart(Points.of(compared.where.at(pool)), Points.of(compared.where.at(kept)), count, LEVELS)]
 
 
 def asked_most(asked: Tensor, groups: Tensor, count: int) -> Tensor:
