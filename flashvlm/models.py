@@ -182,7 +182,7 @@ def fetch(
     cached = _cached(hub_id, revision)
     if cached is not None:
         return cached
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         OfflineModeIsEnabled,
@@ -194,7 +194,6 @@ def fetch(
         f"fetch it where there is a network (flashvlm fetch {model}), "
         "give a folder (--model PATH), or try the built-in one (--model demo)"
     )
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     try:
         folder = Path(
             snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=_meter(on_download))
@@ -209,7 +208,7 @@ def fetch(
         raise ModelError(f"{hub_id} is not on this machine and HF_HUB_OFFLINE is set: {out}.") from error
     # The hub's client raises whatever its transport does; all of it means that the files are not available.
     except Exception as error:
-        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise ModelError(f"{hub_id} is not on this machine and {why}: {out}.") from error
     if (lacking := _missing(folder)) is not None:
         raise ModelError(f"{hub_id} cannot be used: it has no {lacking}.")

@@ -68,11 +68,6 @@ def suggest_data(incomplete: str) -> list[str]:
 bench = typer.Typer(help="Measure: accuracy against budget, speed, and the selectors alone.")
 
 
-@bench.callback()
-def group() -> None:
-    pass
-
-
 @bench.command()
 def accuracy(
     model: ModelName = "demo",
