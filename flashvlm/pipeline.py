@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -26,13 +26,11 @@ from flashvlm.report import (
     BeforeAfter,
     Inspection,
     ModelFacts,
-    Moment,
-    SelectionFacts,
-    Signal,
     StageSeconds,
     VideoFacts,
     versions,
 )
+from flashvlm.reporting import moments, selection_facts, settings_of, signal
 from flashvlm.seeing import Seeing
 from flashvlm.selection import select
 from flashvlm.selection.directions import Directions
@@ -392,22 +390,18 @@ class VideoQA:
             on_first_token=lambda: clock.start("generate"),
         )
         clock.start("delta")
-        chosen = _selection_facts(choice)
+        chosen = selection_facts(choice.options, selection)
         clock.stop()
         before = {"decode": watched.decode_seconds, "encode": watched.encode_seconds, "select": choice.seconds}
         seconds = before | clock.seconds
         first = sum(seconds[stage] for stage in ("decode", "encode", "select", "prefill"))
         text = len(prompt.before) + len(prompt.after)
-        tokens = BeforeAfter(len(encoded.tokens), len(selection.indices))
-        prompt_tokens = BeforeAfter(text + tokens.before, text + tokens.after)
+        shared = self._shared(watched, choice)
+        prompt_tokens = BeforeAfter(text + shared["tokens"].before, text + shared["tokens"].after)
         return Answer(
-            question=question,
+            **shared,
             answer=generated.text,
             generated_tokens=generated.tokens,
-            model=self._facts(),
-            video=watched.facts,
-            frames=len(watched.timestamps),
-            tokens=tokens,
             prompt_tokens=prompt_tokens,
             kv_cache_bytes=backend.kv_cache_bytes(prompt_tokens),
             prefill_flops=backend.prefill_flops(prompt_tokens),
@@ -418,12 +412,6 @@ class VideoQA:
                 time_to_first_token=first,
                 total=first + seconds["generate"],
             ),
-            moments=_moments(watched.timestamps, encoded, selection, backend.frames_per_group),
-            area=backend.area(watched.facts.height, watched.facts.width),
-            settings=_settings(options),
-            versions=versions(),
-            warnings=self._warnings(watched, choice),
-            cached=watched.cached,
         )
 
     @torch.inference_mode()
@@ -432,7 +420,7 @@ class VideoQA:
         backend, encoded, selection = self.backend, watched.encoded, choice.selection
         clock = _Clock(lambda stage: None, backend)
         clock.start("delta")
-        chosen = _selection_facts(choice)
+        chosen = selection_facts(choice.options, selection)
         clock.stop()
         signals = {"saliency": encoded.saliency}
         if choice.question is not None:
@@ -440,11 +428,7 @@ class VideoQA:
         if selection.scores.any():
             signals["score"] = selection.scores
         return Inspection(
-            question=choice.question,
-            model=self._facts(),
-            video=watched.facts,
-            frames=len(watched.timestamps),
-            tokens=BeforeAfter(len(encoded.tokens), len(selection.indices)),
+            **self._shared(watched, choice),
             selection=chosen,
             seconds={
                 "load": self.load_seconds,
@@ -453,14 +437,25 @@ class VideoQA:
                 "select": choice.seconds,
                 **clock.seconds,
             },
-            moments=_moments(watched.timestamps, encoded, selection, backend.frames_per_group),
-            area=backend.area(watched.facts.height, watched.facts.width),
-            signals={name: _signal(values, encoded) for name, values in signals.items()},
-            settings=_settings(choice.options),
-            versions=versions(),
-            warnings=self._warnings(watched, choice),
-            cached=watched.cached,
+            signals={name: signal(values, encoded) for name, values in signals.items()},
         )
+
+    def _shared(self, watched: Watched, choice: Choice) -> dict[str, Any]:
+        """What an answer and an inspection both report."""
+        facts, encoded, selection = watched.facts, watched.encoded, choice.selection
+        return {
+            "question": choice.question,
+            "model": self._facts(),
+            "video": facts,
+            "frames": len(watched.timestamps),
+            "tokens": BeforeAfter(len(encoded.tokens), len(selection.indices)),
+            "moments": moments(watched.timestamps, encoded, selection, self.backend.frames_per_group),
+            "area": self.backend.area(facts.height, facts.width),
+            "settings": settings_of(choice.options),
+            "versions": versions(),
+            "warnings": self._warnings(watched, choice),
+            "cached": watched.cached,
+        }
 
     def _warnings(self, watched: Watched, choice: Choice) -> tuple[str, ...]:
         unknown = self.backend.unknown_words(f"{choice.question or ''} {choice.options.system or ''}")
@@ -533,60 +528,3 @@ def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
     if sampling:
         settings["sampling"] = replace(settings.get("sampling", options.sampling), **sampling)
     return replace(options, **settings)
-
-
-def _settings(options: AskOptions) -> dict[str, Any]:
-    return asdict(options) | {"keep": options.keep.count or str(options.keep)}
-
-
-def _selection_facts(choice: Choice) -> SelectionFacts:
-    options, selection = choice.options, choice.selection
-    count, important = len(selection.indices), int(selection.important.sum())
-    return SelectionFacts(
-        options.selector,
-        count,
-        important,
-        # A selector that does not distinguish them has neither.
-        count - important if selection.told_apart else 0,
-        selection.delta,
-        options.metric,
-        options.merge or selection.merged_into is not None,
-        selection.redundancy,
-        selection.little_to_drop,
-    )
-
-
-def _signal(values: torch.Tensor, encoded: Encoded) -> Signal:
-    cells = values.float().view(encoded.groups, -1)[:, encoded.class_tokens :]
-    return Signal(tuple(map(tuple, cells.tolist())))
-
-
-def _moments(
-    timestamps: tuple[float, ...], encoded: Encoded, selection: Selection, frames_per_group: int
-) -> tuple[Moment, ...]:
-    size = encoded.class_tokens + encoded.height * encoded.width
-    kept: list[list[tuple[int, int]]] = [[] for _ in range(encoded.groups)]
-    important: list[list[bool]] = [[] for _ in range(encoded.groups)]
-    class_token: list[bool | None] = [None] * encoded.groups
-    like = list(range(encoded.groups)) if encoded.sources is None else encoded.sources.tolist()
-    for index, for_question in zip(selection.indices.tolist(), selection.important.tolist(), strict=True):
-        group, place = divmod(index, size)
-        if place < encoded.class_tokens:
-            class_token[group] = for_question
-            continue
-        kept[group].append(divmod(place - encoded.class_tokens, encoded.width))
-        important[group].append(for_question)
-    return tuple(
-        Moment(
-            timestamps[group * frames_per_group : (group + 1) * frames_per_group],
-            size,
-            encoded.height,
-            encoded.width,
-            tuple(kept[group]),
-            tuple(important[group]),
-            class_token[group],
-            None if like[group] == group else like[group],
-            encoded.small is not None and bool(encoded.small[group]),
-        )
-        for group in range(encoded.groups)
-    )

@@ -37,6 +37,7 @@ EXIT_CODES = """\
   4  the model is not available
 130  interrupted (Ctrl-C)
 141  the reader of standard output closed it (| head)
+143  terminated (SIGTERM)
 """
 
 app = typer.Typer(

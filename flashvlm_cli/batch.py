@@ -32,6 +32,8 @@ EXIT_CODES = """\
   2  wrong usage, or an input that cannot be read at all
   4  the model is not available
 130  interrupted (Ctrl-C); the same command continues where it stopped
+141  the reader of standard output closed it (| head)
+143  terminated (SIGTERM)
 """
 
 
