@@ -24,7 +24,8 @@ def check_video(path: str | Path) -> None:
     """
     # A `Path` drops one of the two slashes.
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) and not os.path.exists(path):
-        raise VideoError(f"{path}: this is an address; download the video and give the file.")
+        instead = "give its path" if str(path).startswith("file:") else "download the video and give the file"
+        raise VideoError(f"{path}: this is an address; {instead}.")
     if not os.path.exists(path):
         if not str(path).strip():
             raise VideoError("The name of the video is empty.")

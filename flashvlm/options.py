@@ -137,7 +137,7 @@ def parse_time(text: str, name: str = "A time") -> float:
     *larger, seconds = text.strip().split(":")
     parts = [int(part) for part in larger]
     if (parts and float(seconds) >= 60) or (len(parts) == 2 and parts[1] >= 60):
-        raise UsageError(f"Minutes and seconds after a colon are below 60; {text!r} has more.")
+        raise UsageError(f"{name} has more than 59 minutes or seconds after a colon: {text!r}.")
     total = 0
     for part in parts:
         total = total * 60 + part
@@ -165,7 +165,7 @@ class Sampling:
         for name in ("start", "end"):
             # From Python, a time may be given as on the command line.
             if isinstance(given := getattr(self, name), str):
-                object.__setattr__(self, name, parse_time(given))
+                object.__setattr__(self, name, parse_time(given, f"--{name}"))
         _check_types(self, {"max_frames": Integral}, {"fps": Real, "frames": Integral, "start": Real, "end": Real})
         if self.fps is not None and self.frames is not None:
             raise UsageError("Give --fps or --frames, not both.")
@@ -175,7 +175,7 @@ class Sampling:
             raise UsageError(f"--frames must be at least 1, not {self.frames}.")
         if self.max_frames < 1:
             raise UsageError(f"--max-frames must be at least 1, not {self.max_frames}.")
-        if self.start is not None and self.start < 0:
+        if self.start is not None and not self.start >= 0:
             raise UsageError(f"--start must not be negative, but is {self.start:g}.")
         if self.end is not None and self.end <= (self.start or 0):
             raise UsageError(f"--end ({self.end:g} s) must come after --start ({self.start or 0:g} s).")

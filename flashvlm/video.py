@@ -298,24 +298,26 @@ class _Picture:
 class _Animation:
     """An animated PNG or WebP, which FFmpeg does not play, read with Pillow."""
 
-    rotation = 0
-
-    def __init__(self, path: Path, image: ImageFile):
-        self._path = path
+    def __init__(self, path: Path, image: ImageFile, rotation: int):
+        self._path, self.rotation = path, rotation
+        # The picture that a PNG shows where animations are not played is not part of its own.
+        self._first = int(bool(image.info.get("default_image")))
         ends = [0.0]
-        for number in range(image.n_frames):  # type: ignore[attr-defined]
+        for number in range(self._first, image.n_frames):  # type: ignore[attr-defined]
             image.seek(number)
             # WebP says how long a frame is shown when it is decoded.
             image.load()
-            ends.append(ends[-1] + (image.info.get("duration") or UNTIMED) / 1000)
+            ends.append(round(ends[-1] + (image.info.get("duration") or UNTIMED) / 1000, 6))
         *starts, self.duration = ends
         self.starts: Sequence[float] = starts
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
+        from PIL import ImageOps
+
         with _pictures(self._path) as image:
             for number in chosen:
-                image.seek(number)
-                yield _rgb(image)
+                image.seek(self._first + number)
+                yield _rgb(ImageOps.exif_transpose(image))
 
 
 def _open_picture(path: Path) -> _Picture | _Animation | None:
@@ -324,10 +326,10 @@ def _open_picture(path: Path) -> _Picture | _Animation | None:
 
     try:
         with _pictures(path) as image:
+            rotation = EXIF_ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), 0)
             # The second picture of a JPEG is the same in another size.
             if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
-                return _Animation(path, image)
-            rotation = EXIF_ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), 0)
+                return _Animation(path, image, rotation)
             return _Picture(_rgb(ImageOps.exif_transpose(image)), rotation)
     except UnidentifiedImageError:
         return None

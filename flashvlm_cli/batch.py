@@ -28,7 +28,7 @@ RUN = "How it runs"
 EXIT_CODES = """\
 [bold]Exit codes[/bold]
   0  every row was answered
-  1  some were not: their records hold an error
+  1  some were not: their records hold an error; or any other failure
   2  wrong usage, or an input that cannot be read at all
   4  the model is not available
 130  interrupted (Ctrl-C); the same command continues where it stopped
@@ -154,9 +154,10 @@ def warn_of_columns(rows: Sequence[reading.Row]) -> None:
     from flashvlm.batch.plan import OWN
 
     options = {*AskOptions.__dataclass_fields__, *Sampling.__dataclass_fields__} - {*OWN, "sampling"}
-    columns = {name for row in rows if isinstance(row.columns, dict) for name in row.columns}
-    if meant := sorted(options & columns):
-        output.warn(f"The column {meant[0]!r} sets nothing: a row can have its own {', '.join(OWN)}.")
+    given = [row.columns for row in rows if isinstance(row.columns, dict)]
+    meant = sorted(name for name in options if any(columns.get(name) not in (None, "") for columns in given))
+    if meant:
+        output.warn(f"Nothing is set by the column {', '.join(meant)}: a row can have its own {', '.join(OWN)}.")
 
 
 def is_of_rows(name: str) -> bool:

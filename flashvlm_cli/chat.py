@@ -20,7 +20,7 @@ from flashvlm.options import AskOptions, watching
 from flashvlm_cli import output, prompt
 from flashvlm_cli.failures import Failure, explain
 from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes
-from flashvlm_cli.running import show_loading, silence_libraries, stream_answer
+from flashvlm_cli.running import show_loading, silence_libraries, standard_input, stream_answer
 from flashvlm_cli.settings import DEFAULT, SETTINGS, changed, shown
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def chat(
     """
     check_video(video)
     silence_libraries()
-    session = Chat(options, as_json, quiet, piped=sys.stdin is None or not sys.stdin.isatty())
+    session = Chat(options, as_json, quiet, piped=not standard_input().isatty())
     session.begin(video, loading)
     code = session.run(prompt.piped() if session.piped else prompt.typed(session.suggest))
     if code and session.piped:
@@ -234,10 +234,10 @@ class Chat:
             check_video(path)
             with Progress(shown=not self.quiet and not self.as_json) as progress:
                 self._look_at(path, progress.stage)
-        except VideoError as error:
+        except (VideoError, UsageError) as error:
             if self.piped:
                 raise
-            raise VideoError(f"{error} The video is still {self.video}.") from error
+            raise type(error)(f"{error} The video is still {self.video}.") from error
         self._missing = None
         self._warn_of_video()
         if not self.quiet:

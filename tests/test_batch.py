@@ -141,7 +141,7 @@ def test_columns_are_options_of_their_row(tmp_path: Path, loaded: list, capsys: 
     assert main(["batch", str(write_rows(tmp_path / "rows.jsonl", asked)), "--keep", "30%", *MODEL]) == 0
     out, err = capsys.readouterr()
     few, part, plain = sorted(lines(out), key=lambda record: record["line"])
-    assert "The column 'fps' sets nothing: a row can have its own keep, selector, start, end." in err
+    assert "Nothing is set by the column fps: a row can have its own keep, selector, start, end." in err
     assert few["tokens"]["after"] == 5
     assert part["settings"]["keep"] == "20%" and part["selection"]["selector"] == "uniform"
     assert 1 <= part["moments"][0]["timestamps"][0] <= part["moments"][-1]["timestamps"][-1] <= 3

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flashvlm import VideoQA
-from flashvlm.backends.loading import weight_bytes
+from flashvlm.backends.loading import free_memory, weight_bytes
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.models import DEFAULT_MODEL, fetch, fingerprint, present, revision_of
 from flashvlm.samples import samples_dir
@@ -113,6 +113,10 @@ def test_the_size_of_the_weights_is_that_of_the_wanted_dtype() -> None:
     assert weight_bytes(fetch("demo"), torch.bfloat16) == 2 * parameters
 
 
+def test_memory_that_is_free_is_some_of_what_there_is() -> None:
+    assert 1e6 < (free_memory("cpu") or 0) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def test_weights_cut_short_say_how_much_is_there(copy: Path) -> None:
     path = copy / "model.safetensors"
     size = path.stat().st_size
@@ -137,8 +141,9 @@ def test_a_processor_s_chat_template_comes_before_the_tokenizer_s(copy: Path) ->
     assert backend.prompt("", None).after.tolist() == backend.tokenizer("dog").input_ids
 
 
-def test_a_chat_template_that_is_broken_is_told(copy: Path) -> None:
-    (copy / "chat_template.jinja").write_text("{% if")
+@pytest.mark.parametrize("template", ["{% if", "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"])
+def test_a_chat_template_that_is_broken_or_for_texts_only_is_told(copy: Path, template: str) -> None:
+    (copy / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelError, match=r"chat template in .* cannot be used"):
         VideoQA.from_pretrained(copy).backend.prompt("What?", None)
 

@@ -291,6 +291,20 @@ def test_an_animated_picture_is_a_video(tmp_path, ending, seek):
         decode(path, Sampling(), unchanged, seek)
 
 
+def test_an_animated_picture_is_turned_and_begins_where_it_says(tmp_path):
+    first, *others = [Image.fromarray(numbered_frame(number)).rotate(90, expand=True) for number in range(3)]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.webp"
+    first.save(path, save_all=True, append_images=others, duration=100, lossless=True, exif=exif)
+    clip = decode(path, Sampling(frames=3), unchanged)
+    assert [number_of(frame) for frame in clip.frames] == [0, 1, 2] and clip.facts.rotation == 90
+    assert clip.timestamps == (0.0, 0.1, 0.2)
+    first, *others = [Image.fromarray(numbered_frame(number)) for number in range(3)]
+    first.save(tmp_path / "a.png", save_all=True, append_images=others, duration=100, default_image=True)
+    assert [number_of(f) for f in decode(tmp_path / "a.png", Sampling(frames=3), unchanged).frames] == [1, 2]
+
+
 def test_the_preview_in_a_photo_does_not_animate_it(tmp_path):
     photo, preview = (Image.fromarray(numbered_frame(5)).resize(size) for size in ((160, 96), (80, 48)))
     photo.save(tmp_path / "photo.jpg", format="MPO", save_all=True, append_images=[preview], quality=95)

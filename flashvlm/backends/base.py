@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from flashvlm.backends.loading import choose_device, choose_dtype, load_tokenizer, load_weights
+from flashvlm.backends.loading import choose_device, choose_dtype, first_line, load_tokenizer, load_weights
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import DEFAULT_FPS, Sampling
 from flashvlm.report import Area, BeforeAfter
@@ -226,8 +226,6 @@ class Backend(ABC):
             UsageError: a question or system prompt that contains a video marker itself.
             ModelError: a chat template that has none, or cannot be used.
         """
-        from jinja2 import TemplateError
-
         messages: list[dict[str, Any]] = [
             {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}
         ]
@@ -235,8 +233,9 @@ class Backend(ABC):
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise ModelError(f"The chat template in {self.folder} cannot be used: {error}.") from error
+        except Exception as error:
+            # Templates raise whatever they run into: one for texts only adds a text and a list.
+            raise ModelError(f"The chat template in {self.folder} cannot be used: {first_line(error)}") from error
         # As in transformers' processors: a tokenizer that has a BOS token adds it, unless the template already has it.
         first = self.tokenizer.bos_token
         ids = torch.tensor(self.tokenizer(text, add_special_tokens=not (first and text.startswith(first))).input_ids)

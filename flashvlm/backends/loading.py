@@ -16,6 +16,8 @@ from transformers import AutoTokenizer
 from flashvlm.errors import ModelError, UsageError, sentence
 from flashvlm.precision import quick_dtype
 
+# What a tokenizer can be read from.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Where Linux says how much memory a container may use and how much it does use: cgroup version 2, then version 1.
 CGROUPS = (
@@ -80,11 +82,13 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
     Raises:
         ModelError: no tokenizer that can be read, or no chat template at all.
     """
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ModelError(f"The tokenizer in {folder} is missing.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         # Tokenizer classes raise whatever exception their files lead to, config.json among them.
-        raise ModelError(f"The tokenizer or config.json in {folder} cannot be read: {_first_line(error)}") from error
+        raise ModelError(f"The tokenizer or config.json in {folder} cannot be read: {first_line(error)}") from error
     if not (folder / "chat_template.jinja").is_file():
         # Older checkpoints keep the processor's template here.
         tokenizer.chat_template = (
@@ -95,8 +99,10 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
     return tokenizer
 
 
-def _first_line(error: Exception) -> str:
-    return sentence(str(error).strip().partition("\n")[0] or type(error).__name__)
+def first_line(error: Exception) -> str:
+    """What an error of a library says, as one sentence: its first line, with the second where that ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return sentence(" ".join(lines[: 2 if lines[0].endswith(":") else 1]))
 
 
 def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dtype) -> Any:
@@ -125,7 +131,7 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ModelError(f"The checkpoint in {folder} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"The checkpoint in {folder} cannot be loaded: {first_line(error)}") from error
     except Exception as error:
         # safetensors has an exception class of its own for damaged files.
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":

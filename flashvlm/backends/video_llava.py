@@ -17,8 +17,6 @@ from flashvlm.errors import ModelError
 from flashvlm.pixels import clip_pixels, shortest_edge_size
 from flashvlm.report import Area
 
-# Defaults of transformers' VideoLlavaVideoProcessor, for what a checkpoint does not set.
-
 
 class VideoLlava(Backend):
     """Every frame is resized by its shorter side and cropped to its middle square, as transformers' processor does.

@@ -130,7 +130,9 @@ def _asked(columns: dict[str, Any], options: AskOptions) -> tuple[str, str, AskO
         changes["keep"] = Keep.parse(given["keep"])
     if "selector" in given:
         changes["selector"] = given["selector"]
-    times: dict[str, Any] = {name: parse_time(str(given[name])) for name in ("start", "end") if name in given}
+    times: dict[str, Any] = {
+        name: parse_time(str(given[name]), f"The column {name!r}") for name in ("start", "end") if name in given
+    }
     if times:
         changes["sampling"] = replace(options.sampling, **times)
     return columns["video"], columns["question"].strip(), replace(options, **changes)

@@ -98,4 +98,4 @@ def _merged(inputs: Inputs) -> Selection:
     from flashvlm.selection.merge import merge
 
     whole = flashvlm(inputs)
-    return replace(whole, vectors=merge(whole))
+    return replace(whole, vectors=merge(whole), merged_into=whole.nearest)

@@ -477,7 +477,7 @@ def _rows(columns: Sequence[tuple[str, str]], correct: np.ndarray, clips: np.nda
         if place != first:
             row["difference"] = float(means[place] - means[first])
             row["difference_interval"] = scoring.interval(samples[:, place] - samples[:, first])
-            low, high = row["difference_interval"] or (row["difference"], row["difference"])
-            row["tie"] = low <= 0 <= high
+            between = row["difference_interval"]
+            row["tie"] = None if between is None else between[0] <= 0 <= between[1]
         rows.append(row)
     return rows

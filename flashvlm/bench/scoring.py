@@ -17,19 +17,22 @@ RESAMPLES = 5000
 FEW = 10
 
 
-# A number with its sign, its thousands and its decimals, or a word; C++ and C# are words.
-WORD = re.compile(r"(?<!\w)[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?!\w)|[^\W_]+(?:\+\+|#)?")
-# A letter alone or at the beginning, if need be after `Answer:` or `The answer is`, plain or in bold.
+# A number with its sign and decimals, C++ and its like, or a word.
+WORD = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?!\w)|(?<![^\W_])[a-z](?:\+\+|#)(?!\w)|[^\W_]+")
+# A letter alone or at the beginning, plain or in bold; or, in upper case or parentheses, after `Answer:` and its like.
+ENDS = r"(?=[.:),]|\*\*|\s*$)"
 LETTER = re.compile(
-    r"\s*(?:(?:the )?(?:(?:correct|right) )?(?:answer|choice|option)(?: is)?:?\s+)?\**"
-    r"(?:\(([a-z])\)|([a-z])(?=[.:)*]|\s*$))",
-    re.IGNORECASE,
+    r"\s*\**(?:"
+    r"(?i:(?:the )?(?:(?:best|correct|right) )?(?:answer|choice|option)(?: is)?(?: option| choice)?(?::\**\s*|\s+))\**"
+    rf"(?:\(([A-Za-z])\)|([A-Z]){ENDS})"
+    rf"|\(([A-Za-z])\)|([A-Za-z]){ENDS.replace(',', '')})"
 )
 
 
 def normalised(text: str) -> str:
-    """The text in lower case, without articles and punctuation but that of numbers, one space between words."""
-    words = [word.replace(",", "") for word in WORD.findall(text.lower())]
+    """The text in lower case, without articles and punctuation but the sign and point of numbers, one space between
+    words."""
+    words = [word.removeprefix("+") for word in WORD.findall(text.lower().replace("\N{MINUS SIGN}", "-"))]
     return " ".join(word for word in words if word not in ARTICLES)
 
 
@@ -51,7 +54,7 @@ def right(asked: Asked, said: str) -> bool:
     same = said.strip().lower() == asked.answer.strip().lower()
     if asked.choices and not same:
         letter = LETTER.match(said)
-        place = LETTERS.index((letter[1] or letter[2]).upper()) if letter else len(asked.choices)
+        place = LETTERS.index(next(filter(None, letter.groups())).upper()) if letter else len(asked.choices)
         if place < len(asked.choices):
             return asked.choices[place] == asked.answer
     # A text of only articles and punctuation must match as it is.

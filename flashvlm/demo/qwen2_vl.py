@@ -208,7 +208,7 @@ def _patches(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     values, _ = qwen2_vl_patches(
         pixels,
         patch_size=PATCH,
-        temporal_patch_size=2,
+        temporal_patch_size=TEMPORAL_PATCH,
         merge_size=MERGE,
         image_mean=OPENAI_CLIP_MEAN,
         image_std=OPENAI_CLIP_STD,

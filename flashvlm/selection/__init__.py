@@ -60,7 +60,8 @@ def select(
         budget: how many tokens to keep, at least 1; more than N keeps all. `auto` keeps as many as it takes to cover
             most of what the video shows.
         delta: instead of a budget, the largest distance from any token to its nearest kept one.
-        selector: one of `SELECTORS`, or a function of `Inputs` that returns a `Selection`.
+        selector: one of `SELECTORS`, or a function of `Inputs` that returns a `Selection`. A function has to handle a
+            delta and `auto` itself.
         metric: one of `METRICS`, how distance between tokens is measured.
         seed: random seed of the selector `random`; the others ignore it.
 
@@ -90,7 +91,7 @@ def select(
     else:
         module, function = _REGISTRY[selector]
         choose = getattr(import_module(f"{__name__}.{module}"), function)
-    selection = choose(inputs)
+    selection: Selection = choose(inputs)
     kept = selection.indices
     free = inputs.auto or delta is not None
     fits = 0 < len(kept) <= inputs.budget if free else len(kept) == inputs.budget

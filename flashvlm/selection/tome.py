@@ -42,7 +42,8 @@ def tome(inputs: Inputs) -> Selection:
         into = (rest.cumsum(0) - 1)[torch.arange(len(rest), device=rest.device).index_copy(0, source, target)][into]
         indices = indices[rest]
     vectors = (sums / sizes[:, None]).to(inputs.tokens.dtype)
-    return replace(Selection.of(inputs, indices), vectors=vectors, merged_into=into)
+    merged_into = into if len(indices) < len(into) else None
+    return replace(Selection.of(inputs, indices), vectors=vectors, merged_into=merged_into)
 
 
 def closest_pairs(space: Space, count: int) -> tuple[Tensor, Tensor]:
