@@ -22,16 +22,25 @@ def check_video(path: str | Path) -> None:
     Raises:
         VideoError: there is no such file, its name is empty, or it is a web address.
     """
-    # A `Path` drops one of the two slashes.
-    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) and not os.path.exists(path):
-        instead = "give its path" if str(path).startswith("file:") else "download the video and give the file"
-        raise VideoError(f"{path}: this is an address; {instead}.")
+    refuse_address(path)
     if not os.path.exists(path):
         if not str(path).strip():
             raise VideoError("The name of the video is empty.")
         # Reading a container jumps back and forth, which a pipe does not allow.
         only = "; a video is not read from standard input" if str(path) == "-" else ""
         raise VideoError(f"{path}: there is no such file{only}.")
+
+
+def refuse_address(path: str | Path) -> None:
+    """Refuse a web address in place of a video.
+
+    Raises:
+        VideoError: it is one, and there is no file of this name.
+    """
+    # A `Path` drops one of the two slashes.
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) and not os.path.exists(path):
+        instead = "give its path" if str(path).startswith("file:") else "download the video and give the file"
+        raise VideoError(f"{path}: this is an address; {instead}.")
 
 
 def check_overlay(path: str | Path, video: str | Path | None = None) -> Path:

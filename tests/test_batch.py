@@ -216,6 +216,7 @@ def test_bad_rows_are_records_and_the_others_go_on(
         (row(), None),
         (row(str(tmp_path / "gone.mp4")), "video"),
         (row(str(tmp_path / "noise.mp4")), "video"),
+        ({"video": "https://example.org/a.mp4", "question": "What?"}, "video"),
         ("{broken", "usage"),
         ("[1, 2]", "usage"),
         ('{"video": NaN}', "usage"),
@@ -245,7 +246,7 @@ def test_bad_rows_are_records_and_the_others_go_on(
         if error:
             assert error["exit_code"] == {"usage": 2, "video": 3}[kind] and error["message"].count("\n") == 0
             assert records[number]["row"] == given or isinstance(given, str)
-    assert "2 of 20 rows answered, 18 failed (16 usage, 2 video)" in printed.err
+    assert "2 of 21 rows answered, 19 failed (16 usage, 3 video)" in printed.err
 
 
 def test_lines_of_a_table_that_do_not_fit_are_records(

@@ -11,7 +11,8 @@ from typing import Any
 
 from flashvlm import models
 from flashvlm.batch.rows import Row
-from flashvlm.errors import UsageError, described
+from flashvlm.errors import FlashVLMError, UsageError, described
+from flashvlm.files import refuse_address
 from flashvlm.options import AskOptions, Keep, parse_time, watching
 
 DIGITS = 16
@@ -107,7 +108,7 @@ def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], f
             if row.error:
                 raise UsageError(row.error)
             video, question, own = _asked(row.columns, options)
-        except UsageError as error:
+        except FlashVLMError as error:
             refused.append({**head, "error": described(error)})
             continue
         items.append((str(folder / video) if folder else video, Item(head, question, own)))
@@ -122,6 +123,7 @@ def _asked(columns: dict[str, Any], options: AskOptions) -> tuple[str, str, AskO
             raise UsageError(f"The column {name!r} is missing.")
         if not isinstance(value, str) or not value.strip():
             raise UsageError(f"The column {name!r} must be a non-empty text.")
+    refuse_address(columns["video"])
     given = {name: columns[name] for name in OWN if columns.get(name) not in (None, "")}
     changes: dict[str, Any] = {}
     if "keep" in given:
