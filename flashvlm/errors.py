@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 KINDS = {2: "usage", 3: "video", 4: "model"}
@@ -50,9 +49,17 @@ def known(kind: str, name: str, names: Sequence[str]) -> str:
     """
     if name in names:
         return name
-    close = get_close_matches(str(name), names, n=1)
-    suggestion = f" Did you mean {close[0]}?" if close else ""
+    meant = closest(str(name), names)
+    suggestion = f" Did you mean {meant}?" if meant else ""
     raise UsageError(f"There is no {kind} {name!r}; choose from {', '.join(names)}.{suggestion}")
+
+
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """Which of `names` is nearly `name`, if any."""
+    # Imported here, because most command lines have no such mistake in them.
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(name, list(names), n=1)), None)
 
 
 def described(error: BaseException) -> dict[str, Any]:

@@ -8,11 +8,10 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from flashvlm.errors import ModelError, UsageError
+from flashvlm.errors import ModelError, UsageError, closest
 
 BUNDLED = Path(__file__).parent / "demo"
 DEFAULT_MODEL = "qwen2-vl-2b"
@@ -57,10 +56,11 @@ def _hub_id(model: str) -> str:
     source = ALIASES[model].source if model in ALIASES else model
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         return source
-    close = get_close_matches(model, ALIASES, n=1)
-    meant = f" Did you mean {close[0]}?" if close else ""
-    aliases = ", ".join(ALIASES)
-    raise ModelError(f"There is no model {model!r}: give an alias ({aliases}), a Hugging Face id or a folder.{meant}")
+    meant, aliases = closest(model, ALIASES), ", ".join(ALIASES)
+    suggestion = f" Did you mean {meant}?" if meant else ""
+    raise ModelError(
+        f"There is no model {model!r}: give an alias ({aliases}), a Hugging Face id or a folder.{suggestion}"
+    )
 
 
 def _folder(model: str) -> Path | None:

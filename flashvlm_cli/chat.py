@@ -7,14 +7,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashvlm.errors import ModelError, UsageError, VideoError
+from flashvlm.errors import ModelError, UsageError, VideoError, closest
 from flashvlm.files import check_video
 from flashvlm.options import AskOptions, watching
 from flashvlm_cli import output, prompt
@@ -149,9 +148,9 @@ class Chat:
         elif name in COMMANDS:
             getattr(self, f"_{name}")(text)
         else:
-            close = get_close_matches(name, [*SETTINGS, *COMMANDS], n=1)
-            meant = f"did you mean /{close[0]}? " if close else ""
-            raise UsageError(f"There is no command /{name}; {meant}/help lists what there is.")
+            meant = closest(name, (*SETTINGS, *COMMANDS))
+            suggestion = f"did you mean /{meant}? " if meant else ""
+            raise UsageError(f"There is no command /{name}; {suggestion}/help lists what there is.")
 
     def suggest(self, line: str) -> list[str]:
         """Completions of a line that begins with /; there are none for questions."""

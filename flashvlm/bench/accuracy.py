@@ -62,8 +62,8 @@ class Settings:
     `keep` holds budgets as `Keep.parse` reads them; the unpruned model is measured whether it is among them or not.
     `words`: selectors get the words of the `question`, or of an `unrelated` one. `noise`: selectors get tokens with
     Gaussian noise of this share of each token's norm. The model still gets the true question and the clean tokens.
-    `merge`: dropped tokens are averaged into the kept ones that
-    stand for them. `frames`, `max_frames`, `max_pixels`, `encode`, `seek` and `look` are those of `AskOptions`.
+    `merge`: dropped tokens are averaged into the kept ones that stand for them. `frames`, `max_frames`, `max_pixels`,
+    `encode`, `seek` and `look` are those of `AskOptions`.
 
     Raises:
         UsageError: a value that makes no sense.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
-from flashvlm.errors import UsageError
+from flashvlm.errors import UsageError, known
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,11 +75,9 @@ def select(
             metric, or a delta or `auto` with a selector other than `BY_CONTENT`.
         ValueError: a selector that does not keep the number of tokens it should, each once.
     """
-    if metric not in METRICS:
-        raise UsageError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}.")
+    known("metric", metric, METRICS)
     if not callable(selector):
-        if selector not in SELECTORS:
-            raise UsageError(f"selector must be one of {', '.join(SELECTORS)}, not {selector!r}.")
+        known("selector", selector, SELECTORS)
         if selector != BY_CONTENT and (budget == "auto" or delta is not None):
             raise UsageError(f"{selector} takes a budget in tokens: a delta or auto is for {BY_CONTENT}.")
 
