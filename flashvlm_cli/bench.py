@@ -237,6 +237,8 @@ def accuracy(
                     f"{run.done} of {len(numbers)} videos are in {results}; the same command continues from there."
                 )
             raise
+    for message in run.unreadable.values():
+        output.warn(message)
     table = run.table()
     if plot is not None:
         plots.draw(table, plot)
@@ -244,6 +246,8 @@ def accuracy(
         output.print_json(table)
     else:
         print_accuracy(table)
+    if run.unreadable:
+        raise typer.Exit(1)
 
 
 @bench.command()
@@ -548,6 +552,10 @@ def print_accuracy(table: dict[str, Any]) -> None:
         f"{units.plural(table['questions'], 'question')}, {at_most}{percent(overall['chance'])} by chance, "
         f"{settings['dtype']} on {settings['device']}"
     )
+    if table["unreadable"]:
+        questions = sum(one["questions"] for one in table["unreadable"])
+        videos = units.plural(len(table["unreadable"]), "unreadable video")
+        title += f"; without {units.plural(questions, 'question')} about {videos}"
     heads = (
         "keep",
         "selector",

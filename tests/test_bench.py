@@ -456,6 +456,31 @@ def test_who_interrupts_it_reads_how_much_is_there(
     assert "1 of 2 videos are in" in told and "results.jsonl" in told and "Interrupted" in interrupted
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_video_that_cannot_be_read_is_left_out_and_told(
+    workers: str, three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, results = three.read_text(), tmp_path / "results.jsonl"
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    broken = {"video": "broken.mp4", "answer": "?"}
+    three = lines(tmp_path, broken | {"question": "What happens?"}, broken | {"question": "Is there a dog?"})
+    command = ["bench", "accuracy", "--data", str(three), *QUICK, "--workers", workers]
+    assert main(command) == 3
+    error = capsys.readouterr().err
+    assert "broken.mp4" in error and error.count("\n") == 1
+
+    three.write_text(three.read_text() + whole)
+    for _ in range(2):
+        assert main([*command, "-o", str(results)]) == 1
+        out, error = capsys.readouterr()
+        assert "3 questions" in out and "without 2 questions about 1 unreadable video" in out
+        assert "warning: " in error and "broken.mp4" in error
+    assert main([*command, "-o", str(results), "--json"]) == 1
+    (left_out,) = json.loads(capsys.readouterr().out)["unreadable"]
+    assert (left_out["clip"], left_out["questions"]) == (0, 2) and "broken.mp4" in left_out["message"]
+    assert len(results.read_text().splitlines()) == 4
+
+
 def test_worker_processes_give_the_same_records(three: Path) -> None:
     data = Lines(three)
     alone, together = (Run(settings(), data, data.numbers()) for _ in range(2))

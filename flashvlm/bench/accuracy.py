@@ -12,6 +12,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ from flashvlm.bench import scoring
 from flashvlm.bench.ablation import ABLATIONS, ablated
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.bench.results import Results
-from flashvlm.errors import UsageError, known
+from flashvlm.errors import UsageError, VideoError, known, sentence_of
 from flashvlm.options import (
     DEFAULT_ENCODE,
     DEFAULT_LOOK,
@@ -166,8 +167,9 @@ def resolved(device: str, dtype: str) -> tuple[str, str]:
 class Run:
     """An accuracy run over the videos `numbers` of a data set.
 
-    `records` holds one record per question: those already in the results file, and those that `answer` adds. The file
-    stays locked until the context ends.
+    `records` holds one record per question: those already in the results file, and those that `answer` adds;
+    `unreadable` what is wrong with each video that `answer` could not read, by number. The file stays locked until the
+    context ends.
     """
 
     def __init__(self, settings: Settings, data: DataSet, numbers: Sequence[int], results: Path | None = None) -> None:
@@ -187,6 +189,7 @@ class Run:
             if record["clip"] in wanted:
                 done.setdefault((record["clip"], record["question"]), record)
         self.records: list[Record] = list(done.values())
+        self.unreadable: dict[int, str] = {}
         begun = {number for number, _ in done}
         self._jobs: list[Job] = []
         for number in numbers:
@@ -215,32 +218,45 @@ class Run:
         """Answer what is left in `workers` processes: one step per video, written as soon as it is finished.
 
         Raises:
-            VideoError: a video cannot be read.
+            VideoError: not one of the videos can be read.
         """
         with contextlib.closing(_finished(self.settings, self.data, self._jobs, workers)) as finished:
-            for records in finished:
-                if self._results:
-                    self._results.write(records)
-                self.records += records
-                self._left -= 1
+            for number, records in finished:
+                if isinstance(records, str):
+                    self.unreadable[number] = records
+                else:
+                    if self._results:
+                        self._results.write(records)
+                    self.records += records
+                    self._left -= 1
                 yield
+        if self.unreadable and not self.records:
+            raise VideoError(next(iter(self.unreadable.values())))
 
     def table(self) -> dict[str, Any]:
-        """`summarise` of all records, with the settings that they depend on."""
+        """`summarise` of all records, with the settings that they depend on and what was left out."""
         table = summarise(self.settings, self.data, self.records)
-        return {**table, "settings": self.identity, "begin": self.numbers[0], "end": self.numbers[-1]}
+        answered = Counter(record["clip"] for record in self.records)
+        left_out = [
+            {"clip": number, "questions": len(self.data.questions(number)) - answered[number], "message": message}
+            for number, message in sorted(self.unreadable.items())
+        ]
+        numbers = {"begin": self.numbers[0], "end": self.numbers[-1]}
+        return {**table, "settings": self.identity, **numbers, "unreadable": left_out}
 
 
 # A video, and which of its questions to answer (None: all of them).
 Job = tuple[int, tuple[int, ...] | None]
+# A video with the records of its questions, or what is wrong with it.
+Outcome = tuple[int, list[Record] | str]
 
 
-def _finished(settings: Settings, data: DataSet, jobs: Sequence[Job], workers: int) -> Generator[list[Record]]:
+def _finished(settings: Settings, data: DataSet, jobs: Sequence[Job], workers: int) -> Generator[Outcome]:
     workers = min(workers, len(jobs))
     if workers < 2:
         if jobs:
             qa = load(settings)
-            yield from (measure(qa, settings, data, *job) for job in jobs)
+            yield from (_attempt(qa, settings, data, *job) for job in jobs)
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
     # Spawned, not forked: a process that has used torch or CUDA must not fork.
@@ -287,8 +303,15 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(number: int, places: tuple[int, ...] | None) -> list[Record]:
-    return measure(*_worker, number, places)
+def _work(number: int, places: tuple[int, ...] | None) -> Outcome:
+    return _attempt(*_worker, number, places)
+
+
+def _attempt(qa: VideoQA, settings: Settings, data: DataSet, number: int, places: tuple[int, ...] | None) -> Outcome:
+    try:
+        return number, measure(qa, settings, data, number, places)
+    except VideoError as error:
+        return number, sentence_of(error)
 
 
 def load(settings: Settings) -> VideoQA:
