@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashvlm.errors import UsageError
+from flashvlm.files import user_folder
 from flashvlm.options import AskOptions, watching
 from flashvlm.report import VideoFacts, code_digest, versions
 
@@ -64,12 +65,13 @@ class FeatureCache:
         """The cache in the user's cache folder (XDG), bounded by `FLASHVLM_CACHE_SIZE`.
 
         Raises:
-            UsageError: the variable is not a size.
+            UsageError: the variable is not a size, or there is no home folder.
         """
-        return cls(cache_home() / "flashvlm" / "features", parse_size(os.environ.get(SIZE_VARIABLE)))
+        return cls(user_folder("cache") / "features", parse_size(os.environ.get(SIZE_VARIABLE)))
 
-    def get(self, key: str, path: str | Path, device: torch.device) -> Features | None:
-        """The entry with this key, with `path` as its video's path; None if there is none or it is damaged."""
+    def get(self, key: str, device: torch.device) -> Features | None:
+        """The entry with this key, its facts those of no file (see `VideoFacts.of`); None if there is none or it is
+        damaged."""
         import safetensors
 
         entry = self._entry(key)
@@ -84,7 +86,7 @@ class FeatureCache:
             return None
         with contextlib.suppress(OSError):
             os.utime(entry)
-        return replace(features, facts=replace(features.facts, path=str(path)))
+        return features
 
     def put(self, key: str, features: Features) -> None:
         """Write an entry and make room for it, unless it is larger than FILLED of the bound.
@@ -206,13 +208,6 @@ def parse_size(text: str | None) -> int:
     return int(Decimal(read[1]) * (1024 if read[3] else 1000) ** UNITS[read[2].lower()])
 
 
-def cache_home() -> Path:
-    """The user's cache folder."""
-    # A relative path is to be ignored: https://specifications.freedesktop.org/basedir-spec/latest/
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return named if named.is_absolute() else Path.home() / ".cache"
-
-
 def _parted(features: Features) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Features split into what JSON can hold and tensors."""
     import torch
@@ -222,7 +217,7 @@ def _parted(features: Features) -> tuple[dict[str, Any], dict[str, torch.Tensor]
         name: value.detach().cpu().contiguous() for name, value in values.items() if isinstance(value, torch.Tensor)
     }
     about = {
-        "facts": asdict(replace(features.facts, path="")),
+        "facts": asdict(replace(features.facts, path="", size=0, modified=0)),
         "timestamps": features.timestamps,
         "encoded": {name: value for name, value in values.items() if name not in tensors},
         "checksum": _checksum(tensors),

@@ -93,4 +93,5 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    said = ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to map segment")
+    return isinstance(error, RuntimeError | ImportError) and any(words in text for words in said)

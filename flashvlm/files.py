@@ -14,15 +14,41 @@ from flashvlm.errors import OutputError, UsageError, VideoError
 OVERLAYS = (".png", ".gif", ".webp", ".mp4")
 REPORTS = (".html", ".htm")
 PLOTS = (".png", ".svg", ".pdf")
+# The variables that name a user's folders, and what these are in the home folder otherwise:
+# https://specifications.freedesktop.org/basedir-spec/latest/
+FOLDERS = {"cache": ("XDG_CACHE_HOME", ".cache"), "state": ("XDG_STATE_HOME", ".local/state")}
+
+
+def user_folder(kind: str) -> Path:
+    """flashvlm's folder in the user's `cache` or `state` folder; it need not exist.
+
+    Raises:
+        UsageError: there is no home folder.
+    """
+    variable, default = FOLDERS[kind]
+    # A relative path is to be ignored.
+    named = Path(os.environ.get(variable, ""))
+    if named.is_absolute():
+        return named / "flashvlm"
+    try:
+        return Path.home() / default / "flashvlm"
+    except RuntimeError:
+        raise UsageError(f"There is no home folder for the {kind} of flashvlm: set HOME or {variable}.") from None
 
 
 def check_video(path: str | Path) -> None:
     """Refuse a video that does not exist, before anything is loaded for it.
 
     Raises:
-        VideoError: there is no such file, its name is empty, or it is a web address.
+        VideoError: there is no such file, its name is empty, its folder may not be entered, or it is a web address.
     """
     refuse_address(path)
+    try:
+        os.stat(path)
+    except PermissionError:
+        raise VideoError(f"{path}: permission denied.") from None
+    except (OSError, ValueError):
+        pass
     if not os.path.exists(path):
         if not str(path).strip():
             raise VideoError("The name of the video is empty.")

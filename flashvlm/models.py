@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,12 @@ DEFAULT_MODEL = "qwen2-vl-2b"
 FILES = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
 # Weights are identified by this many samples of this many bytes from each of their files.
 SAMPLES, SAMPLE = 64, 2**16
+# A folder that cannot be made or written to, and a full disk.
+DISK_ERRORS = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "ENOENT", "ENOSPC", "EDQUOT", "EFBIG", "EIO")
+    if hasattr(errno, name)
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,14 @@ def _expanded(model: str) -> Path:
 
 
 def _missing(folder: Path) -> str | None:
-    """What a checkpoint folder lacks, in words; None if it is complete."""
+    """What a checkpoint folder lacks, in words; None if it is complete. Raises ModelError if it cannot be read."""
+    try:
+        return _missing_of(folder)
+    except OSError as error:
+        raise ModelError(f"The model folder {folder} cannot be read: {error.strerror}.") from error
+
+
+def _missing_of(folder: Path) -> str | None:
     if not (folder / "config.json").is_file():
         return "config.json"
     index = folder / "model.safetensors.index.json"
@@ -100,9 +114,11 @@ def _missing(folder: Path) -> str | None:
 
 
 def _cached(hub_id: str, revision: str | None) -> Path | None:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    if constants.HF_HUB_CACHE.startswith("~"):
+        raise ModelError("There is no home folder for the Hugging Face cache: set HOME or HF_HOME.")
     try:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES, local_files_only=True))
     except (LocalEntryNotFoundError, HfHubHTTPError, ValueError):
@@ -114,9 +130,9 @@ def present(model: str, revision: str | None = None) -> bool:
     """Whether all files of `model` (alias, id or folder) are on this machine."""
     try:
         folder = _folder(model) or _cached(_hub_id(model), revision)
+        return folder is not None and _missing(folder) is None
     except ModelError:
         return False
-    return folder is not None and _missing(folder) is None
 
 
 def revision_of(folder: Path) -> str | None:
@@ -165,7 +181,8 @@ def fetch(
             number grows until every file has begun.
 
     Raises:
-        ModelError: no name, no such model or revision, missing files, or a model neither cached nor reachable.
+        ModelError: no name, no such model or revision, missing files, a model neither cached nor reachable, or a cache
+            that cannot be written to.
         UsageError: a revision of a folder is asked for.
     """
     if not model.strip():
@@ -208,11 +225,22 @@ def fetch(
         raise ModelError(f"{hub_id} is not on this machine and HF_HUB_OFFLINE is set: {out}.") from error
     # The hub's client raises whatever its transport does; all of it means that the files are not available.
     except Exception as error:
+        if (disk := _of_disk(error)) is not None:
+            raise ModelError(f"{hub_id} cannot be stored in {constants.HF_HUB_CACHE}: {disk.strerror}.") from error
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise ModelError(f"{hub_id} is not on this machine and {why}: {out}.") from error
     if (lacking := _missing(folder)) is not None:
         raise ModelError(f"{hub_id} cannot be used: it has no {lacking}.")
     return folder
+
+
+def _of_disk(error: BaseException | None) -> OSError | None:
+    """The error of a file system that led to `error`, if one did."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _meter(on_download: Callable[[int, int], None]) -> type[Any]:

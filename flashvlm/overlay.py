@@ -6,6 +6,7 @@ two colours (by Okabe and Ito, https://jfly.uni-koeln.de/color) look different t
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -18,6 +19,7 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from flashvlm import files, units, video
+from flashvlm.errors import VideoError
 from flashvlm.report import Area, Moment, Seen, told_apart
 
 QUESTION, COVERAGE, KEPT = "#E69F00", "#56B4E9", "#F2F2F2"
@@ -83,7 +85,7 @@ def write(path: str | Path, seen: Sequence[Seen]) -> Path:
     Raises:
         UsageError: the path has another suffix, or is the video itself.
         OutputError: it cannot be written.
-        VideoError: the video cannot be read again.
+        VideoError: the video cannot be read again, or has changed.
     """
     path = files.check_overlay(path, seen[0].video.path)
     draw = {".png": _write_sheet, ".mp4": _write_video}.get(path.suffix.lower(), _write_animation)
@@ -92,8 +94,15 @@ def write(path: str | Path, seen: Sequence[Seen]) -> Path:
     return path
 
 
+def _check_unchanged(seen: Seen) -> None:
+    with contextlib.suppress(OSError):
+        if seen.video.of(seen.video.path) != seen.video:
+            raise VideoError(f"{seen.video.path}: the video has changed since it was looked at.")
+
+
 def moment_pictures(seen: Seen, frames: int = 1) -> Iterator[list[Image.Image]]:
     """The first `frames` frames of each moment, as displayed."""
+    _check_unchanged(seen)
     wanted = [moment.timestamps[:frames] for moment in seen.moments]
     pictures = video.frames_at(seen.video.path, list(chain.from_iterable(wanted)))
     for timestamps in wanted:
@@ -356,6 +365,7 @@ def _mean_gap(times: Sequence[float]) -> float:
 
 def _frame_times(seen: Seen, kind: str) -> list[float]:
     """The times of the frames that are drawn: from the first that was looked at to the last."""
+    _check_unchanged(seen)
     start, end = seen.moments[0].timestamps[0], seen.moments[-1].timestamps[-1]
     fps = min(CLIP_FPS[kind], seen.video.fps or math.inf)
     if end > start:

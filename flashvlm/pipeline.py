@@ -243,10 +243,10 @@ class VideoQA:
         # A second look needs frames, which the cache does not keep.
         cached = options.cache and options.look == "once"
         key = entry_key(path, self.backend, self._fingerprint, options) if cached else None
-        found = None if key is None else self._cache.get(key, path, self.backend.device)
+        found = None if key is None else self._cache.get(key, self.backend.device)
         if found is not None:
             seconds = time.perf_counter() - begin
-            return Watched(found.facts, found.timestamps, found.encoded, seconds, 0.0, cached=True)
+            return Watched(found.facts.of(path), found.timestamps, found.encoded, seconds, 0.0, cached=True)
         clip = video.decode(path, self.backend.sampling(options.sampling), fit, options.seek, on_frame)
         return Decoded(clip, time.perf_counter() - begin, options.encode, options.look, key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -35,7 +36,10 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """The video as displayed. Sizes in pixels, times in seconds, `fps` the average frame rate (0 for a still)."""
+    """The video as displayed. Lengths in pixels, times in seconds, `fps` the average frame rate (0 for a still).
+
+    `size` (bytes) and `modified` (nanoseconds since 1970) tell whether the file is still the one that was looked at.
+    """
 
     path: str
     width: int
@@ -44,6 +48,17 @@ class VideoFacts:
     fps: float
     duration: float
     rotation: int = 0
+    size: int = 0
+    modified: int = 0
+
+    def of(self, path: str | Path) -> VideoFacts:
+        """The same facts, of the file `path` as it is now.
+
+        Raises:
+            OSError: there is no such file any more.
+        """
+        status = os.stat(path)
+        return replace(self, path=str(path), size=status.st_size, modified=status.st_mtime_ns)
 
 
 @dataclass(frozen=True)

@@ -268,14 +268,14 @@ def _read_clip(
         frames.append(transform(picture.permute(2, 0, 1)))
         on_frame(len(frames) - 1, frames[-1])
     facts = VideoFacts(
-        path=str(path),
+        path="",
         width=width,
         height=height,
         frame_count=count,
         fps=count / duration if duration else 0.0,
         duration=duration,
         rotation=reader.rotation,
-    )
+    ).of(path)
     end = duration if sampling.end is None else min(sampling.end, duration)
     length = max(end - (sampling.start or 0.0), 0.0)
     # Rounded, so that the noise of a container's times does not turn a whole second into 0.99999.
@@ -372,6 +372,8 @@ class _Decord:
     """
 
     def __init__(self, path: Path, rotation: int):
+        # decord reads it without asking whether it is set.
+        os.environ.setdefault("PATH", os.defpath)
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)

@@ -6,22 +6,25 @@ import sys
 import threading
 from types import FrameType
 
-TERMINATED = 128 + signal.SIGTERM
 # Threads and processes that are at work may not end by themselves: after so many seconds they are left to themselves.
 PATIENCE = 2.0
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
     """End as an exit does, so that the cursor comes back and no temporary file stays; soon, in any case."""
-    last = threading.Timer(PATIENCE, os._exit, (TERMINATED,))
+    last = threading.Timer(PATIENCE, os._exit, (128 + number,))
     last.daemon = True
     last.start()
-    sys.exit(TERMINATED)
+    sys.exit(128 + number)
 
 
 def main() -> int:
     """Run the command line, and handle an interrupt during its import too."""
-    signal.signal(signal.SIGTERM, terminate)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # What was started to be left alone, by nohup for instance, is left alone.
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, terminate)
     try:
         from flashvlm_cli import app
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from flashvlm.errors import UsageError
+from flashvlm.errors import FlashVLMError, UsageError
 from flashvlm_cli import failures, output
 from flashvlm_cli.ask import ask
 from flashvlm_cli.batch import EXIT_CODES as BATCH_EXIT_CODES
@@ -37,6 +37,7 @@ EXIT_CODES = """\
   4  the model is not available
 130  interrupted (Ctrl-C)
 141  the reader of standard output closed it (| head)
+129  the terminal was closed (SIGHUP)
 143  terminated (SIGTERM)
 """
 
@@ -87,15 +88,31 @@ def flashvlm(
         print(context.get_help(), end="")
 
 
+def check_working_directory() -> None:
+    """Refuse to run in a folder that was removed: torch aborts the process there.
+
+    Raises:
+        FlashVLMError: it was.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FlashVLMError("The working directory does not exist any more.") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `flashvlm` with `arguments` (None: the command line's own) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if COMPLETING in os.environ:
         # Typer wraps the help of options, and a shell would take each line for a completion of its own.
         os.environ["COLUMNS"] = "1000"
+    elif os.environ.get("COLUMNS") == "0":
+        # A terminal that does not know its size.
+        del os.environ["COLUMNS"]
     try:
         if sys.stdout is None:
             raise UsageError("Standard output is closed.")
+        check_working_directory()
         # In standalone mode, Typer would print its own errors, in boxes of several lines.
         code = app(args=list(arguments), prog_name="flashvlm", standalone_mode=False) or 0
         if code != failures.INTERRUPTED:

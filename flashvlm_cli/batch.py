@@ -33,6 +33,7 @@ EXIT_CODES = """\
   4  the model is not available
 130  interrupted (Ctrl-C); the same command continues where it stopped
 141  the reader of standard output closed it (| head)
+129  the terminal was closed (SIGHUP)
 143  terminated (SIGTERM)
 """
 
@@ -107,16 +108,12 @@ def batch(
     from flashvlm.batch.plan import make_plan
     from flashvlm.batch.records import Records
     from flashvlm.batch.run import Run
-    from flashvlm.cache import FeatureCache
 
     asked, folder = read_rows(inputs, questions or [])
     plan = make_plan(asked, options, {name: loading[name] for name in ("model", "revision", "dtype")}, folder)
     answers = chosen_engine(engine, loading, ray_address, workers)
     if retry_failed and out is None:
         raise UsageError("--retry-failed is for records in a file: give it with -o.")
-    if options.cache:
-        # An invalid cache size is not the error of any row.
-        FeatureCache.of_user()
     silence_libraries()
     output.keep_stderr()
     if not quiet:

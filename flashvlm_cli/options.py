@@ -273,6 +273,11 @@ def ask_options(
     ] = False,
 ) -> AskOptions:
     """The options for answering a question."""
+    if cache:
+        from flashvlm.cache import FeatureCache
+
+        # Without a home folder, or with an invalid size, it is refused before anything is loaded.
+        FeatureCache.of_user()
     return AskOptions(
         keep=Keep.parse(keep),
         selector=selector,

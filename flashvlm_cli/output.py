@@ -18,7 +18,7 @@ from flashvlm_cli.failures import READER_GONE, Failure
 
 def debugging() -> bool:
     """Whether the user asked for tracebacks and the messages of the underlying libraries."""
-    return bool(os.environ.get("FLASHVLM_DEBUG"))
+    return os.environ.get("FLASHVLM_DEBUG", "0") not in ("", "0")
 
 
 def json_wanted(arguments: Sequence[str]) -> bool:

@@ -6,9 +6,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import ModuleType
 
+from flashvlm.errors import UsageError
+from flashvlm.files import user_folder
 from flashvlm_cli import output
 from flashvlm_cli.running import standard_input
 
@@ -51,22 +52,20 @@ def typed(suggest: Callable[[str], Sequence[str]]) -> Iterator[str]:
         yield line
 
 
-def history_file() -> Path:
-    """Where typed lines are kept for the next chat, in the user's state folder (XDG)."""
-    # A relative path must be ignored: https://specifications.freedesktop.org/basedir-spec/latest/
-    named = Path(os.environ.get("XDG_STATE_HOME", ""))
-    return (named if named.is_absolute() else Path.home() / ".local" / "state") / "flashvlm" / "history"
-
-
 class _History:
     """The lines typed in this chat and earlier ones, each saved at once, so that parallel chats share one history."""
 
     def __init__(self, readline: ModuleType) -> None:
-        self._readline, self._file = readline, history_file()
-        self._kept = True
+        self._readline, self._kept = readline, True
         readline.set_auto_history(False)
         readline.set_history_length(HISTORY_LINES)
         readline.clear_history()
+        try:
+            self._file = user_folder("state") / "history"
+        except UsageError as error:
+            self._kept = False
+            output.warn(f"The history cannot be kept: {error}")
+            return
         with self._telling():
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # Questions are private.

@@ -517,7 +517,7 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, loaded: list) -> None:
     assert comparable(lines(path.read_bytes())) == comparable(lines(undisturbed.read_bytes()))
 
 
-@pytest.mark.parametrize("ended_by, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("ended_by, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupted_run_says_so(tmp_path: Path, ended_by: signal.Signals, code: int) -> None:
     path = tmp_path / "out.jsonl"
     with child(str(SAMPLES / "questions.jsonl"), "-o", str(path), "--no-cache") as process:

@@ -174,7 +174,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     for number, name in enumerate("abc"):
         cache.put(name, features(2400))
         os.utime(tmp_path / f"{name}.safetensors", (number + 1, number + 1))
-    assert cache.get("a", "v", torch.device("cpu")) is not None
+    assert cache.get("a", torch.device("cpu")) is not None
     cache.put("d", features(2400))
     assert [path.stem for path in entries(tmp_path)] == ["a", "c", "d"]
     assert sum(size for _, size, _ in cache.entries()) <= 10_000
@@ -207,7 +207,7 @@ cache = FeatureCache(Path(sys.argv[2]), limit=100_000)
 for round in range(40):
     key = str(round % 7)
     cache.put(key, features(9000 + 400 * (round % 7)))
-    found = cache.get(str((round + 3) % 7), "v", torch.device("cpu"))
+    found = cache.get(str((round + 3) % 7), torch.device("cpu"))
     assert found is None or not found.encoded.tokens.any()
 """
 

@@ -469,6 +469,24 @@ def test_closed_standard_error_leaves_the_answer(clip):
     assert (done.returncode, done.stdout) == (0, b"The dog runs to the right.\n")
 
 
+def test_a_working_directory_that_is_gone_is_told(tmp_path):
+    command, environment = child("models")
+    there = tmp_path / "gone"
+    there.mkdir()
+    program = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", *command]
+    done = subprocess.run(program, env=environment, cwd=there, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "flashvlm: The working directory does not exist any more.\n")
+
+
+@pytest.mark.parametrize("arguments", [["cache"], ["ask", "CLIP", "What?", "--cache"], ["batch", "CLIP"]])
+def test_no_home_folder_is_told_before_anything_is_loaded(flash, clip, monkeypatch, arguments):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~no-such-user")
+    code, out, err = flash(*(clip if argument == "CLIP" else argument for argument in arguments))
+    wanted = "flashvlm: There is no home folder for the cache of flashvlm: set HOME or XDG_CACHE_HOME.\n"
+    assert (code, out, err) == (2, "", wanted)
+
+
 # Wrong usage
 
 

@@ -246,7 +246,7 @@ def hub() -> Iterator[str]:
     server.shutdown()
 
 
-def fetch_from(hub: str, cache: Path, model: str, revision: str) -> list[str]:
+def fetch_from(hub: str, cache: Path, model: str, revision: str, **variables: str) -> list[str]:
     """What `fetch` says in a process of its own, for huggingface_hub reads its variables once: standard output."""
     script = (
         "import sys\nfrom flashvlm.errors import ModelError\nfrom flashvlm.models import fetch, revision_of\n"
@@ -255,7 +255,7 @@ def fetch_from(hub: str, cache: Path, model: str, revision: str) -> list[str]:
         "except ModelError as error: print(error)\n"
         "else: print(folder, sorted(p.name for p in folder.iterdir()), revision_of(folder), seen[-1:], sep='\\n')"
     )
-    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **variables}
     command = [sys.executable, "-c", script, model, revision]
     child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert child.stderr == ""
@@ -276,6 +276,15 @@ def test_a_revision_or_model_that_the_hub_lacks_is_named(hub: str, tmp_path: Pat
     assert fetch_from(hub, tmp_path, "maker/other", "v1") == [
         "There is no model maker/other on the hub (or it is private)."
     ]
+
+
+def test_a_cache_that_cannot_be_written_to_is_told(hub: str, tmp_path: Path) -> None:
+    there = tmp_path / "file"
+    there.write_text("no folder")
+    (said,) = fetch_from(hub, there, "maker/model", "v1")
+    assert said.startswith(f"maker/model cannot be stored in {there}/hub: ")
+    (said,) = fetch_from(hub, Path("~"), "maker/model", "v1", HOME="~no-such-user")
+    assert said == "There is no home folder for the Hugging Face cache: set HOME or HF_HOME."
 
 
 def test_devices_and_dtypes_that_are_not_here_are_wrong_usage() -> None:

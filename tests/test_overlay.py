@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import av
@@ -12,8 +13,8 @@ from checkpoints import load, tiny_qwen2_5_vl, tiny_video_llava
 from clips import numbered_frame, steady, write_clip
 from PIL import Image, ImageColor
 
-from flashvlm import VideoQA, overlay, video
-from flashvlm.errors import OutputError, UsageError
+from flashvlm import VideoQA, overlay, page, video
+from flashvlm.errors import OutputError, UsageError, VideoError
 from flashvlm.options import AskOptions, Keep, Sampling
 from flashvlm.report import Area, Inspection, Moment
 from flashvlm.samples import samples_dir
@@ -216,6 +217,20 @@ def test_frames_read_again_are_those_at_the_times(tmp_path: Path) -> None:
         assert (picture.float() - expected).abs().mean() < 12
     assert video.times(path, 0.1, 1.0) == pytest.approx([0.1, 0.35, 0.4, 1.0])
     assert video.times(path, 0.0, 1.7, fps=2) == pytest.approx([0.0, 0.4, 1.0, 1.7])
+
+
+@pytest.mark.parametrize("name", ["drawn.png", "drawn.mp4", "page.html"])
+def test_a_video_that_was_replaced_since_is_not_drawn(demo: VideoQA, tmp_path: Path, name: str) -> None:
+    clip = tmp_path / "clip.mp4"
+    shutil.copy(SAMPLES / "one.mp4", clip)
+    inspection = inspected(demo, clip)
+    write = (lambda path, seen: page.write(path, seen)) if name == "page.html" else overlay.write
+    assert write(tmp_path / name, [inspection]).stat().st_size > 1000
+    (tmp_path / name).unlink()
+    shutil.copy(SAMPLES / "sequence.mp4", clip)
+    with pytest.raises(VideoError, match=r"clip\.mp4: the video has changed"):
+        write(tmp_path / name, [inspection])
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
 def test_no_question_is_a_selection_too(demo: VideoQA) -> None:

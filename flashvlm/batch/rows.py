@@ -72,12 +72,12 @@ def of_videos(patterns: Sequence[str], questions: Sequence[str]) -> list[Row]:
     videos: dict[str, None] = {}
     for pattern in patterns:
         # A file may have exactly this name, brackets and all.
-        found = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
-        if found == [pattern] and Path(pattern).is_dir():
+        found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+        if found == [pattern] and os.path.isdir(pattern):
             raise UsageError(
                 f"{pattern!r} is a folder; name the videos in it, such as {os.path.join(pattern, '*.mp4')!r}."
             )
-        found = [name for name in found if not Path(name).is_dir()]
+        found = [name for name in found if not os.path.isdir(name)]
         if not found:
             raise UsageError(f"No file matches {pattern!r}.")
         videos.update(dict.fromkeys(found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flashvlm.errors import FlashVLMError
+from flashvlm.errors import UsageError
 from flashvlm.files import check_plot
 
 # Okabe and Ito's colours, which colour-blind people can distinguish too (https://jfly.uni-koeln.de/color/); the first
@@ -19,15 +19,14 @@ def check(path: Path) -> None:
     """Refuse now what `draw` would refuse at the end of a long run.
 
     Raises:
-        UsageError: the file name has no suffix of a supported format.
+        UsageError: the file name has no suffix of a supported format, or matplotlib is not installed.
         OutputError: it cannot be written.
-        FlashVLMError: matplotlib is missing.
     """
     check_plot(path)
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise FlashVLMError("--plot needs matplotlib: install it with pip install 'flashvlm[bench]'.") from None
+        raise UsageError("--plot needs matplotlib: install it with pip install 'flashvlm[bench]'.") from None
 
 
 def draw(table: dict[str, Any], path: Path) -> None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from flashvlm.bench import memory
 from flashvlm.bench.footage import Footage, film
-from flashvlm.cache import cache_home
 from flashvlm.errors import UsageError
+from flashvlm.files import user_folder
 from flashvlm.options import AskOptions, Keep
 
 if TYPE_CHECKING:
@@ -235,13 +235,13 @@ def random_weights(name: str, layers: int | None) -> Path:
     """The checkpoint folder of a published architecture with random weights, in the user's cache folder.
 
     Raises:
-        UsageError: there is no such architecture, or `layers` is less than 1.
+        UsageError: there is no such architecture, `layers` is less than 1, or there is no home folder.
     """
     from flashvlm.bench.random_weights import write
 
     if layers is not None and layers < 1:
         raise UsageError(f"--layers must be at least 1, not {layers}.")
-    folder = cache_home() / "flashvlm" / "random-weights"
+    folder = user_folder("cache") / "random-weights"
     target = folder / (name if layers is None else f"{name}-{layers}-layers")
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
