@@ -94,4 +94,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     said = ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to map segment")
-    return isinstance(error, RuntimeError | ImportError) and any(words in text for words in said)
+    # A library on a file system from which nothing may be run is not mapped either.
+    told = any(words in text for words in said) and "not permitted" not in text
+    return isinstance(error, RuntimeError | ImportError) and told

@@ -46,7 +46,7 @@ def check_video(path: str | Path) -> None:
     try:
         os.stat(path)
     except PermissionError:
-        raise VideoError(f"{path}: permission denied.") from None
+        raise VideoError(f"{path}: there is no permission to read it.") from None
     except (OSError, ValueError):
         pass
     if not os.path.exists(path):

@@ -20,12 +20,8 @@ DEFAULT_MODEL = "qwen2-vl-2b"
 FILES = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
 # Weights are identified by this many samples of this many bytes from each of their files.
 SAMPLES, SAMPLE = 64, 2**16
-# A folder that cannot be made or written to, and a full disk.
-DISK_ERRORS = {
-    getattr(errno, name)
-    for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "ENOENT", "ENOSPC", "EDQUOT", "EFBIG", "EIO")
-    if hasattr(errno, name)
-}
+# What writing to a file can fail with, however it is done.
+DISK_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 
 
 @dataclass(frozen=True)
@@ -237,7 +233,8 @@ def fetch(
 def _of_disk(error: BaseException | None) -> OSError | None:
     """The error of a file system that led to `error`, if one did."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        # The errors of networks and of certificates have the same numbers, but name no file.
+        if isinstance(error, OSError) and error.errno and (error.filename or error.errno in DISK_FULL):
             return error
         error = error.__cause__ or error.__context__
     return None

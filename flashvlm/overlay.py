@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cache
@@ -95,9 +96,11 @@ def write(path: str | Path, seen: Sequence[Seen]) -> Path:
 
 
 def _check_unchanged(seen: Seen) -> None:
+    """Refuse a file whose size or time has changed; one that is gone is refused when it is read."""
+    facts = seen.video
     with contextlib.suppress(OSError):
-        if seen.video.of(seen.video.path) != seen.video:
-            raise VideoError(f"{seen.video.path}: the video has changed since it was looked at.")
+        if facts.modified and facts.of(facts.path, os.stat(facts.path)) != facts:
+            raise VideoError(f"{facts.path}: the video has changed since it was looked at.")
 
 
 def moment_pictures(seen: Seen, frames: int = 1) -> Iterator[list[Image.Image]]:

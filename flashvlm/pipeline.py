@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -242,11 +243,12 @@ class VideoQA:
 
         # A second look needs frames, which the cache does not keep.
         cached = options.cache and options.look == "once"
-        key = entry_key(path, self.backend, self._fingerprint, options) if cached else None
+        status = _status(path) if cached else None
+        key = None if status is None else entry_key(path, self.backend, self._fingerprint, options)
         found = None if key is None else self._cache.get(key, self.backend.device)
-        if found is not None:
+        if found is not None and status is not None:
             seconds = time.perf_counter() - begin
-            return Watched(found.facts.of(path), found.timestamps, found.encoded, seconds, 0.0, cached=True)
+            return Watched(found.facts.of(path, status), found.timestamps, found.encoded, seconds, 0.0, cached=True)
         clip = video.decode(path, self.backend.sampling(options.sampling), fit, options.seek, on_frame)
         return Decoded(clip, time.perf_counter() - begin, options.encode, options.look, key)
 
@@ -516,6 +518,13 @@ class _Clock:
         self._backend.wait()
         self.seconds[self._stage] = time.perf_counter() - self._since
         self._stage = None
+
+
+def _status(path: str | Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
 
 
 def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:

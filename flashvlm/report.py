@@ -51,13 +51,8 @@ class VideoFacts:
     size: int = 0
     modified: int = 0
 
-    def of(self, path: str | Path) -> VideoFacts:
-        """The same facts, of the file `path` as it is now.
-
-        Raises:
-            OSError: there is no such file any more.
-        """
-        status = os.stat(path)
+    def of(self, path: str | Path, status: os.stat_result) -> VideoFacts:
+        """The same facts, of the file `path`, which had this status before it was read."""
         return replace(self, path=str(path), size=status.st_size, modified=status.st_mtime_ns)
 
 

@@ -28,6 +28,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -108,16 +109,17 @@ def decode(
         UsageError: `sampling.start` is at or past the end of the video.
     """
     path = Path(path)
-    rotation = _check_file(path)
+    rotation, status = _check_file(path)
+    read = partial(_read_clip, path, status)
     picture = _open_picture(path)
     try:
         if seek == "fast" and picture is None:
             # What cannot be read this way is left to the other readers; what looks damaged, to PyAV alone.
             with contextlib.suppress(VideoError):
-                return _read_clip(path, _Forward(path, rotation), sampling, transform, on_frame)
-        return _read_clip(path, picture or _Decord(path, rotation), sampling, transform, on_frame)
+                return read(_Forward(path, rotation), sampling, transform, on_frame)
+        return read(picture or _Decord(path, rotation), sampling, transform, on_frame)
     except _InexactError:
-        return _read_clip(path, _PyAV(path, rotation), sampling, transform, on_frame)
+        return read(_PyAV(path, rotation), sampling, transform, on_frame)
 
 
 def frames_at(path: str | Path, timestamps: Sequence[float]) -> Iterator[torch.Tensor]:
@@ -127,7 +129,7 @@ def frames_at(path: str | Path, timestamps: Sequence[float]) -> Iterator[torch.T
         VideoError: as `decode`.
     """
     path = Path(path)
-    rotation = _check_file(path)
+    rotation, _ = _check_file(path)
     given = 0
     reader: _Reader
     try:
@@ -152,7 +154,7 @@ def times(path: str | Path, start: float, end: float, fps: float | None = None) 
         VideoError: as `decode`.
     """
     path = Path(path)
-    rotation = _check_file(path)
+    rotation, _ = _check_file(path)
     reader: _Reader
     try:
         reader = _open_picture(path) or _Decord(path, rotation)
@@ -249,6 +251,7 @@ class _InexactError(Exception):
 
 def _read_clip(
     path: Path,
+    status: os.stat_result,
     reader: _Reader,
     sampling: Sampling,
     transform: Callable[[torch.Tensor], torch.Tensor],
@@ -275,7 +278,7 @@ def _read_clip(
         fps=count / duration if duration else 0.0,
         duration=duration,
         rotation=reader.rotation,
-    ).of(path)
+    ).of(path, status)
     end = duration if sampling.end is None else min(sampling.end, duration)
     length = max(end - (sampling.start or 0.0), 0.0)
     # Rounded, so that the noise of a container's times does not turn a whole second into 0.99999.
@@ -705,8 +708,9 @@ def _silent_stderr() -> Iterator[None]:
             os.close(kept)
 
 
-def _check_file(path: Path) -> int:
-    """Refuse all but readable, whole files; returns the rotation that an MP4 or MOV declares, in degrees clockwise.
+def _check_file(path: Path) -> tuple[int, os.stat_result]:
+    """Refuse all but readable, whole files; returns the rotation that an MP4 or MOV declares, in degrees clockwise, and
+    the status of the file.
 
     FFmpeg reads what there is of a file that is cut short, and reports nothing. Most containers give their own length.
 
@@ -719,7 +723,8 @@ def _check_file(path: Path) -> int:
         if path.exists() and not path.is_file():
             raise VideoError(f"{path}: this is not an ordinary file.")
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            size = status.st_size
             if not size:
                 raise VideoError(f"{path}: the file is empty.")
             declared, rotation, frames = _container_facts(file, size)
@@ -734,7 +739,7 @@ def _check_file(path: Path) -> int:
     if frames > size:
         # decord would reserve memory for that many, and end the process.
         raise VideoError(f"{path}: the file is damaged: it claims to have {frames} frames in {size} bytes.")
-    return rotation
+    return rotation, status
 
 
 def _container_facts(file: BinaryIO, size: int) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from flashvlm.errors import FlashVLMError, UsageError
+from flashvlm.errors import UsageError
 from flashvlm_cli import failures, output
 from flashvlm_cli.ask import ask
 from flashvlm_cli.batch import EXIT_CODES as BATCH_EXIT_CODES
@@ -88,18 +88,6 @@ def flashvlm(
         print(context.get_help(), end="")
 
 
-def check_working_directory() -> None:
-    """Refuse to run in a folder that was removed: torch aborts the process there.
-
-    Raises:
-        FlashVLMError: it was.
-    """
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise FlashVLMError("The working directory does not exist any more.") from None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `flashvlm` with `arguments` (None: the command line's own) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -112,7 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if sys.stdout is None:
             raise UsageError("Standard output is closed.")
-        check_working_directory()
         # In standalone mode, Typer would print its own errors, in boxes of several lines.
         code = app(args=list(arguments), prog_name="flashvlm", standalone_mode=False) or 0
         if code != failures.INTERRUPTED:

@@ -12,7 +12,7 @@ from flashvlm.files import check_video
 from flashvlm.options import AskOptions
 from flashvlm_cli import output
 from flashvlm_cli.options import OUTPUT, Pictures, ask_options, model_options, picture_options, takes
-from flashvlm_cli.running import draw, read_question, show_loading, silence_libraries, stream_answer
+from flashvlm_cli.running import draw, prepare_libraries, read_question, show_loading, stream_answer
 
 if TYPE_CHECKING:
     from flashvlm.report import Answer, Inspection
@@ -42,7 +42,7 @@ def ask(
     check_video(video)
     pictures.check(video)
     asked = read_question(question)
-    silence_libraries()
+    prepare_libraries()
     inspections: list[Inspection] = []
 
     def answer_with(on_text: OnText, on_stage: OnStage = lambda stage: None) -> Answer:

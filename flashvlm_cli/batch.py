@@ -16,7 +16,7 @@ from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, Sampling
 from flashvlm_cli import output
 from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whole_number, without
-from flashvlm_cli.running import silence_libraries, standard_input
+from flashvlm_cli.running import prepare_libraries, standard_input
 
 if TYPE_CHECKING:
     from flashvlm.batch.plan import Record
@@ -114,7 +114,7 @@ def batch(
     answers = chosen_engine(engine, loading, ray_address, workers)
     if retry_failed and out is None:
         raise UsageError("--retry-failed is for records in a file: give it with -o.")
-    silence_libraries()
+    prepare_libraries()
     output.keep_stderr()
     if not quiet:
         warn_of_columns(asked)

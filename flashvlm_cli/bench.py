@@ -26,7 +26,7 @@ from flashvlm.options import (
 from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
 from flashvlm_cli.options import Device, Dtype, among, number, some_of, whole_number
-from flashvlm_cli.running import silence_libraries
+from flashvlm_cli.running import prepare_libraries
 
 BUDGETS = "100%,22.2%,11.1%,5.6%,2.8%"
 
@@ -224,7 +224,7 @@ def accuracy(
     )
     if plot is not None:
         plots.check(plot)
-    silence_libraries()
+    prepare_libraries()
     device_here, dtype_here = resolved(device, dtype)
     with Run(replace(settings, device=device_here, dtype=dtype_here), asked, numbers, results) as run:
         try:
@@ -305,7 +305,7 @@ def selection(
         group=group,
         repeats=repeat,
     )
-    silence_libraries()
+    prepare_libraries()
     run = SelectionRun(settings, memory)
     with Bar("selecting", run.steps) as bar:
         for _ in run.measure():
@@ -429,7 +429,7 @@ def speed(
                 raise UsageError(f"{name} is for a generated clip: leave out the video.")
         check_video(video)
         shown = Path(video)
-    silence_libraries()
+    prepare_libraries()
     with Progress() as progress:
         progress.stage("load")
         from flashvlm import VideoQA

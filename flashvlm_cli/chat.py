@@ -19,7 +19,7 @@ from flashvlm.options import AskOptions, watching
 from flashvlm_cli import output, prompt
 from flashvlm_cli.failures import Failure, explain
 from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes
-from flashvlm_cli.running import show_loading, silence_libraries, standard_input, stream_answer
+from flashvlm_cli.running import prepare_libraries, show_loading, standard_input, stream_answer
 from flashvlm_cli.settings import DEFAULT, SETTINGS, changed, shown
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def chat(
     the exit code is that of the last line that failed, or 0.
     """
     check_video(video)
-    silence_libraries()
+    prepare_libraries()
     session = Chat(options, as_json, quiet, piped=not standard_input().isatty())
     session.begin(video, loading)
     code = session.run(prompt.piped() if session.piped else prompt.typed(session.suggest))

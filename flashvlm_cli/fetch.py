@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flashvlm_cli.options import suggest_models
-from flashvlm_cli.running import silence_libraries
+from flashvlm_cli.running import prepare_libraries
 
 
 def fetch(
@@ -23,7 +23,7 @@ def fetch(
     from flashvlm.models import fetch as download
     from flashvlm_cli.console import Progress
 
-    silence_libraries()
+    prepare_libraries()
     with Progress() as progress:
         progress.stage("fetch")
         folder = download(model, revision, progress.fetched)

@@ -25,7 +25,7 @@ from flashvlm_cli.options import (
     takes,
     without,
 )
-from flashvlm_cli.running import draw, read_question, show_loading, silence_libraries
+from flashvlm_cli.running import draw, prepare_libraries, read_question, show_loading
 
 if TYPE_CHECKING:
     from flashvlm.report import Inspection
@@ -73,7 +73,7 @@ def inspect(
     check_video(video)
     pictures.check(video)
     asked = None if question is None else read_question(question)
-    silence_libraries()
+    prepare_libraries()
 
     def look(on_stage: Callable[[str], None]) -> list[Inspection]:
         from flashvlm import VideoQA

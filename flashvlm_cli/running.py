@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from flashvlm.errors import UsageError
+from flashvlm.errors import FlashVLMError, UsageError
 from flashvlm_cli import output
 from flashvlm_cli.options import Pictures
 
@@ -20,8 +20,18 @@ if TYPE_CHECKING:
     from flashvlm_cli.console import Progress
 
 
-def silence_libraries() -> None:
-    """Keep the libraries' messages, which are for developers, off standard error."""
+def prepare_libraries() -> None:
+    """Before libraries are loaded: keep their messages, which are for developers, off standard error.
+
+    Raises:
+        FlashVLMError: the working directory was removed; torch would abort the process.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FlashVLMError("The working directory does not exist any more.") from None
+    except OSError:
+        pass
     if output.debugging():
         return
     warnings.simplefilter("ignore")

@@ -498,8 +498,10 @@ def wait_for(path: Path, count: int, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def child(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "flashvlm_cli", "batch", *arguments, *MODEL], stderr=subprocess.PIPE)
+def child(*arguments: str, before: str = "") -> subprocess.Popen:
+    """The command as a process of its own, begun by a shell that does something `before`."""
+    command = [sys.executable, "-m", "flashvlm_cli", "batch", *arguments, *MODEL]
+    return subprocess.Popen(["sh", "-c", f'{before}\nexec "$@"', "sh", *command], stderr=subprocess.PIPE)
 
 
 def test_a_killed_run_is_gone_on_with(tmp_path: Path, loaded: list) -> None:
@@ -528,6 +530,16 @@ def test_an_interrupted_run_says_so(tmp_path: Path, ended_by: signal.Signals, co
     assert b"Traceback" not in errors
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
     assert [one.name for one in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_a_run_that_is_to_outlive_its_terminal_does(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    rows = write_rows(tmp_path / "rows.jsonl", [row(name, "What happens?") for name in SMALL])
+    with child(str(rows), "-o", str(path), "--no-cache", before="trap '' HUP") as process:
+        wait_for(path, 1, process)
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=60)
+    assert process.returncode == 0 and path.read_bytes().count(b"\n") == len(SMALL)
 
 
 # The engines

@@ -16,7 +16,7 @@ from flashvlm.bench.clips import Clips, Crowd, Needle
 from flashvlm.bench.data import Asked, Lines, content_words
 from flashvlm.bench.easy_vqa import EasyVQA
 from flashvlm.demo.questions import FAMILIES
-from flashvlm.errors import UsageError
+from flashvlm.errors import UsageError, VideoError
 from flashvlm.options import AskOptions
 from flashvlm.pipeline import Watched
 from flashvlm.report import code_digest
@@ -479,6 +479,24 @@ def test_a_video_that_cannot_be_read_is_left_out_and_told(
     (left_out,) = json.loads(capsys.readouterr().out)["unreadable"]
     assert (left_out["clip"], left_out["questions"]) == (0, 2) and "broken.mp4" in left_out["message"]
     assert len(results.read_text().splitlines()) == 4
+
+
+def test_a_video_that_cannot_be_read_any_more_lacks_only_what_is_left(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, results = Lines(three), tmp_path / "results.jsonl"
+    with Run(settings(), data, data.numbers(), results) as whole:
+        assert len(list(whole.answer())) == 2
+    kept = [line for line in results.read_text().splitlines(keepends=True) if "Where does" not in line]
+    results.write_text("".join(kept))
+
+    def unreadable(*job) -> list[dict]:
+        raise VideoError("It is gone.")
+
+    monkeypatch.setattr("flashvlm.bench.accuracy.measure", unreadable)
+    with Run(settings(), data, data.numbers(), results) as resumed:
+        assert len(list(resumed.answer())) == 1 and resumed.done == 1
+    assert resumed.table()["unreadable"] == [{"clip": 0, "questions": 1, "message": "It is gone."}]
 
 
 def test_worker_processes_give_the_same_records(three: Path) -> None:

@@ -469,8 +469,8 @@ def test_closed_standard_error_leaves_the_answer(clip):
     assert (done.returncode, done.stdout) == (0, b"The dog runs to the right.\n")
 
 
-def test_a_working_directory_that_is_gone_is_told(tmp_path):
-    command, environment = child("models")
+def test_a_working_directory_that_is_gone_is_told(tmp_path, clip):
+    command, environment = child("ask", clip, "What?")
     there = tmp_path / "gone"
     there.mkdir()
     program = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", *command]

@@ -287,6 +287,12 @@ def test_a_cache_that_cannot_be_written_to_is_told(hub: str, tmp_path: Path) -> 
     assert said == "There is no home folder for the Hugging Face cache: set HOME or HF_HOME."
 
 
+def test_a_hub_that_cannot_be_trusted_is_not_reached(hub: str, tmp_path: Path) -> None:
+    # The number of an SSL error is that of a missing permission.
+    (said,) = fetch_from(hub.replace("http:", "https:"), tmp_path, "maker/model", "v1")
+    assert "the hub cannot be reached" in said
+
+
 def test_devices_and_dtypes_that_are_not_here_are_wrong_usage() -> None:
     with pytest.raises(UsageError, match="dtype"):
         VideoQA.from_pretrained("demo", dtype="int8")

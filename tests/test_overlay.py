@@ -233,6 +233,21 @@ def test_a_video_that_was_replaced_since_is_not_drawn(demo: VideoQA, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
+def test_a_video_that_was_replaced_while_it_was_read_is_not_drawn(demo: VideoQA, tmp_path: Path) -> None:
+    clip, other = tmp_path / "clip.mp4", tmp_path / "other.mp4"
+    shutil.copy(SAMPLES / "one.mp4", clip)
+    shutil.copy(SAMPLES / "sequence.mp4", other)
+
+    def replace(number: int, frame: torch.Tensor) -> None:
+        if number == 1:
+            other.replace(clip)
+
+    watched = demo.encode(demo.decode(clip, AskOptions(), on_frame=replace))
+    inspection = demo.inspect(watched, demo.choose(watched, None, AskOptions()))
+    with pytest.raises(VideoError, match="has changed"):
+        overlay.write(tmp_path / "drawn.png", [inspection])
+
+
 def test_no_question_is_a_selection_too(demo: VideoQA) -> None:
     inspection = inspected(demo, SAMPLES / "one.mp4")
     assert inspection.question is None and inspection.selection.important == 0
