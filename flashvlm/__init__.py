@@ -14,16 +14,20 @@ __all__ = ["AskOptions", "VideoQA", "__version__"]
 if TYPE_CHECKING:
     from flashvlm.options import AskOptions
     from flashvlm.pipeline import VideoQA
+else:
+
+    def __getattr__(name: str) -> Any:
+        # VideoQA imports torch; the command line's help and errors must not wait for that.
+        if name == "VideoQA":
+            from flashvlm.pipeline import VideoQA
+
+            return VideoQA
+        if name == "AskOptions":
+            from flashvlm.options import AskOptions
+
+            return AskOptions
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __getattr__(name: str) -> Any:
-    # VideoQA imports torch; the command line's help and errors must not wait for that.
-    if name == "VideoQA":
-        from flashvlm.pipeline import VideoQA
-
-        return VideoQA
-    if name == "AskOptions":
-        from flashvlm.options import AskOptions
-
-        return AskOptions
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

@@ -40,8 +40,11 @@ def check_video(path: str | Path) -> None:
     """Refuse a video that does not exist, before anything is loaded for it.
 
     Raises:
+        UsageError: it is not a path at all.
         VideoError: there is no such file, its name is empty, its folder may not be entered, or it is a web address.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"A video is given as a path, not as {path!r:.80}.")
     refuse_address(path)
     try:
         os.stat(path)

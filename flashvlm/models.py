@@ -70,9 +70,10 @@ def _folder(model: str) -> Path | None:
     if model in ALIASES:
         return BUNDLED / ALIASES[model].source if ALIASES[model].bundled else None
     path = _expanded(model)
-    if path.is_dir():
+    # These are False also for a name that no file can have.
+    if os.path.isdir(path):
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise ModelError(f"{model} is a file; a model is a folder with config.json, weights and tokenizer.")
     if path.is_absolute() or model.startswith((".", "~")):
         raise ModelError(f"There is no model folder {model}.")

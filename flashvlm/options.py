@@ -48,11 +48,26 @@ KINDS: dict[type, str] = {Real: "a number", Integral: "a whole number", bool: "T
 @dataclass(frozen=True)
 class Keep:
     """How many visual tokens to keep: a share of them, a count, enough to cover all others within a radius `delta`, or,
-    with none of these, as many as the video itself calls for (`auto`)."""
+    with none of these, as many as the video itself calls for (`auto`).
+
+    Raises:
+        UsageError: more than one of them is given, or a value is of another type or out of range.
+    """
 
     share: Decimal | None = None
     count: int | None = None
     delta: float | None = None
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.share, self.count, self.delta)) > 1:
+            raise UsageError("Keep takes a share, a count or a delta, one of the three.")
+        if self.share is not None and not (isinstance(self.share, Decimal) and 0 < self.share <= 1):
+            raise UsageError(f"share must be a Decimal, more than 0 and at most 1, not {self.share!r}.")
+        _check_types(self, {}, {"count": Integral, "delta": Real})
+        if self.count is not None and self.count < 1:
+            raise UsageError(f"count must be at least 1, not {self.count}.")
+        if self.delta is not None and not 0 <= self.delta < math.inf:
+            raise UsageError(f"delta must be a distance of 0 or more, not {self.delta}.")
 
     @classmethod
     def parse(cls, value: str | float | Keep) -> Keep:
@@ -115,6 +130,8 @@ class Keep:
 def _check_types(options: object, kinds: Mapping[str, type], optional: Mapping[str, type]) -> None:
     """Refuse values of other types: from Python anything may come, and some of it would be taken for True.
 
+    Numbers of other libraries become Python's, which JSON knows.
+
     Args:
         kinds: the type of each field.
         optional: the type of each field that may also be None.
@@ -124,6 +141,8 @@ def _check_types(options: object, kinds: Mapping[str, type], optional: Mapping[s
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if not fits and not (value is None and name in optional):
             raise UsageError(f"{name} must be {KINDS[kind]}, not {value!r}.")
+        if isinstance(value, Real) and not isinstance(value, bool | int | float):
+            object.__setattr__(options, name, int(value) if isinstance(value, Integral) else float(value))
 
 
 def parse_time(text: str, name: str = "A time") -> float:
@@ -175,7 +194,10 @@ class Sampling:
             raise UsageError(f"--frames must be at least 1, not {self.frames}.")
         if self.max_frames < 1:
             raise UsageError(f"--max-frames must be at least 1, not {self.max_frames}.")
-        if self.start is not None and not self.start >= 0:
+        for name, time in (("--start", self.start), ("--end", self.end)):
+            if time is not None and not math.isfinite(time):
+                raise UsageError(f"{name} must be a time in seconds, not {time}.")
+        if self.start is not None and self.start < 0:
             raise UsageError(f"--start must not be negative, but is {self.start:g}.")
         if self.end is not None and self.end <= (self.start or 0):
             raise UsageError(f"--end ({self.end:g} s) must come after --start ({self.start or 0:g} s).")

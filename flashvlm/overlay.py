@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from flashvlm import files, units, video
-from flashvlm.errors import VideoError
+from flashvlm.errors import UsageError, VideoError
 from flashvlm.report import Area, Moment, Seen, told_apart
 
 QUESTION, COVERAGE, KEPT = "#E69F00", "#56B4E9", "#F2F2F2"
@@ -84,15 +84,27 @@ def write(path: str | Path, seen: Sequence[Seen]) -> Path:
         seen: answers or inspections of the same video with the same sampling.
 
     Raises:
-        UsageError: the path has another suffix, or is the video itself.
+        UsageError: the path has another suffix, or is the video itself; or `seen` is empty, or of different moments.
         OutputError: it cannot be written.
         VideoError: the video cannot be read again, or has changed.
     """
+    check_alike(seen)
     path = files.check_overlay(path, seen[0].video.path)
     draw = {".png": _write_sheet, ".mp4": _write_video}.get(path.suffix.lower(), _write_animation)
     with files.whole(path) as temporary:
         draw(temporary, seen)
     return path
+
+
+def check_alike(seen: Sequence[Seen]) -> None:
+    """Refuse what cannot be drawn side by side.
+
+    Raises:
+        UsageError: they are none, or of several videos, or of different moments of one.
+    """
+    looked = {(one.video.path, tuple(moment.timestamps for moment in one.moments)) for one in seen}
+    if len(looked) != 1:
+        raise UsageError("An overlay or a report shows one video, looked at in one way.")
 
 
 def _check_unchanged(seen: Seen) -> None:

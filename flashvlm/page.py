@@ -53,10 +53,11 @@ def write(path: str | Path, inspections: Sequence[Inspection], answer: Answer | 
         answer: the answer from the tokens of the first of them.
 
     Raises:
-        UsageError: the path has another suffix.
+        UsageError: the path has another suffix; or there are no inspections, or of different moments.
         OutputError: it cannot be written.
         VideoError: the video cannot be read again.
     """
+    overlay.check_alike(inspections)
     path = files.check_report(path)
     with files.whole(path) as temporary:
         temporary.write_text(render(inspections, answer), encoding="utf-8", errors="backslashreplace")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from flashvlm import aside, backends, glimpse, models, pixels, video
+from flashvlm import aside, backends, files, glimpse, models, pixels, video
 from flashvlm.backends.base import Backend, Encoded
 from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import FeatureCache, Features, entry_key
@@ -55,7 +55,7 @@ class Decoded:
     key: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Watched:
     """A decoded and encoded video: facts, timestamps of the sampled frames in seconds, tokens, and the time it took.
 
@@ -102,7 +102,7 @@ class VideoQA:
         cls,
         model: str | Path = models.DEFAULT_MODEL,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         dtype: str = "auto",
         revision: str | None = None,
         on_download: Callable[[int, int], None] = lambda done, total: None,
@@ -110,7 +110,7 @@ class VideoQA:
         """Load a model: an alias (`demo`), a Hugging Face id, or a checkpoint folder.
 
         Args:
-            device: `auto`, `cpu`, `cuda` or `mps`.
+            device: `auto`, `cpu`, `cuda` (or `cuda:1`, say) or `mps`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`.
             revision: a branch, tag or commit of a model on the hub.
             on_download: gets the bytes downloaded so far and the bytes wanted, while the model is downloaded.
@@ -123,7 +123,7 @@ class VideoQA:
             raise UsageError(f"The dtype is one of auto, {', '.join(DTYPES)}; not {dtype!r}.")
         folder = models.fetch(str(model), revision, on_download)
         begin = time.perf_counter()
-        backend = backends.load(folder, device=device, dtype=dtype)
+        backend = backends.load(folder, device=str(device), dtype=dtype)
         return cls(backend, str(model), time.perf_counter() - begin)
 
     def ask(
@@ -147,8 +147,9 @@ class VideoQA:
         Raises:
             VideoError: the video cannot be read.
             UsageError: the options or the question make no sense.
+            ModelError: the model makes tokens that are not finite numbers.
         """
-        options = _options(options or AskOptions(), settings)
+        options = _options(AskOptions() if options is None else options, settings)
         self._check(question, options)
         watched = self.watch(path, options, on_stage=on_stage)
         return self.answer(watched, question, options, on_text=on_text, on_stage=on_stage)
@@ -156,7 +157,8 @@ class VideoQA:
     def watch(
         self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
     ) -> Watched:
-        """Decode and encode a video once, for any number of questions on it (`answer`).
+        """Decode and encode a video once, for any number of questions on it (`answer`), which may differ in all options
+        that do not concern the video.
 
         With `options.overlap`, `decode_seconds` lasts until the last frame has arrived, longer than decoding alone, and
         `encode_seconds` counts from then on.
@@ -165,6 +167,7 @@ class VideoQA:
             VideoError: the video cannot be read.
             UsageError: the part asked for does not exist.
         """
+        self._check(None, options)
         if options.overlap:
             return self._watch_overlapped(path, options, on_stage)
         return self.encode(self.decode(path, options, on_stage=on_stage), on_stage=on_stage)
@@ -234,6 +237,8 @@ class VideoQA:
             VideoError: the video cannot be read.
             UsageError: the part asked for does not exist, or the size set for the cache is invalid.
         """
+        self._check(None, options)
+        files.check_video(path)
         on_stage("decode")
         begin = time.perf_counter()
 
@@ -315,8 +320,11 @@ class VideoQA:
     ) -> Answer:
         """Answer a question on a video that `watch` has encoded: `look_again`, `choose`, then `respond`.
 
+        The answer's times include decoding and encoding, unless it is given `watched.again()`.
+
         Raises:
             UsageError: the question or the selector makes no sense.
+            ModelError: the model makes tokens that are not finite numbers.
         """
         watched = self.look_again(watched, question, options, on_stage=on_stage)
         choice = self.choose(watched, question, options, on_stage=on_stage)
@@ -334,6 +342,7 @@ class VideoQA:
 
         Raises:
             UsageError: the question or the selector makes no sense.
+            ModelError: the model makes tokens that are not finite numbers.
         """
         self._check(question, options)
         encoded, clock = watched.encoded, _Clock(on_stage, self.backend)
@@ -372,8 +381,9 @@ class VideoQA:
         """Answer the question from the tokens that were chosen for it: generate, report.
 
         Raises:
-            UsageError: the tokens were chosen for no question.
+            UsageError: the tokens were chosen for no question, or from another video.
         """
+        _check_choice(watched, choice)
         if choice.question is None:
             raise UsageError("The question is empty.")
         question, options, selection = choice.question, choice.options, choice.selection
@@ -418,7 +428,12 @@ class VideoQA:
 
     @torch.inference_mode()
     def inspect(self, watched: Watched, choice: Choice) -> Inspection:
-        """Report which tokens were chosen, where they lie, and what the selector based its choice on."""
+        """Report which tokens were chosen, where they lie, and what the selector based its choice on.
+
+        Raises:
+            UsageError: the tokens were chosen from another video.
+        """
+        _check_choice(watched, choice)
         backend, encoded, selection = self.backend, watched.encoded, choice.selection
         clock = _Clock(lambda stage: None, backend)
         clock.start("delta")
@@ -467,6 +482,8 @@ class VideoQA:
         )
 
     def _check(self, question: str | None, options: AskOptions) -> None:
+        if not isinstance(options, AskOptions):
+            raise UsageError(f"options must be AskOptions, not {options!r}.")
         if question is not None and not isinstance(question, str):
             raise UsageError(f"The question must be a text, not {question!r}.")
         if question is not None and not question.strip():
@@ -520,6 +537,13 @@ class _Clock:
         self._stage = None
 
 
+def _check_choice(watched: Watched, choice: Choice) -> None:
+    mine, theirs = watched.encoded.tokens, choice.selection.tokens
+    same = len(mine) == len(theirs) and mine[choice.selection.indices].equal(theirs[choice.selection.indices])
+    if not same:
+        raise UsageError("These tokens were chosen from another video, or from one that was looked at in another way.")
+
+
 def _status(path: str | Path) -> os.stat_result | None:
     try:
         return os.stat(path)
@@ -528,12 +552,13 @@ def _status(path: str | Path) -> os.stat_result | None:
 
 
 def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
+    if not isinstance(options, AskOptions):
+        raise UsageError(f"options must be AskOptions, not {options!r}.")
     sampling = {name: settings.pop(name) for name in list(settings) if name in Sampling.__dataclass_fields__}
     unknown = [name for name in settings if name not in AskOptions.__dataclass_fields__]
     if unknown:
         raise UsageError(f"There is no option {unknown[0]!r}.")
     if "keep" in settings:
         settings["keep"] = Keep.parse(settings["keep"])
-    if sampling:
-        settings["sampling"] = replace(settings.get("sampling", options.sampling), **sampling)
-    return replace(options, **settings)
+    options = replace(options, **settings)
+    return replace(options, sampling=replace(options.sampling, **sampling))

@@ -173,7 +173,7 @@ class Answer:
     area: Area = field(default=Area())
 
     def to_json(self) -> dict[str, Any]:
-        """The answer as plain dicts, lists, strings and numbers."""
+        """The answer as dicts, tuples, strings and numbers, as `json.dumps` takes them."""
         return asdict(self)
 
 
@@ -220,7 +220,7 @@ class Inspection:
     cached: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The inspection as plain dicts, lists, strings and numbers; the signals as their summary."""
+        """The inspection as dicts, tuples, strings and numbers, as `json.dumps` takes them; signals are summarised."""
         plain = asdict(replace(self, signals={}))
         return plain | {"signals": {name: signal.to_json() for name, signal in self.signals.items()}}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,8 +27,10 @@ from flashvlm.report import Area, BeforeAfter
 # elsewhere as many as keep the device busy.
 CELLS_AT_ONCE = {True: 256, False: 8192}
 
+SAMPLING = threading.RLock()
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """A video as visual tokens, group by group.
 
@@ -329,10 +333,16 @@ class Backend(ABC):
         """
         inputs = self.inputs(prompt, encoded, kept.unsqueeze(0), vectors.unsqueeze(0))
         streamer = _Streamer(self.tokenizer, on_text, on_first_token)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with self._seeded(seed) if temperature else contextlib.nullcontext():
             output = self._generate(prompt, encoded, inputs, max_new_tokens, temperature, streamer)
         return Generated(self.tokenizer.decode(output[0], skip_special_tokens=True).strip(), output.shape[1])
+
+    @contextlib.contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """Sampling draws from the generators that all threads share: one at a time has them, and puts them back."""
+        with SAMPLING, torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     @torch.inference_mode()
     def answers(

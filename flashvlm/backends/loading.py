@@ -39,8 +39,9 @@ def choose_device(device: str) -> str:
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if here[name])
-    if not here.get(device.split(":")[0], False):
-        raise UsageError(f"There is no {device} device on this machine.")
+    kind, _, number = device.partition(":")
+    if not here.get(kind, False) or (number and not number.isdecimal()):
+        raise UsageError(f"There is no device {device!r} on this machine.")
     return device
 
 

@@ -82,6 +82,7 @@ def select(
             raise UsageError(f"{selector} takes a budget in tokens: a delta or auto is for {BY_CONTENT}.")
 
     from flashvlm.selection.inputs import Inputs
+    from flashvlm.selection.result import Selection
 
     inputs = Inputs.checked(tokens, saliency, words, group_sizes, budget, delta, metric, seed)
     if callable(selector):
@@ -90,12 +91,14 @@ def select(
         module, function = _REGISTRY[selector]
         choose = getattr(import_module(f"{__name__}.{module}"), function)
     selection: Selection = choose(inputs)
+    named = getattr(choose, "__name__", str(choose))
+    if not isinstance(selection, Selection):
+        raise ValueError(f"The selector {named!r} must return a Selection, not {type(selection).__name__}.")
     kept = selection.indices
     free = inputs.auto or delta is not None
     fits = 0 < len(kept) <= inputs.budget if free else len(kept) == inputs.budget
     if not fits or int(kept[0]) < 0 or bool((kept[1:] <= kept[:-1]).any()):
         given = f"{len(kept)}, from {int(kept[0])} to {int(kept[-1])}" if len(kept) else "none"
         wanted = f"{'some of ' if free else ''}{inputs.budget} tokens, each once"
-        named = getattr(choose, "__name__", str(choose))
         raise ValueError(f"The selector {named!r} must keep {wanted}; it gave {given}.")
     return selection

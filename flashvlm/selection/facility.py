@@ -33,7 +33,7 @@ def greedy(cover: Tensor, weights: Tensor, real: Tensor, groups: Tensor, count: 
     """
     blocks = torch.arange(len(cover), device=cover.device)
     size = cover.shape[1]
-    earliness = 1 - LATENESS * torch.arange(size, device=cover.device) / size
+    earliness = 1 - LATENESS * torch.arange(size, dtype=cover.dtype, device=cover.device) / size
     covered, gains = torch.zeros_like(weights), torch.full_like(weights, -torch.inf)
     barred = torch.zeros_like(weights).masked_fill(~real, -torch.inf)
     gap = torch.empty_like(cover)

@@ -62,7 +62,7 @@ class Selection:
         if important is None:
             important = diverse.new_empty(0)
         if scores is None:
-            scores = torch.zeros(len(inputs.tokens))
+            scores = torch.zeros(len(inputs.tokens), dtype=torch.float32)
         indices, order = torch.cat([important, diverse]).sort()
         indices = indices.to(device)
         for_question = (order < len(important)).to(device)
