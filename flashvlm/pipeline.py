@@ -42,22 +42,21 @@ from flashvlm.selection.weights import standing_out
 
 @dataclass(frozen=True)
 class Decoded:
-    """A video that is decoded and not yet encoded.
+    """A video that is decoded and not yet encoded; `options` say how to do that.
 
-    `encode` and `look` say how to encode it (see `AskOptions`); `key` is the key of its future entry in the feature
-    cache, if any.
+    `key` is the key of its future entry in the feature cache, if any.
     """
 
     clip: video.Clip
     seconds: float
-    encode: str = "all"
-    look: str = "once"
+    options: AskOptions
     key: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A decoded and encoded video: facts, timestamps of the sampled frames in seconds, tokens, and the time it took.
+    """A decoded and encoded video: facts, timestamps of the sampled frames in seconds, tokens, times, and the
+    options that it was looked at with.
 
     `cached`: the tokens come from the feature cache (finding them took `decode_seconds`) or from an earlier question.
     `frames` (F, 3, h, w) uint8 are there if they were only seen small and may be looked at again; else None.
@@ -68,6 +67,7 @@ class Watched:
     encoded: Encoded
     decode_seconds: float
     encode_seconds: float
+    options: AskOptions
     cached: bool = False
     warnings: tuple[str, ...] = ()
     frames: torch.Tensor | None = None
@@ -253,9 +253,10 @@ class VideoQA:
         found = None if key is None else self._cache.get(key, self.backend.device)
         if found is not None and status is not None:
             seconds = time.perf_counter() - begin
-            return Watched(found.facts.of(path, status), found.timestamps, found.encoded, seconds, 0.0, cached=True)
+            facts = found.facts.of(path, status)
+            return Watched(facts, found.timestamps, found.encoded, seconds, 0.0, options, cached=True)
         clip = video.decode(path, self.backend.sampling(options.sampling), fit, options.seek, on_frame)
-        return Decoded(clip, time.perf_counter() - begin, options.encode, options.look, key)
+        return Decoded(clip, time.perf_counter() - begin, options, key)
 
     def encode(self, decoded: Decoded | Watched, *, on_stage: Callable[[str], None] = lambda stage: None) -> Watched:
         """The second half of `watch`: the tokens of what `decode` returned, stored in the feature cache if asked."""
@@ -263,7 +264,7 @@ class VideoQA:
             return decoded
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
-        seeing = Seeing(self.backend, decoded.encode, decoded.look)
+        seeing = Seeing(self.backend, decoded.options.encode, decoded.options.look)
         for frame in decoded.clip.frames:
             seeing.add(frame)
         encoded = seeing.end(decoded.clip.seconds_per_frame)
@@ -278,8 +279,10 @@ class VideoQA:
                 self._cache.put(decoded.key, Features(clip.facts, clip.timestamps, encoded))
             except OSError as error:
                 warnings = (f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}.",)
-        frames = clip.frames if decoded.look == "twice" else None
-        return Watched(clip.facts, clip.timestamps, encoded, decoded.seconds, seconds, warnings=warnings, frames=frames)
+        options = decoded.options
+        frames = clip.frames if options.look == "twice" else None
+        took = (decoded.seconds, seconds)
+        return Watched(clip.facts, clip.timestamps, encoded, *took, options, warnings=warnings, frames=frames)
 
     def look_again(
         self,
@@ -468,7 +471,7 @@ class VideoQA:
             "tokens": BeforeAfter(len(encoded.tokens), len(selection.indices)),
             "moments": moments(watched.timestamps, encoded, selection, self.backend.frames_per_group),
             "area": self.backend.area(facts.height, facts.width),
-            "settings": settings_of(choice.options),
+            "settings": settings_of(watched.options, choice.options),
             "versions": versions(),
             "warnings": self._warnings(watched, choice),
             "cached": watched.cached,

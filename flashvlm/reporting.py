@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from flashvlm.backends.base import Encoded
-from flashvlm.options import AskOptions
+from flashvlm.options import AskOptions, watching
 from flashvlm.report import Moment, SelectionFacts, Signal
 from flashvlm.selection.result import Selection
 
 
-def settings_of(options: AskOptions) -> dict[str, Any]:
-    """The options as JSON."""
-    return asdict(options) | {"keep": options.keep.count or str(options.keep)}
+def settings_of(looked: AskOptions, chosen: AskOptions) -> dict[str, Any]:
+    """The options that the video was looked at with, and those that tokens were chosen with, as JSON."""
+    return asdict(chosen) | watching(looked) | {"keep": chosen.keep.count or str(chosen.keep)}
 
 
 def selection_facts(options: AskOptions, selection: Selection) -> SelectionFacts:

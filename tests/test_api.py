@@ -129,6 +129,12 @@ def test_a_further_question_costs_no_decoding(demo: VideoQA, one: Watched) -> No
     assert second.moments == first.moments
 
 
+def test_an_answer_tells_how_its_video_was_looked_at(demo: VideoQA, one: Watched) -> None:
+    other = AskOptions(keep=0.2, sampling=Sampling(frames=4), encode="all")
+    settings = demo.answer(one, QUESTION, other).settings
+    assert (settings["keep"], settings["encode"], settings["sampling"]["frames"]) == ("20%", "changed", None)
+
+
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_the_default_dtype_is_the_caller_s(selector: str) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -40,9 +40,13 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
 APART = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
-def decoded(frames: torch.Tensor) -> Decoded:
+def decoded(frames: torch.Tensor, **options: str) -> Decoded:
     facts = VideoFacts("noise", frames.shape[3], frames.shape[2], len(frames), 2.0, len(frames) / 2)
-    return Decoded(Clip(facts, frames, tuple(number / 2 for number in range(len(frames))), 0.5), 0.0)
+    return Decoded(
+        Clip(facts, frames, tuple(number / 2 for number in range(len(frames))), 0.5),
+        0.0,
+        AskOptions(**{"encode": "all", **options}),
+    )
 
 
 @pytest.mark.parametrize("dtype", APART)
@@ -168,7 +172,7 @@ def test_a_moment_that_looks_like_an_earlier_one_has_its_tokens(family: str, tmp
     one, other = noise(2, *backend.frame_size(112, 168, 10**6))
     frames = torch.stack([picture for picture in (one, one, other, one, other, one) for _ in range(size)])
     every = backend.encode(frames)
-    changed = VideoQA(backend, family).encode(replace(decoded(frames), encode="changed")).encoded
+    changed = VideoQA(backend, family).encode(decoded(frames, encode="changed")).encoded
     assert changed.sources.tolist() == [0, 0, 2, 0, 2, 0] and every.sources is None
     torch.testing.assert_close(changed.tokens, every.tokens, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(changed.saliency, every.saliency, atol=1e-6, rtol=1e-4)
@@ -226,7 +230,7 @@ def test_looking_twice_has_full_size_for_what_the_question_asks_about_and_small_
 ) -> None:
     qa = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype="float32")
     frames = noise(count, 168, 168)
-    seen = {look: qa.encode(replace(decoded(frames), look=look)) for look in LOOKS}
+    seen = {look: qa.encode(decoded(frames, look=look)) for look in LOOKS}
     watched = qa.look_again(seen["twice"], "What happens?", AskOptions())
     encoded, full = watched.encoded, seen["once"].encoded
     assert (encoded.groups, encoded.height, encoded.width) == (10, 6, 6)
@@ -247,7 +251,7 @@ def test_looking_twice_has_full_size_for_what_the_question_asks_about_and_small_
 def test_what_looks_like_a_moment_seen_again_is_seen_again_too() -> None:
     qa = VideoQA.from_pretrained("demo", device="cpu", dtype="float32")
     frames = noise(5, 112, 112).repeat_interleave(4, 0)
-    watched = qa.encode(replace(decoded(frames), encode="changed", look="twice"))
+    watched = qa.encode(decoded(frames, encode="changed", look="twice"))
     assert watched.encoded.sources.tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
     encoded = qa.look_again(watched, "What happens?", AskOptions()).encoded
     # Four of ten moments are looked at again, and so are those that look like them.
@@ -268,7 +272,7 @@ def test_an_answer_after_two_looks_says_so(tmp_path: Path) -> None:
 def test_a_model_of_one_size_looks_once(tmp_path: Path) -> None:
     qa = VideoQA.from_pretrained(tiny_video_llava(tmp_path), device="cpu", dtype="float32")
     with pytest.raises(UsageError, match="frames of any size"):
-        qa.encode(replace(decoded(noise(4, 28, 28)), look="twice"))
+        qa.encode(decoded(noise(4, 28, 28), look="twice"))
 
 
 READ = {

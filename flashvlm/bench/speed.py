@@ -202,13 +202,14 @@ def as_transformers(qa: VideoQA, path: Path, options: AskOptions) -> Watched:
     """What `VideoQA.watch` returns, but with every group of frames encoded by transformers' own encoder."""
     from flashvlm.pipeline import Decoded, Watched
 
-    decoded = qa.decode(path, replace(options, seek="exact", look="once", cache=False))
+    options = replace(options, seek="exact", look="once", cache=False)
+    decoded = qa.decode(path, options)
     assert isinstance(decoded, Decoded)
     begin = time.perf_counter()
     encoded = their_encoding(qa.backend, decoded)
     seconds = time.perf_counter() - begin
     clip = decoded.clip
-    return Watched(clip.facts, clip.timestamps, encoded, decoded.seconds, seconds)
+    return Watched(clip.facts, clip.timestamps, encoded, decoded.seconds, seconds, options)
 
 
 def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
