@@ -55,7 +55,7 @@ def write(path: str | Path, inspections: Sequence[Inspection], answer: Answer | 
     Raises:
         UsageError: the path has another suffix; or there are no inspections, or of different moments.
         OutputError: it cannot be written.
-        VideoError: the video cannot be read again.
+        VideoError: the video cannot be read again, or has changed.
     """
     overlay.check_alike(inspections)
     path = files.check_report(path)

@@ -35,9 +35,9 @@ EXIT_CODES = """\
   2  wrong usage
   3  the video cannot be read
   4  the model is not available
+129  the terminal was closed (SIGHUP)
 130  interrupted (Ctrl-C)
 141  the reader of standard output closed it (| head)
-129  the terminal was closed (SIGHUP)
 143  terminated (SIGTERM)
 """
 

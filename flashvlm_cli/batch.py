@@ -31,9 +31,9 @@ EXIT_CODES = """\
   1  some were not: their records hold an error; or any other failure
   2  wrong usage, or an input that cannot be read at all
   4  the model is not available
+129  the terminal was closed (SIGHUP)
 130  interrupted (Ctrl-C); the same command continues where it stopped
 141  the reader of standard output closed it (| head)
-129  the terminal was closed (SIGHUP)
 143  terminated (SIGTERM)
 """
 

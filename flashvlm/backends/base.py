@@ -27,6 +27,7 @@ from flashvlm.report import Area, BeforeAfter
 # elsewhere as many as keep the device busy.
 CELLS_AT_ONCE = {True: 256, False: 8192}
 
+# Held while torch's random generators are a sampled answer's own.
 SAMPLING = threading.RLock()
 
 
