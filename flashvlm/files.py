@@ -36,8 +36,8 @@ def user_folder(kind: str) -> Path:
         raise UsageError(f"There is no home folder for the {kind} of flashvlm: set HOME or {variable}.") from None
 
 
-def check_video(path: str | Path) -> None:
-    """Refuse a video that does not exist, before anything is loaded for it.
+def check_video(path: str | Path) -> os.stat_result:
+    """Refuse a video that does not exist, before anything is loaded for it; returns the status of its file.
 
     Raises:
         UsageError: it is not a path at all.
@@ -47,17 +47,15 @@ def check_video(path: str | Path) -> None:
         raise UsageError(f"A video is given as a path, not as {path!r:.80}.")
     refuse_address(path)
     try:
-        os.stat(path)
+        return os.stat(path)
     except PermissionError:
         raise VideoError(f"{path}: there is no permission to read it.") from None
     except (OSError, ValueError):
-        pass
-    if not os.path.exists(path):
         if not str(path).strip():
-            raise VideoError("The name of the video is empty.")
+            raise VideoError("The name of the video is empty.") from None
         # Reading a container jumps back and forth, which a pipe does not allow.
         only = "; a video is not read from standard input" if str(path) == "-" else ""
-        raise VideoError(f"{path}: there is no such file{only}.")
+        raise VideoError(f"{path}: there is no such file{only}.") from None
 
 
 def refuse_address(path: str | Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -167,7 +166,7 @@ class VideoQA:
             VideoError: the video cannot be read.
             UsageError: the part asked for does not exist.
         """
-        self._check(None, options)
+        _check_options(options)
         if options.overlap:
             return self._watch_overlapped(path, options, on_stage)
         return self.encode(self.decode(path, options, on_stage=on_stage), on_stage=on_stage)
@@ -238,7 +237,7 @@ class VideoQA:
             UsageError: the part asked for does not exist, or the size set for the cache is invalid.
         """
         self._check(None, options)
-        files.check_video(path)
+        status = files.check_video(path)
         on_stage("decode")
         begin = time.perf_counter()
 
@@ -248,10 +247,9 @@ class VideoQA:
 
         # A second look needs frames, which the cache does not keep.
         cached = options.cache and options.look == "once"
-        status = _status(path) if cached else None
-        key = None if status is None else entry_key(path, self.backend, self._fingerprint, options)
+        key = entry_key(path, self.backend, self._fingerprint, options) if cached else None
         found = None if key is None else self._cache.get(key, self.backend.device)
-        if found is not None and status is not None:
+        if found is not None:
             seconds = time.perf_counter() - begin
             facts = found.facts.of(path, status)
             return Watched(facts, found.timestamps, found.encoded, seconds, 0.0, options, cached=True)
@@ -485,8 +483,7 @@ class VideoQA:
         )
 
     def _check(self, question: str | None, options: AskOptions) -> None:
-        if not isinstance(options, AskOptions):
-            raise UsageError(f"options must be AskOptions, not {options!r}.")
+        _check_options(options)
         if question is not None and not isinstance(question, str):
             raise UsageError(f"The question must be a text, not {question!r}.")
         if question is not None and not question.strip():
@@ -547,16 +544,13 @@ def _check_choice(watched: Watched, choice: Choice) -> None:
         raise UsageError("These tokens were chosen from another video, or from one that was looked at in another way.")
 
 
-def _status(path: str | Path) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except (OSError, ValueError):
-        return None
+def _check_options(options: AskOptions) -> None:
+    if not isinstance(options, AskOptions):
+        raise UsageError(f"options must be AskOptions, not {options!r}.")
 
 
 def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
-    if not isinstance(options, AskOptions):
-        raise UsageError(f"options must be AskOptions, not {options!r}.")
+    _check_options(options)
     sampling = {name: settings.pop(name) for name in list(settings) if name in Sampling.__dataclass_fields__}
     unknown = [name for name in settings if name not in AskOptions.__dataclass_fields__]
     if unknown:
