@@ -30,7 +30,8 @@ from flashvlm.report import VideoFacts, code_digest, versions
 if TYPE_CHECKING:
     import torch
 
-    from flashvlm.backends.base import Backend, Encoded
+    from flashvlm.backends.base import Backend
+    from flashvlm.encode import Encoded
 
 SIZE_VARIABLE = "FLASHVLM_CACHE_SIZE"
 DEFAULT_SIZE = 10 * 10**9
@@ -46,10 +47,9 @@ STEP, FULL, FILLED = 0.01, 0.95, 0.9
 
 @dataclass(frozen=True)
 class Features:
-    """The content of an entry: the video's facts, the timestamps of its sampled frames in seconds, its tokens."""
+    """The content of an entry: the video's facts and its tokens."""
 
     facts: VideoFacts
-    timestamps: tuple[float, ...]
     encoded: Encoded
 
 
@@ -218,7 +218,6 @@ def _parted(features: Features) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     }
     about = {
         "facts": asdict(replace(features.facts, path="", size=0, modified=0)),
-        "timestamps": features.timestamps,
         "encoded": {name: value for name, value in values.items() if name not in tensors},
         "checksum": _checksum(tensors),
     }
@@ -226,10 +225,10 @@ def _parted(features: Features) -> tuple[dict[str, Any], dict[str, torch.Tensor]
 
 
 def _joined(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Features:
-    from flashvlm.backends.base import Encoded
+    from flashvlm.encode import Encoded
 
-    encoded = Encoded(**{**about["encoded"], **tensors})
-    return Features(VideoFacts(**about["facts"]), tuple(about["timestamps"]), encoded)
+    encoded = Encoded(**{**about["encoded"], "timestamps": tuple(about["encoded"]["timestamps"]), **tensors})
+    return Features(VideoFacts(**about["facts"]), encoded)
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> int:

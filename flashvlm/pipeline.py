@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
-from flashvlm import aside, backends, files, glimpse, models, pixels, video
-from flashvlm.backends.base import Backend, Encoded
+from flashvlm import backends, files, models, pixels, video
+from flashvlm.backends.base import Backend
 from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import FeatureCache, Features, entry_key
+from flashvlm.encode import Encoded, encode, second_look
 from flashvlm.errors import ModelError, UsageError
+from flashvlm.generate import generate, kv_cache_bytes, prefill_flops
 from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, AskOptions, Keep, Sampling
 from flashvlm.report import (
     Answer,
@@ -28,48 +26,55 @@ from flashvlm.report import (
     ModelFacts,
     StageSeconds,
     VideoFacts,
+    moments,
+    selection_facts,
+    settings_of,
+    signal,
     versions,
 )
-from flashvlm.reporting import moments, selection_facts, settings_of, signal
-from flashvlm.seeing import Seeing
 from flashvlm.selection import select
 from flashvlm.selection.directions import Directions
-from flashvlm.selection.merge import merge
+from flashvlm.selection.merge import merge, pooled
 from flashvlm.selection.result import Selection
 from flashvlm.selection.weights import standing_out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decoded:
-    """A video that is decoded and not yet encoded; `options` say how to do that.
+    """A video that was read and is not yet encoded, or one whose tokens the feature cache had."""
 
-    `key` is the key of its future entry in the feature cache, if any.
-    """
-
-    clip: video.Clip
+    # Its frames, unless the cache had its tokens.
+    clip: video.Clip | None
+    # What the cache had.
+    found: Features | None
+    # How long reading or finding it took.
     seconds: float
+    # How it is to be encoded.
     options: AskOptions
+    # The key of its future entry in the feature cache, if it is to be stored.
     key: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A decoded and encoded video: facts, timestamps of the sampled frames in seconds, tokens, times, and the
-    options that it was looked at with.
-
-    `cached`: the tokens come from the feature cache (finding them took `decode_seconds`) or from an earlier question.
-    `frames` (F, 3, h, w) uint8 are there if they were only seen small and may be looked at again; else None.
-    """
+    """A decoded and encoded video, for any number of questions."""
 
     facts: VideoFacts
-    timestamps: tuple[float, ...]
     encoded: Encoded
     decode_seconds: float
     encode_seconds: float
+    # The options that it was looked at with.
     options: AskOptions
+    # Its tokens come from the feature cache (finding them took `decode_seconds`) or from an earlier question.
     cached: bool = False
     warnings: tuple[str, ...] = ()
+    # (F, 3, h, w) uint8, if it was only encoded from small frames and is to get a second look; else None.
     frames: torch.Tensor | None = None
+
+    @property
+    def timestamps(self) -> tuple[float, ...]:
+        """The second at which each sampled frame appears."""
+        return self.encoded.timestamps
 
     def again(self) -> Watched:
         """The same video for a further question, for which nothing was decoded or encoded."""
@@ -78,15 +83,18 @@ class Watched:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The tokens of a video that were chosen for a question, or for none, and the seconds that this took.
-
-    `vectors` (K, D) are what the language model gets for them.
-    """
+    """The tokens of a video that were chosen for a question, or for none."""
 
     question: str | None
     options: AskOptions
+    # The video that they were chosen from, after any second look.
+    watched: Watched
     selection: Selection
+    # (K, D): what the language model gets for the chosen tokens.
     vectors: torch.Tensor
+    # (P, K, D): their further features, if the model has any.
+    planes: torch.Tensor | None
+    # How long the choice took.
     seconds: float
 
 
@@ -159,78 +167,19 @@ class VideoQA:
         """Decode and encode a video once, for any number of questions on it (`answer`), which may differ in all options
         that do not concern the video.
 
-        With `options.overlap`, `decode_seconds` lasts until the last frame has arrived, longer than decoding alone, and
-        `encode_seconds` counts from then on.
-
         Raises:
             VideoError: the video cannot be read.
             UsageError: the part asked for does not exist.
         """
         _check_options(options)
-        if options.overlap:
-            return self._watch_overlapped(path, options, on_stage)
         return self.encode(self.decode(path, options, on_stage=on_stage), on_stage=on_stage)
 
-    def _watch_overlapped(self, path: str | Path, options: AskOptions, on_stage: Callable[[str], None]) -> Watched:
-        begin = time.perf_counter()
-        arriving: SimpleQueue[tuple[int, torch.Tensor] | None] = SimpleQueue()
-        given_up = threading.Event()
-
-        def hand_on(number: int, frame: torch.Tensor) -> None:
-            if given_up.is_set():
-                raise _GivenUpError
-            if number == 0:
-                # The frames that wait here will come again.
-                with contextlib.suppress(Empty):
-                    while True:
-                        arriving.get_nowait()
-            arriving.put((number, frame))
-
-        def decode() -> Decoded | Watched:
-            try:
-                return self.decode(path, options, on_frame=hand_on)
-            finally:
-                arriving.put(None)
-
-        on_stage(stage := "decode")
-        decoding: Future[Decoded | Watched] = aside.begin(decode, "decode")
-        try:
-            for number, frame in iter(arriving.get, None):
-                if stage == "decode" and decoding.done():
-                    # A video that cannot be read fails here, not only after all waiting frames are encoded.
-                    decoding.result()
-                    on_stage(stage := "encode")
-                if number == 0:
-                    seeing = Seeing(self.backend, options.encode, options.look)
-                seeing.add(frame)
-            decoded = decoding.result()
-            if isinstance(decoded, Watched):
-                return decoded
-            if stage == "decode":
-                on_stage("encode")
-            encoded = seeing.end(decoded.clip.seconds_per_frame)
-        except BaseException:
-            given_up.set()
-            # Takes as long as the current frame: a thread that is cut off inside the decoder aborts the process.
-            wait([decoding])
-            raise
-        self.backend.wait()
-        return self._seen(decoded, encoded, time.perf_counter() - begin - decoded.seconds)
-
     def decode(
-        self,
-        path: str | Path,
-        options: AskOptions,
-        *,
-        on_stage: Callable[[str], None] = lambda stage: None,
-        on_frame: Callable[[int, torch.Tensor], None] = lambda number, frame: None,
-    ) -> Decoded | Watched:
+        self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
+    ) -> Decoded:
         """The first half of `watch`: the frames or, if the feature cache has them, the tokens.
 
         It runs no model, so it can run in a thread of its own while the model is at work.
-
-        Args:
-            on_frame: gets each frame's number and the frame as soon as it is there; from 0 again if they are reread.
 
         Raises:
             VideoError: the video cannot be read.
@@ -250,37 +199,37 @@ class VideoQA:
         key = entry_key(path, self.backend, self._fingerprint, options) if cached else None
         found = None if key is None else self._cache.get(key, self.backend.device)
         if found is not None:
-            seconds = time.perf_counter() - begin
-            facts = found.facts.of(path, status)
-            return Watched(facts, found.timestamps, found.encoded, seconds, 0.0, options, cached=True)
-        clip = video.decode(path, self.backend.sampling(options.sampling), fit, options.seek, on_frame)
-        return Decoded(clip, time.perf_counter() - begin, options, key)
+            found = replace(found, facts=found.facts.of(path, status))
+            return Decoded(None, found, time.perf_counter() - begin, options)
+        clip = video.decode(path, self.backend.sampling(options.sampling), fit, options.seek)
+        return Decoded(clip, None, time.perf_counter() - begin, options, key)
 
-    def encode(self, decoded: Decoded | Watched, *, on_stage: Callable[[str], None] = lambda stage: None) -> Watched:
+    def encode(self, decoded: Decoded, *, on_stage: Callable[[str], None] = lambda stage: None) -> Watched:
         """The second half of `watch`: the tokens of what `decode` returned, stored in the feature cache if asked."""
-        if isinstance(decoded, Watched):
-            return decoded
+        options, clip, found = decoded.options, decoded.clip, decoded.found
+        if found is not None:
+            return Watched(found.facts, found.encoded, decoded.seconds, 0.0, options, cached=True)
+        assert clip is not None
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
-        seeing = Seeing(self.backend, decoded.options.encode, decoded.options.look)
-        for frame in decoded.clip.frames:
-            seeing.add(frame)
-        encoded = seeing.end(decoded.clip.seconds_per_frame)
+        encoded = encode(
+            self.backend,
+            clip.frames,
+            which=options.encode,
+            look=options.look,
+            seconds_per_frame=clip.seconds_per_frame,
+            timestamps=clip.timestamps,
+        )
         clock.stop()
-        return self._seen(decoded, encoded, clock.seconds["encode"])
-
-    def _seen(self, decoded: Decoded, encoded: Encoded, seconds: float) -> Watched:
-        clip = decoded.clip
         warnings: tuple[str, ...] = ()
         if decoded.key is not None:
             try:
-                self._cache.put(decoded.key, Features(clip.facts, clip.timestamps, encoded))
+                self._cache.put(decoded.key, Features(clip.facts, encoded))
             except OSError as error:
                 warnings = (f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}.",)
-        options = decoded.options
         frames = clip.frames if options.look == "twice" else None
-        took = (decoded.seconds, seconds)
-        return Watched(clip.facts, clip.timestamps, encoded, *took, options, warnings=warnings, frames=frames)
+        seconds = decoded.seconds, clock.seconds["encode"]
+        return Watched(clip.facts, encoded, *seconds, options, warnings=warnings, frames=frames)
 
     def look_again(
         self,
@@ -292,20 +241,15 @@ class VideoQA:
     ) -> Watched:
         """Encode the ends and what the question asks about at full size, if the video was seen in small frames.
 
-        Any other video is returned as it is. `answer` does this first, before `choose` and `respond`.
+        Any other video is returned as it is. `choose` does this first.
         """
-        encoded = watched.encoded
         if watched.frames is None:
             return watched
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
-        going_by = replace(options, keep=Keep.parse(DEFAULT_KEEP), selector=DEFAULT_SELECTOR, merge=False)
-        scores = self.choose(watched, question, going_by).selection.scores.view(encoded.groups, -1)
-        like = torch.arange(encoded.groups) if encoded.sources is None else encoded.sources
-        moments = glimpse.worth_another_look(scores, like)
-        size = self.backend.frames_per_group
-        places = (moments[:, None] * size + torch.arange(size)).flatten().clamp(max=len(watched.frames) - 1)
-        full = glimpse.put_in(encoded, self.backend.encode(watched.frames[places]), moments)
+        usual = replace(options, keep=Keep.parse(DEFAULT_KEEP), selector=DEFAULT_SELECTOR, merge=False)
+        scores = self._select(watched, question, usual).scores
+        full = second_look(self.backend, watched.encoded, watched.frames, scores)
         clock.stop()
         seconds = watched.encode_seconds + clock.seconds["encode"]
         return replace(watched, encoded=full, encode_seconds=seconds, cached=False, frames=None)
@@ -319,7 +263,7 @@ class VideoQA:
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Answer:
-        """Answer a question on a video that `watch` has encoded: `look_again`, `choose`, then `respond`.
+        """Answer a question on a video that `watch` has encoded: `choose`, then `respond`.
 
         The answer's times include decoding and encoding, unless it is given `watched.again()`.
 
@@ -327,9 +271,8 @@ class VideoQA:
             UsageError: the question or the selector makes no sense.
             ModelError: the model makes tokens that are not finite numbers.
         """
-        watched = self.look_again(watched, question, options, on_stage=on_stage)
         choice = self.choose(watched, question, options, on_stage=on_stage)
-        return self.respond(watched, choice, on_text=on_text, on_stage=on_stage)
+        return self.respond(choice, on_text=on_text, on_stage=on_stage)
 
     def choose(
         self,
@@ -341,20 +284,33 @@ class VideoQA:
     ) -> Choice:
         """Choose the tokens of a video that the language model gets; a `question` of None chooses for the video alone.
 
+        A video that was seen in small frames gets its second look first (`look_again`).
+
         Raises:
             UsageError: the question or the selector makes no sense.
             ModelError: the model makes tokens that are not finite numbers.
         """
         self._check(question, options)
-        encoded, clock = watched.encoded, _Clock(on_stage, self.backend)
-        count = len(encoded.tokens)
+        watched = self.look_again(watched, question, options, on_stage=on_stage)
+        clock = _Clock(on_stage, self.backend)
         clock.start("select")
+        selection = self._select(watched, question, options)
+        vectors = merge(selection) if options.merge else selection.vectors
+        planes = watched.encoded.planes
+        if planes is not None:
+            planes = torch.stack([pooled(selection, plane, options.merge) for plane in planes])
+        clock.stop()
+        return Choice(question, options, watched, selection, vectors, planes, clock.seconds["select"])
+
+    def _select(self, watched: Watched, question: str | None, options: AskOptions) -> Selection:
+        encoded = watched.encoded
+        count = len(encoded.tokens)
         try:
-            selection = select(
+            return select(
                 encoded.tokens,
                 encoded.saliency,
                 self.backend.words(question or ""),
-                group_sizes=[count // encoded.groups] * encoded.groups,
+                group_sizes=encoded.group_sizes,
                 budget=options.keep.budget(count),
                 delta=options.keep.delta,
                 selector=options.selector,
@@ -367,13 +323,9 @@ class VideoQA:
             dtype = self._facts().dtype
             why = f"its weights are damaged, or too large for {dtype}"
             raise ModelError(f"{self.name} makes tokens that are not finite numbers: {why}.") from error
-        vectors = merge(selection) if options.merge else selection.vectors
-        clock.stop()
-        return Choice(question, options, selection, vectors, clock.seconds["select"])
 
     def respond(
         self,
-        watched: Watched,
         choice: Choice,
         *,
         on_text: Callable[[str], None] = lambda text: None,
@@ -382,20 +334,19 @@ class VideoQA:
         """Answer the question from the tokens that were chosen for it: generate, report.
 
         Raises:
-            UsageError: the tokens were chosen for no question, or from another video.
+            UsageError: the tokens were chosen for no question.
         """
-        _check_choice(watched, choice)
         if choice.question is None:
             raise UsageError("The question is empty.")
-        question, options, selection = choice.question, choice.options, choice.selection
-        backend, encoded, clock = self.backend, watched.encoded, _Clock(on_stage, self.backend)
-        prompt = backend.prompt(question, options.system)
+        options, watched, clock = choice.options, choice.watched, _Clock(on_stage, self.backend)
+        prompt = self.backend.prompt(choice.question, options.system, [watched.encoded])
         clock.start("prefill")
-        generated = backend.generate(
+        generated = generate(
+            self.backend,
             prompt,
-            encoded,
-            selection.indices,
+            choice.selection.indices,
             choice.vectors,
+            choice.planes,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             seed=options.seed,
@@ -403,21 +354,20 @@ class VideoQA:
             on_first_token=lambda: clock.start("generate"),
         )
         clock.start("delta")
-        chosen = selection_facts(choice.options, selection)
+        chosen = selection_facts(options, choice.selection)
         clock.stop()
         before = {"decode": watched.decode_seconds, "encode": watched.encode_seconds, "select": choice.seconds}
         seconds = before | clock.seconds
         first = sum(seconds[stage] for stage in ("decode", "encode", "select", "prefill"))
-        text = len(prompt.before) + len(prompt.after)
-        shared = self._shared(watched, choice)
-        prompt_tokens = BeforeAfter(text + shared["tokens"].before, text + shared["tokens"].after)
+        shared = self._shared(choice)
+        prompt_tokens = BeforeAfter(*(prompt.staying + count for count in (prompt.tokens, len(choice.vectors))))
         return Answer(
             **shared,
             answer=generated.text,
             generated_tokens=generated.tokens,
             prompt_tokens=prompt_tokens,
-            kv_cache_bytes=backend.kv_cache_bytes(prompt_tokens),
-            prefill_flops=backend.prefill_flops(prompt_tokens),
+            kv_cache_bytes=kv_cache_bytes(self.backend, prompt_tokens),
+            prefill_flops=prefill_flops(self.backend, prompt_tokens),
             selection=chosen,
             seconds=StageSeconds(
                 load=self.load_seconds,
@@ -428,25 +378,21 @@ class VideoQA:
         )
 
     @torch.inference_mode()
-    def inspect(self, watched: Watched, choice: Choice) -> Inspection:
-        """Report which tokens were chosen, where they lie, and what the selector based its choice on.
-
-        Raises:
-            UsageError: the tokens were chosen from another video.
-        """
-        _check_choice(watched, choice)
-        backend, encoded, selection = self.backend, watched.encoded, choice.selection
+    def inspect(self, choice: Choice) -> Inspection:
+        """Report which tokens were chosen, where they lie, and what the selector based its choice on."""
+        backend, watched, selection = self.backend, choice.watched, choice.selection
         clock = _Clock(lambda stage: None, backend)
         clock.start("delta")
         chosen = selection_facts(choice.options, selection)
         clock.stop()
+        encoded = watched.encoded
         signals = {"saliency": encoded.saliency}
         if choice.question is not None:
             signals["relevance"] = standing_out(Directions.of(encoded.tokens), backend.words(choice.question))
         if selection.scores.any():
             signals["score"] = selection.scores
         return Inspection(
-            **self._shared(watched, choice),
+            **self._shared(choice),
             selection=chosen,
             seconds={
                 "load": self.load_seconds,
@@ -458,27 +404,28 @@ class VideoQA:
             signals={name: signal(values, encoded) for name, values in signals.items()},
         )
 
-    def _shared(self, watched: Watched, choice: Choice) -> dict[str, Any]:
+    def _shared(self, choice: Choice) -> dict[str, Any]:
         """What an answer and an inspection both report."""
-        facts, encoded, selection = watched.facts, watched.encoded, choice.selection
+        watched, selection = choice.watched, choice.selection
+        facts, encoded = watched.facts, watched.encoded
         return {
             "question": choice.question,
             "model": self._facts(),
             "video": facts,
-            "frames": len(watched.timestamps),
+            "frames": len(encoded.timestamps),
             "tokens": BeforeAfter(len(encoded.tokens), len(selection.indices)),
-            "moments": moments(watched.timestamps, encoded, selection, self.backend.frames_per_group),
+            "moments": moments(encoded, selection, self.backend.frames_per_group),
             "area": self.backend.area(facts.height, facts.width),
             "settings": settings_of(watched.options, choice.options),
             "versions": versions(),
-            "warnings": self._warnings(watched, choice),
+            "warnings": self._warnings(choice),
             "cached": watched.cached,
         }
 
-    def _warnings(self, watched: Watched, choice: Choice) -> tuple[str, ...]:
+    def _warnings(self, choice: Choice) -> tuple[str, ...]:
         unknown = self.backend.unknown_words(f"{choice.question or ''} {choice.options.system or ''}")
         return (
-            *watched.warnings,
+            *choice.watched.warnings,
             *((f"This model does not know: {', '.join(unknown)}. Its answer may be off.",) if unknown else ()),
         )
 
@@ -510,10 +457,6 @@ class VideoQA:
         return ModelFacts(self.name, str(backend.folder), backend.family, backend.device.type, dtype, revision)
 
 
-class _GivenUpError(Exception):
-    """Nobody waits for the frames of this video any more."""
-
-
 class _Clock:
     """Wall-clock seconds of consecutive stages; waits for the device before it reads the time."""
 
@@ -535,13 +478,6 @@ class _Clock:
         self._backend.wait()
         self.seconds[self._stage] = time.perf_counter() - self._since
         self._stage = None
-
-
-def _check_choice(watched: Watched, choice: Choice) -> None:
-    mine, theirs = watched.encoded.tokens, choice.selection.tokens
-    same = len(mine) == len(theirs) and mine[choice.selection.indices].equal(theirs[choice.selection.indices])
-    if not same:
-        raise UsageError("These tokens were chosen from another video, or from one that was looked at in another way.")
 
 
 def _check_options(options: AskOptions) -> None:

@@ -1,4 +1,7 @@
-"""The figures of one answer, as dataclasses: what `flashvlm ask --json` prints and what its summary draws."""
+"""Report: the figures of one answer, as dataclasses. `ask --json` prints them, and its summary draws them.
+
+This module imports no torch, so that the command line can use it at once.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,16 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flashvlm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flashvlm.encode import Encoded
+    from flashvlm.options import AskOptions
+    from flashvlm.selection.result import Selection
 
 
 @dataclass(frozen=True)
@@ -241,6 +251,66 @@ def overlap(one: Seen, other: Seen) -> int:
         shared += len(set(mine.kept) & set(theirs.kept))
         shared += mine.class_token is not None and theirs.class_token is not None
     return shared
+
+
+def settings_of(looked: AskOptions, chosen: AskOptions) -> dict[str, Any]:
+    """The options that the video was looked at with, and those that tokens were chosen with, as JSON."""
+    from flashvlm.options import watching
+
+    return asdict(chosen) | watching(looked) | {"keep": chosen.keep.count or str(chosen.keep)}
+
+
+def selection_facts(options: AskOptions, selection: Selection) -> SelectionFacts:
+    """How many tokens were kept and why, and how well they cover the others; measures the radius."""
+    count, important = len(selection.indices), int(selection.important.sum())
+    return SelectionFacts(
+        options.selector,
+        count,
+        important,
+        # A selector that does not distinguish them has neither.
+        count - important if selection.told_apart else 0,
+        selection.delta,
+        options.metric,
+        options.merge or selection.merged_into is not None,
+        selection.redundancy,
+        selection.little_to_drop,
+    )
+
+
+def signal(values: Tensor, encoded: Encoded) -> Signal:
+    """(N,) values of the tokens, by moment and cell."""
+    cells = values.float().view(encoded.groups, -1)[:, encoded.class_tokens :]
+    return Signal(tuple(map(tuple, cells.tolist())))
+
+
+def moments(encoded: Encoded, selection: Selection, frames_per_group: int) -> tuple[Moment, ...]:
+    """What was kept of each temporal group, by the row and column of its cells."""
+    size = encoded.class_tokens + encoded.height * encoded.width
+    kept: list[list[tuple[int, int]]] = [[] for _ in range(encoded.groups)]
+    important: list[list[bool]] = [[] for _ in range(encoded.groups)]
+    class_token: list[bool | None] = [None] * encoded.groups
+    like = list(range(encoded.groups)) if encoded.sources is None else encoded.sources.tolist()
+    for index, for_question in zip(selection.indices.tolist(), selection.important.tolist(), strict=True):
+        group, place = divmod(index, size)
+        if place < encoded.class_tokens:
+            class_token[group] = for_question
+            continue
+        kept[group].append(divmod(place - encoded.class_tokens, encoded.width))
+        important[group].append(for_question)
+    return tuple(
+        Moment(
+            encoded.timestamps[group * frames_per_group : (group + 1) * frames_per_group],
+            size,
+            encoded.height,
+            encoded.width,
+            tuple(kept[group]),
+            tuple(important[group]),
+            class_token[group],
+            None if like[group] == group else like[group],
+            encoded.small is not None and bool(encoded.small[group]),
+        )
+        for group in range(encoded.groups)
+    )
 
 
 def versions() -> dict[str, str]:

@@ -52,10 +52,9 @@ def ask(
         if pictures.report is None:
             return loaded.ask(video, asked, options, on_text=on_text, on_stage=on_stage)
         watched = loaded.watch(video, options, on_stage=on_stage)
-        watched = loaded.look_again(watched, asked, options, on_stage=on_stage)
         choice = loaded.choose(watched, asked, options, on_stage=on_stage)
-        inspections.append(loaded.inspect(watched, choice))
-        return loaded.respond(watched, choice, on_text=on_text, on_stage=on_stage)
+        inspections.append(loaded.inspect(choice))
+        return loaded.respond(choice, on_text=on_text, on_stage=on_stage)
 
     if as_json:
         answer = answer_with(lambda text: None)

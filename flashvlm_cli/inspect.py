@@ -81,7 +81,7 @@ def inspect(
         loaded = VideoQA.from_pretrained(**loading)
         watched = loaded.watch(video, options, on_stage=on_stage)
         watched = loaded.look_again(watched, asked, options, on_stage=on_stage)
-        return [loaded.inspect(watched, loaded.choose(watched, asked, chosen, on_stage=on_stage)) for chosen in choices]
+        return [loaded.inspect(loaded.choose(watched, asked, chosen, on_stage=on_stage)) for chosen in choices]
 
     if as_json or quiet:
         seen = look(lambda stage: None)

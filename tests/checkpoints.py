@@ -8,6 +8,8 @@ import torch
 
 from flashvlm import VideoQA
 from flashvlm.bench.random_weights import ARCHITECTURES, Architecture, write
+from flashvlm.encode import encode
+from flashvlm.generate import generate
 
 QWEN_SPECIAL = {
     "<|endoftext|>": 300, "<|im_start|>": 301, "<|im_end|>": 302, "<|vision_start|>": 303, "<|vision_end|>": 304,
@@ -110,24 +112,26 @@ def noise(count: int, height: int, width: int) -> torch.Tensor:
 def our_inputs(
     qa: VideoQA, video: torch.Tensor, question: str, kept: list[int] | None = None, seconds: float = 0.5
 ) -> dict[str, torch.Tensor]:
-    encoded = qa.backend.encode(video, seconds)
+    encoded = encode(qa.backend, video, seconds_per_frame=seconds)
     places = torch.arange(len(encoded.tokens)) if kept is None else torch.tensor(kept)
-    return qa.backend.inputs(qa.backend.prompt(question, None), encoded, places[None], encoded.tokens[places][None])
+    planes = None if encoded.planes is None else encoded.planes[:, places][:, None]
+    prompt = qa.backend.prompt(question, None, [encoded])
+    return qa.backend.inputs(prompt, places[None], encoded.tokens[places][None], planes)
+
+
+def around(qa: VideoQA, question: str, system: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids of the prompt before and after a video."""
+    backend = qa.backend
+    prompt = backend.prompt(question, system, [encode(backend, noise(1, *backend.frame_size(56, 56, 10**6)))])
+    places = (prompt.visual >= 0).nonzero()
+    return prompt.ids[: places[0]], prompt.ids[places[-1] + 1 :]
 
 
 def our_text(qa: VideoQA, video: torch.Tensor, question: str, seconds: float = 0.5) -> str:
-    encoded = qa.backend.encode(video, seconds)
-    said = qa.backend.generate(
-        qa.backend.prompt(question, None),
-        encoded,
-        torch.arange(len(encoded.tokens)),
-        encoded.tokens,
-        max_new_tokens=12,
-        temperature=0.0,
-        seed=0,
-        on_text=lambda text: None,
-        on_first_token=lambda: None,
-    )
+    encoded = encode(qa.backend, video, seconds_per_frame=seconds)
+    prompt = qa.backend.prompt(question, None, [encoded])
+    everything = torch.arange(len(encoded.tokens))
+    said = generate(qa.backend, prompt, everything, encoded.tokens, encoded.planes, max_new_tokens=12)
     return said.text
 
 

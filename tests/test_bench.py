@@ -17,6 +17,7 @@ from flashvlm.bench.data import Asked, Lines, content_words
 from flashvlm.bench.easy_vqa import EasyVQA
 from flashvlm.demo.questions import FAMILIES
 from flashvlm.errors import UsageError, VideoError
+from flashvlm.generate import answers, generate
 from flashvlm.options import AskOptions
 from flashvlm.pipeline import Watched
 from flashvlm.report import code_digest
@@ -68,7 +69,7 @@ def without_times(records: list[dict], *others: str) -> list[dict]:
 @pytest.mark.parametrize("question", ["What happens?", "What is there at the end?"])
 def test_answers_in_one_batch_are_the_answers_one_by_one(demo: VideoQA, question: str) -> None:
     encoded = demo.watch(SAMPLES / "sequence.mp4", AskOptions()).encoded
-    prompt = demo.backend.prompt(question, None)
+    prompt = demo.backend.prompt(question, None, [encoded])
     chosen = [
         select(encoded.tokens, encoded.saliency, demo.backend.words(question), group_sizes=[64] * 12, budget=40, **how)
         for how in (
@@ -77,27 +78,14 @@ def test_answers_in_one_batch_are_the_answers_one_by_one(demo: VideoQA, question
             *({"selector": "random", "seed": n} for n in (1, 2)),
         )
     ]
-    together = demo.backend.answers(
+    together = answers(
+        demo.backend,
         prompt,
-        encoded,
         torch.stack([one.indices for one in chosen]),
         torch.stack([one.vectors for one in chosen]),
         max_new_tokens=24,
     )
-    apart = [
-        demo.backend.generate(
-            prompt,
-            encoded,
-            one.indices,
-            one.vectors,
-            max_new_tokens=24,
-            temperature=0.0,
-            seed=0,
-            on_text=lambda text: None,
-            on_first_token=lambda: None,
-        ).text
-        for one in chosen
-    ]
+    apart = [generate(demo.backend, prompt, one.indices, one.vectors, max_new_tokens=24).text for one in chosen]
     assert together == apart
     assert len(set(apart)) > 1
 
@@ -651,13 +639,14 @@ def test_selectors_see_the_noise_and_the_other_words(
 def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
     demo: VideoQA, three: Path, monkeypatch: pytest.MonkeyPatch, selector: str
 ) -> None:
-    answers, chosen, got = demo.backend.answers, [], []
+    chosen, got = [], []
+    encoded = demo.watch(Lines(three).video(0, three), AskOptions()).encoded
 
     def choosing(selection: Selection, tokens: torch.Tensor) -> Selection:
         chosen.append(selection)
         return remade(selection, tokens)
 
-    def watching(prompt, encoded, kept, vectors, **options):
+    def watching(backend, prompt, kept, vectors, **options):
         for indices, given in zip(kept, vectors, strict=True):
             expected = encoded.tokens[indices]
             for selection in chosen:
@@ -665,10 +654,10 @@ def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
                     parts = [encoded.tokens[selection.merged_into == place] for place in range(len(indices))]
                     expected = torch.stack([part.mean(0) for part in parts])
             got.append(torch.allclose(given, expected, atol=1e-5))
-        return answers(prompt, encoded, kept, vectors, **options)
+        return answers(backend, prompt, kept, vectors, **options)
 
     monkeypatch.setattr("flashvlm.selection.merge.remade", choosing)
-    monkeypatch.setattr(demo.backend, "answers", watching)
+    monkeypatch.setattr("flashvlm.generate.answers", watching)
     measure(demo, settings(selectors=(selector,), noise=0.3), Lines(three), 0, [0])
     assert len(got) > 1 and all(got) and len(chosen) == len(got) - 1
 
@@ -677,13 +666,12 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
     got = {}
     for merge in (False, True):
         with pytest.MonkeyPatch.context() as patch:
-            answers = demo.backend.answers
 
-            def watching(prompt, encoded, kept, vectors, *, answers=answers, merge=merge, **options):
+            def watching(backend, prompt, kept, vectors, *, merge=merge, **options):
                 got.setdefault(merge, (kept, vectors))
-                return answers(prompt, encoded, kept, vectors, **options)
+                return answers(backend, prompt, kept, vectors, **options)
 
-            patch.setattr(demo.backend, "answers", watching)
+            patch.setattr("flashvlm.generate.answers", watching)
             measure(demo, settings(merge=merge), Lines(three), 0, [0])
     assert torch.equal(got[False][0], got[True][0])
     assert not torch.equal(got[False][1], got[True][1])

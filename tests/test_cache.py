@@ -163,10 +163,10 @@ sys.exit(main(["ask", *sys.argv[1:], "What is there?", "--model", "demo", "--cac
 
 
 def features(bytes_each: int) -> Features:
-    from flashvlm.backends.base import Encoded
+    from flashvlm.encode import Encoded
 
     tokens = torch.zeros(bytes_each // 4 - 1, 1)
-    return Features(VideoFacts("v", 1, 1, 1, 0.0, 0.0), (0.0,), Encoded(tokens, torch.zeros(1), 1, 1, 1))
+    return Features(VideoFacts("v", 1, 1, 1, 0.0, 0.0), Encoded(tokens, torch.zeros(1), 1, 1, 1))
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from flashvlm.demo.clips import make_samples
 from flashvlm.demo.drawing import draw_frames
 from flashvlm.demo.questions import FAMILIES, WORDINGS, ask
 from flashvlm.demo.world import HELD_OUT_PAIRS, NAMES, cell_labels, make_scene, render, sample_times, tells
+from flashvlm.encode import encode
 from flashvlm.samples import samples_dir
 
 
@@ -166,7 +167,7 @@ def test_the_encoder_and_reader_of_the_training_are_those_that_answer(demo) -> N
     frames = draw_frames(scene, sample_times(5), 6 * 28, 10 * 28, np.random.default_rng(0))
     with torch.inference_mode():
         seen = blueprint.see(model, patches, grid)
-        torch.testing.assert_close(seen.flatten(0, 1), demo.backend.encode(frames).tokens, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(seen.flatten(0, 1), encode(demo.backend, frames).tokens, atol=1e-4, rtol=1e-4)
         read_as_transformers_does(blueprint, model, seen.flatten(0, 1), grid)
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import load, noise, tiny_video_llava
+from checkpoints import around, load, noise, tiny_video_llava
 from torch import Tensor
 
 from flashvlm.backends.video_llava import VideoLlava
+from flashvlm.encode import Features, encode
 from flashvlm.errors import ModelError
 from flashvlm.selection import select
 from flashvlm.selection.inputs import Inputs
@@ -57,9 +58,9 @@ class TwoFrames(VideoLlava):
 
 
 class Flattened(VideoLlava):
-    def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        tokens, saliency = super().see(frames)
-        return tokens, saliency.flatten()
+    def features(self, frames: Tensor) -> Features:
+        tokens, saliency, _ = super().features(frames)
+        return Features(tokens, saliency.flatten())
 
 
 @pytest.mark.parametrize(
@@ -77,11 +78,11 @@ def test_tokens_that_are_not_those_of_the_grid_are_told(
     backend = load(tiny_video_llava(tmp_path)).backend
     own = family(backend.model, backend.tokenizer, backend.folder)
     with pytest.raises(ValueError, match=expected):
-        own.encode(noise(groups * family.frames_per_group, 28, 28))
+        encode(own, noise(groups * family.frames_per_group, 28, 28))
 
 
 def test_a_chat_template_without_a_place_for_a_video_is_told(tmp_path: Path) -> None:
-    backend = load(tiny_video_llava(tmp_path)).backend
-    backend.tokenizer.chat_template = "{% for message in messages %}USER: hello {% endfor %}"
+    qa = load(tiny_video_llava(tmp_path))
+    qa.backend.tokenizer.chat_template = "{% for message in messages %}USER: hello {% endfor %}"
     with pytest.raises(ModelError, match="has no place for a video"):
-        backend.prompt("What happens?", None)
+        around(qa, "What happens?")

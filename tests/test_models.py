@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from checkpoints import around
 from safetensors.torch import load_file, save_file
 
 from flashvlm import VideoQA
@@ -137,15 +138,15 @@ def test_a_processor_s_chat_template_comes_before_the_tokenizer_s(copy: Path) ->
     config = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "cat"}))
     (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    backend = VideoQA.from_pretrained(copy).backend
-    assert backend.prompt("", None).after.tolist() == backend.tokenizer("dog").input_ids
+    qa = VideoQA.from_pretrained(copy)
+    assert around(qa, "")[1].tolist() == qa.backend.tokenizer("dog").input_ids
 
 
 @pytest.mark.parametrize("template", ["{% if", "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"])
 def test_a_chat_template_that_is_broken_or_for_texts_only_is_told(copy: Path, template: str) -> None:
     (copy / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelError, match=r"chat template in .* cannot be used"):
-        VideoQA.from_pretrained(copy).backend.prompt("What?", None)
+        around(VideoQA.from_pretrained(copy), "What?")
 
 
 def changed_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

@@ -37,7 +37,7 @@ def cropping(tmp_path_factory: pytest.TempPathFactory) -> VideoQA:
 def inspected(qa: VideoQA, path: Path, question: str | None = None, **options) -> Inspection:
     asked = AskOptions(**options)
     watched = qa.watch(path, asked)
-    return qa.inspect(watched, qa.choose(watched, question, asked))
+    return qa.inspect(qa.choose(watched, question, asked))
 
 
 def wandering(number: int, width: int, height: int) -> np.ndarray:
@@ -243,7 +243,7 @@ def test_a_video_that_was_replaced_while_it_was_read_is_not_drawn(demo: VideoQA,
             other.replace(clip)
 
     watched = demo.encode(demo.decode(clip, AskOptions(), on_frame=replace))
-    inspection = demo.inspect(watched, demo.choose(watched, None, AskOptions()))
+    inspection = demo.inspect(demo.choose(watched, None, AskOptions()))
     with pytest.raises(VideoError, match="has changed"):
         overlay.write(tmp_path / "drawn.png", [inspection])
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import load, noise, our_inputs, our_text, their_text, tiny_qwen2_5_vl
+from checkpoints import around, load, noise, our_inputs, our_text, their_text, tiny_qwen2_5_vl
 from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
 from flashvlm import VideoQA
+from flashvlm.encode import encode
 from flashvlm.options import AskOptions, Sampling
 from flashvlm.pixels import qwen2_vl_patches
 from flashvlm.samples import samples_dir
@@ -48,14 +49,14 @@ def transformers_inputs(qa: VideoQA, video: torch.Tensor, seconds_per_group: flo
 
 
 def test_the_prompt_is_the_published_chat_template(qa: VideoQA) -> None:
-    prompt, decode = qa.backend.prompt(QUESTION, None), qa.backend.tokenizer.decode
-    assert decode(prompt.before) + "<|video_pad|>" + decode(prompt.after) == PROMPT
+    (before, after), decode = around(qa, QUESTION, None), qa.backend.tokenizer.decode
+    assert decode(before) + "<|video_pad|>" + decode(after) == PROMPT
 
 
 def test_a_system_prompt_takes_the_place_of_the_default_one(qa: VideoQA) -> None:
-    prompt, decode = qa.backend.prompt(QUESTION, "Be brief."), qa.backend.tokenizer.decode
+    (before, after), decode = around(qa, QUESTION, "Be brief."), qa.backend.tokenizer.decode
     expected = PROMPT.replace("You are a helpful assistant.", "Be brief.")
-    assert decode(prompt.before) + "<|video_pad|>" + decode(prompt.after) == expected
+    assert decode(before) + "<|video_pad|>" + decode(after) == expected
 
 
 # 3 groups at 1 second each are at 0, 2, 4 of 6 x 10 cells' axes: transformers' positions are the trained ones there.
@@ -77,7 +78,7 @@ def test_a_still_gives_the_logits_of_transformers(qa: VideoQA) -> None:
 
 
 def test_time_is_counted_in_half_seconds_rounded_down(qa: VideoQA) -> None:
-    before = len(qa.backend.prompt(QUESTION, None).before)
+    before = len(around(qa, QUESTION)[0])
     positions = our_inputs(qa, noise(10, 56, 56), QUESTION, seconds=0.665)["position_ids"][:, 0]
     # 2 x 2 tokens a group, 1.33 s a group, two positions a second.
     assert (positions[0, before : before + 20 : 4] - before).tolist() == [0, 2, 5, 7, 10]
@@ -95,7 +96,7 @@ def test_a_long_clip_gives_the_logits_of_transformers_at_our_positions(qa: Video
 
 
 def test_kept_tokens_keep_their_time(qa: VideoQA) -> None:
-    before = len(qa.backend.prompt(QUESTION, None).before)
+    before = len(around(qa, QUESTION)[0])
     positions = our_inputs(qa, noise(6, HEIGHT, WIDTH), QUESTION, kept=[7, 61, 130], seconds=0.665)["position_ids"]
     assert (positions[:, 0, before : before + 3].T - before).tolist() == [[0, 0, 7], [2, 0, 1], [5, 1, 0]]
 
@@ -160,7 +161,7 @@ def test_saliency_is_the_attention_in_the_last_vision_block_of_transformers(full
         received = (weights.sum(dim=0) - weights.diagonal()) / (len(weights) - 1)
         for (y, x), value in zip(cells, received.view(-1, 4).mean(dim=1), strict=True):
             expected[number * 2 // len(stretches), y, x] = value
-    torch.testing.assert_close(qa.backend.encode(video).saliency, expected.flatten(), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(encode(qa.backend, video).saliency, expected.flatten(), atol=1e-6, rtol=1e-4)
 
 
 def test_a_question_on_a_file_is_answered_with_the_seconds_of_its_frames(qa: VideoQA) -> None:

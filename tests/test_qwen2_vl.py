@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 import torch
+from checkpoints import around, noise, our_inputs, our_text
 from transformers import AttentionInterface, Qwen2VLForConditionalGeneration
 
 from flashvlm import VideoQA
+from flashvlm.encode import encode
 from flashvlm.errors import UsageError
 from flashvlm.models import fetch
 from flashvlm.pixels import qwen2_vl_patches
@@ -21,8 +23,7 @@ PROMPT = (
 
 
 def frames(count: int, height: int = 168, width: int = 280) -> torch.Tensor:
-    noise = torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(count))
-    return noise.to(torch.uint8)
+    return noise(count, height, width)
 
 
 def transformers_inputs(qa: VideoQA, video: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -44,34 +45,11 @@ def transformers_inputs(qa: VideoQA, video: torch.Tensor) -> dict[str, torch.Ten
     }
 
 
-def our_inputs(qa: VideoQA, video: torch.Tensor, kept: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    encoded = qa.backend.encode(video)
-    kept = torch.arange(len(encoded.tokens)) if kept is None else kept
-    return qa.backend.inputs(qa.backend.prompt(QUESTION, None), encoded, kept[None], encoded.tokens[kept][None])
-
-
-def our_text(qa: VideoQA, video: torch.Tensor, max_new_tokens: int = 12) -> str:
-    encoded = qa.backend.encode(video)
-    kept = torch.arange(len(encoded.tokens))
-    said = qa.backend.generate(
-        qa.backend.prompt(QUESTION, None),
-        encoded,
-        kept,
-        encoded.tokens[kept],
-        max_new_tokens=max_new_tokens,
-        temperature=0.0,
-        seed=0,
-        on_text=lambda text: None,
-        on_first_token=lambda: None,
-    )
-    return said.text
-
-
 @pytest.mark.parametrize("count", [1, 4, 8], ids=["still", "two moments", "four moments"])
 def test_all_tokens_give_the_logits_of_transformers(demo: VideoQA, count: int) -> None:
     with torch.inference_mode():
         theirs = demo.backend.model(**transformers_inputs(demo, frames(count))).logits[:, -1]
-        ours = demo.backend.model(**our_inputs(demo, frames(count))).logits[:, -1]
+        ours = demo.backend.model(**our_inputs(demo, frames(count), QUESTION)).logits[:, -1]
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -79,7 +57,7 @@ def test_a_clip_with_more_moments_than_the_grid_is_wide_gives_the_logits_of_tran
     demo: VideoQA,
 ) -> None:
     video = frames(40, 112, 112)
-    inputs = our_inputs(demo, video)
+    inputs = our_inputs(demo, video, QUESTION)
     with torch.inference_mode():
         theirs = demo.backend.model(
             **transformers_inputs(demo, video), position_ids=inputs["position_ids"]
@@ -87,7 +65,7 @@ def test_a_clip_with_more_moments_than_the_grid_is_wide_gives_the_logits_of_tran
         ours = demo.backend.model(**inputs).logits[:, -1]
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     # The text starts one past the last moment: 3 tokens before the video, 20 groups.
-    after = len(demo.backend.prompt(QUESTION, None).after)
+    after = len(around(demo, QUESTION)[1])
     assert inputs["position_ids"][:, 0, -after].tolist() == [23, 23, 23]
 
 
@@ -96,7 +74,7 @@ def test_all_tokens_give_the_text_of_transformers(demo: VideoQA, count: int) -> 
     inputs = transformers_inputs(demo, frames(count))
     output = demo.backend.model.generate(**inputs, max_new_tokens=12, do_sample=False)
     theirs = demo.backend.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert our_text(demo, frames(count)) == theirs.strip()
+    assert our_text(demo, frames(count), QUESTION) == theirs.strip()
 
 
 # A penalty below 1 favours what the prompt has; one token alone may not be repeated.
@@ -110,14 +88,14 @@ def test_what_weighs_repetition_sees_the_prompt_as_it_would_unpruned(demo: Video
     inputs = transformers_inputs(qa, frames(8))
     output = qa.backend.model.generate(**inputs, max_new_tokens=12, do_sample=False)
     theirs = qa.backend.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert our_text(qa, frames(8)) == theirs.strip() != our_text(demo, frames(8))
+    assert our_text(qa, frames(8), QUESTION) == theirs.strip() != our_text(demo, frames(8), QUESTION)
 
 
 def test_kept_tokens_and_the_text_keep_their_positions(demo: VideoQA) -> None:
-    whole = our_inputs(demo, frames(8))["position_ids"]
-    before = len(demo.backend.prompt(QUESTION, None).before)
-    kept = torch.tensor([0, 7, 61, 130])
-    pruned = our_inputs(demo, frames(8), kept)["position_ids"]
+    whole = our_inputs(demo, frames(8), QUESTION)["position_ids"]
+    before = len(around(demo, QUESTION)[0])
+    kept = [0, 7, 61, 130]
+    pruned = our_inputs(demo, frames(8), QUESTION, kept)["position_ids"]
     # Four groups of 6 x 10 tokens: 0, 7 are in the first row of the first, 61 and 130 in the second and third.
     expected = [[0, 0, 0], [0, 0, 7], [1, 0, 1], [2, 1, 0]]
     assert (pruned[:, 0, before : before + 4].T - before).tolist() == expected
@@ -125,15 +103,14 @@ def test_kept_tokens_and_the_text_keep_their_positions(demo: VideoQA) -> None:
 
 
 def test_the_prompt_is_the_chat_template_of_the_checkpoint(demo: VideoQA) -> None:
-    prompt = demo.backend.prompt(QUESTION, None)
-    before, after = PROMPT.split("<|video_pad|>")
-    assert prompt.before.tolist() == demo.backend.tokenizer(before).input_ids
-    assert prompt.after.tolist() == demo.backend.tokenizer(after).input_ids
+    before, after = (demo.backend.tokenizer(text).input_ids for text in PROMPT.split("<|video_pad|>"))
+    assert [ids.tolist() for ids in around(demo, QUESTION)] == [before, after]
 
 
-def test_a_video_marker_in_the_question_is_refused(demo: VideoQA) -> None:
+@pytest.mark.parametrize("marker", ["<|video_pad|>", "<|image_pad|>"])
+def test_a_marker_of_visual_tokens_in_the_question_is_refused(demo: VideoQA, marker: str) -> None:
     with pytest.raises(UsageError, match="marker"):
-        demo.backend.prompt("what is <|video_pad|>?", None)
+        around(demo, f"what is {marker}?")
 
 
 def test_saliency_is_the_attention_in_the_last_vision_block_of_transformers(demo: VideoQA) -> None:
@@ -156,4 +133,4 @@ def test_saliency_is_the_attention_in_the_last_vision_block_of_transformers(demo
         weights = weights[0].mean(dim=0)
         others = weights.fill_diagonal_(0).sum(dim=0) / (len(weights) - 1)
         expected.append(others.view(-1, 4).mean(dim=1))
-    torch.testing.assert_close(demo.backend.encode(frames(4)).saliency, torch.cat(expected), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(encode(demo.backend, frames(4)).saliency, torch.cat(expected), atol=1e-6, rtol=1e-4)

@@ -34,8 +34,8 @@ def looked_at(
     asked = [AskOptions(selector=selector, **options) for selector in selectors]
     watched = qa.watch(path, asked[0])
     choices = [qa.choose(watched, question, one) for one in asked]
-    answer = qa.respond(watched, choices[0]) if question else None
-    return [qa.inspect(watched, choice) for choice in choices], answer
+    answer = qa.respond(choices[0]) if question else None
+    return [qa.inspect(choice) for choice in choices], answer
 
 
 def data_of(html: str) -> dict:

@@ -1,32 +1,25 @@
 """What makes it fast changes nothing: the encoder against transformers', and what `flashvlm bench speed` reports."""
 
-import itertools
 import json
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import decord
 import numpy as np
 import pytest
 import torch
 from checkpoints import noise, tiny_qwen2_5_vl, tiny_video_llava
-from clips import steady, write_clip
 from typer.testing import CliRunner, Result
 
-from flashvlm import VideoQA, pixels
-from flashvlm.backends import base
+from flashvlm import VideoQA
 from flashvlm.bench.footage import Footage, film, pictures
 from flashvlm.bench.speed import Settings, SpeedRun, their_encoding
-from flashvlm.errors import UsageError, VideoError
-from flashvlm.glimpse import shrink
+from flashvlm.encode import encode, repeats
+from flashvlm.errors import UsageError
 from flashvlm.models import fetch
 from flashvlm.options import ENCODES, LOOKS, AskOptions, Sampling
 from flashvlm.pipeline import Decoded
-from flashvlm.repeats import Repeats
 from flashvlm.report import VideoFacts
 from flashvlm.video import Clip
 from flashvlm_cli.app import app
@@ -58,7 +51,7 @@ def test_the_encoder_gives_the_tokens_of_transformers(
     backend = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype=dtype).backend
     frames = noise(7, *backend.frame_size(height, width, 10**6))
     theirs = their_encoding(backend, decoded(frames)).tokens.float()
-    ours = backend.encode(frames)
+    ours = encode(backend, frames)
     assert ours.tokens.dtype == getattr(torch, dtype)
     assert (ours.tokens.float() - theirs).norm() < APART[dtype] * theirs.norm()
 
@@ -71,8 +64,8 @@ def test_how_many_groups_are_encoded_at_once_changes_nothing(
     frames = noise(8, *backend.frame_size(140, 196, 10**6))
     found = []
     for cells in (1, 10**6):
-        monkeypatch.setattr(base, "CELLS_AT_ONCE", {True: cells, False: cells})
-        found.append(backend.encode(frames))
+        monkeypatch.setattr("flashvlm.encode.CELLS_AT_ONCE", {True: cells, False: cells})
+        found.append(encode(backend, frames))
     torch.testing.assert_close(found[0].tokens, found[1].tokens, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found[0].saliency, found[1].saliency, atol=1e-6, rtol=1e-4)
 
@@ -85,7 +78,7 @@ def test_how_weights_are_laid_out_changes_nothing(family: str, tmp_path: Path, m
         monkeypatch.setattr("flashvlm.backends.packing.free_memory", lambda device, free=free: free)
         backend = VideoQA.from_pretrained(folder, device="cpu", dtype="bfloat16").backend
         frames = noise(6, *backend.frame_size(140, 196, 10**6))
-        found.append(backend.encode(frames))
+        found.append(encode(backend, frames))
     torch.testing.assert_close(found[0].tokens, found[1].tokens)
     torch.testing.assert_close(found[0].saliency, found[1].saliency)
 
@@ -156,8 +149,7 @@ def test_rounds_are_medians_and_warm_up_is_thrown_away(tmp_path: Path) -> None:
 
 
 def sources(frames: torch.Tensor, size: int) -> torch.Tensor:
-    repeats = Repeats()
-    return torch.tensor([repeats.source(group) for group in frames.split(size)])
+    return torch.tensor(repeats(frames.split(size)))
 
 
 def shown(count: int, side: int = 224) -> torch.Tensor:
@@ -171,7 +163,7 @@ def test_a_moment_that_looks_like_an_earlier_one_has_its_tokens(family: str, tmp
     size = backend.frames_per_group
     one, other = noise(2, *backend.frame_size(112, 168, 10**6))
     frames = torch.stack([picture for picture in (one, one, other, one, other, one) for _ in range(size)])
-    every = backend.encode(frames)
+    every = encode(backend, frames)
     changed = VideoQA(backend, family).encode(decoded(frames, encode="changed")).encoded
     assert changed.sources.tolist() == [0, 0, 2, 0, 2, 0] and every.sources is None
     torch.testing.assert_close(changed.tokens, every.tokens, atol=1e-5, rtol=1e-4)
@@ -236,8 +228,8 @@ def test_looking_twice_has_full_size_for_what_the_question_asks_about_and_small_
     assert (encoded.groups, encoded.height, encoded.width) == (10, 6, 6)
     # Four of ten moments are looked at again, the first and the last among them.
     assert encoded.small.sum() == 6 and not encoded.small[[0, -1]].any()
-    small = shrink(frames, (84, 84))
-    tokens = qa.backend.encode(small).tokens.view(10, 3, 3, -1)
+    small = torch.nn.functional.interpolate(frames, size=(84, 84), mode="bicubic", antialias=True)
+    tokens = encode(qa.backend, small).tokens.view(10, 3, 3, -1)
     ours, theirs = encoded.tokens.view(10, 6, 6, -1), full.tokens.view(10, 6, 6, -1)
     for moment, is_small in enumerate(encoded.small.tolist()):
         if is_small:
@@ -282,92 +274,3 @@ READ = {
     "twice": AskOptions(look="twice"),
     "an odd number": AskOptions(sampling=Sampling(frames=7)),
 }
-
-
-@pytest.mark.parametrize("how", READ)
-def test_encoding_while_decoding_changes_nothing(
-    demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    clip, options = write_clip(tmp_path / "clip.mp4", steady(75)), READ[how]
-    if how == "anew":
-        give, given = decord.VideoReader.next, itertools.count(1)
-
-        def give_up(reader: decord.VideoReader) -> torch.Tensor:
-            if next(given) % 3 == 0:
-                raise decord.DECORDError("no more")
-            return give(reader)
-
-        monkeypatch.setattr(decord.VideoReader, "next", give_up)
-    numbers: list[int] = []
-    demo.decode(clip, options, on_frame=lambda number, frame: numbers.append(number))
-    assert numbers.count(0) == (2 if how == "anew" else 1)
-    stages: list[tuple[str, str]] = []
-
-    def on_stage(stage: str) -> None:
-        stages.append((stage, threading.current_thread().name))
-
-    one, other = (demo.watch(clip, replace(options, overlap=overlap), on_stage=on_stage) for overlap in (False, True))
-    assert other.facts == one.facts and other.timestamps == one.timestamps
-    assert torch.equal(other.encoded.tokens, one.encoded.tokens)
-    assert torch.equal(other.encoded.saliency, one.encoded.saliency)
-    assert other.encoded.seconds_per_group == one.encoded.seconds_per_group
-    assert (other.frames is None) == (one.frames is None) == (how != "twice")
-    assert other.decode_seconds > 0 and other.encode_seconds > 0
-    assert stages == [("decode", "MainThread"), ("encode", "MainThread")] * 2
-
-
-def test_what_cannot_be_read_is_told_while_encoding_too(demo: VideoQA, tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "clip.mp4", steady(50), mux_options={"movflags": "faststart"})
-    data = clip.read_bytes()
-    middle = slice(len(data) // 2, len(data) * 8 // 10)
-    clip.write_bytes(data[: middle.start] + b"\xff" * (middle.stop - middle.start) + data[middle.stop :])
-    for overlap in (False, True):
-        with pytest.raises(VideoError, match="damaged"):
-            demo.watch(clip, AskOptions(sampling=Sampling(frames=50), overlap=overlap))
-    with pytest.raises(UsageError, match="--start"):
-        demo.watch(clip, AskOptions(sampling=Sampling(start=9.0), overlap=True))
-
-
-def test_who_interrupts_the_encoder_stops_the_decoder(
-    demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clip = film(Footage("moving", 448, 448, 20.0, 30), tmp_path / "clip.mp4")
-    resize, frames, pressed = pixels.resize, [], threading.Event()
-
-    def counted(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        frames.append(threading.current_thread().name)
-        # However quick the decoder is, the encoder is interrupted long before the last frame.
-        if len(frames) > 20:
-            pressed.wait(10)
-            time.sleep(0.02)
-        return resize(frame, size)
-
-    def interrupted(frames: torch.Tensor) -> None:
-        pressed.set()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pixels, "resize", counted)
-    monkeypatch.setattr(demo.backend, "see", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        demo.watch(clip, AskOptions(sampling=Sampling(frames=500, max_frames=500), overlap=True))
-    for thread in threading.enumerate():
-        if thread.name == "decode":
-            thread.join(10)
-            assert not thread.is_alive()
-    assert 0 < len(frames) < 400 and set(frames) == {"decode"}
-
-
-def test_the_cache_serves_an_overlapped_run(demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    clip, options = write_clip(tmp_path / "clip.mp4", steady(50)), AskOptions(cache=True, overlap=True)
-    first, second = (demo.watch(clip, options) for _ in range(2))
-    assert (first.cached, second.cached) == (False, True)
-    assert torch.equal(first.encoded.tokens, second.encoded.tokens)
-
-
-def test_speed_has_a_row_for_encoding_while_decoding() -> None:
-    table = json.loads(speed("--overlap", "--keep", "100%,20%", "--frames", "4", "--size", "112x112", "--json").stdout)
-    plain, overlapped = table["rows"][-2:]
-    assert [row["encoder"] for row in table["rows"][2:]] == ["flashvlm", "flashvlm, overlapped"]
-    assert plain["tokens"] == overlapped["tokens"]
-    assert plain["encode_ratio"] and overlapped["encode_ratio"] is None and overlapped["first_ratio"]

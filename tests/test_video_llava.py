@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import load, noise, our_inputs, our_text, their_text, tiny_video_llava
+from checkpoints import around, load, noise, our_inputs, our_text, their_text, tiny_video_llava
 from safetensors.torch import load_file, save_file
 from transformers import VideoLlavaForConditionalGeneration
 
 from flashvlm import VideoQA
 from flashvlm.bench.clips import EightLooks
+from flashvlm.encode import encode
 from flashvlm.errors import UsageError
+from flashvlm.generate import answers
 from flashvlm.pixels import clip_pixels
 from flashvlm.samples import samples_dir
 
@@ -34,22 +36,23 @@ def transformers_inputs(qa: VideoQA, video: torch.Tensor) -> dict[str, torch.Ten
 
 
 def test_the_prompt_is_the_published_format(qa: VideoQA) -> None:
-    prompt, decode = qa.backend.prompt(QUESTION, None), qa.backend.tokenizer.decode
-    assert decode(prompt.before) + "<video>" + decode(prompt.after) == "<s>" + PROMPT
+    (before, after), decode = around(qa, QUESTION, None), qa.backend.tokenizer.decode
+    assert decode(before) + "<video>" + decode(after) == "<s>" + PROMPT
 
 
 def test_a_system_prompt_comes_before_the_user(qa: VideoQA) -> None:
-    prompt, decode = qa.backend.prompt(QUESTION, "Be brief."), qa.backend.tokenizer.decode
-    assert decode(prompt.before) + "<video>" + decode(prompt.after) == "<s>Be brief. " + PROMPT
+    (before, after), decode = around(qa, QUESTION, "Be brief."), qa.backend.tokenizer.decode
+    assert decode(before) + "<video>" + decode(after) == "<s>Be brief. " + PROMPT
 
 
 def test_a_chat_template_of_the_checkpoint_comes_first(tmp_path: Path) -> None:
     folder = tiny_video_llava(tmp_path)
     template = "<s>{% for part in messages[0]['content'] %}{{ '<video>' if part['type'] == 'video' else part['text'] }}"
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template + "{% endfor %}"}))
-    backend = load(folder).backend
-    prompt, decode = backend.prompt(QUESTION, None), backend.tokenizer.decode
-    assert (decode(prompt.before), decode(prompt.after)) == ("<s>", QUESTION)
+    qa = load(folder)
+    backend = qa.backend
+    (before, after), decode = around(qa, QUESTION, None), backend.tokenizer.decode
+    assert (decode(before), decode(after)) == ("<s>", QUESTION)
 
 
 @pytest.mark.parametrize("layer", [-2, -1, 3, [-3, -2]])
@@ -63,13 +66,13 @@ def test_all_tokens_give_the_logits_of_transformers(layer: int | list[int], tmp_
 
 def test_weights_are_found_under_their_published_names(tmp_path: Path) -> None:
     folder = tiny_video_llava(tmp_path)
-    before = our_inputs(load(folder), noise(8, 28, 28), QUESTION)["inputs_embeds"]
+    before = encode(load(folder).backend, noise(8, 28, 28)).tokens
     weights = load_file(folder / "model.safetensors")
     # The towers of the published checkpoint have one level more; what transformers saves today has not.
     renamed = {name.replace("_tower.", "_tower.vision_model."): tensor.clone() for name, tensor in weights.items()}
     assert renamed.keys() != weights.keys()
     save_file(renamed, folder / "model.safetensors", {"format": "pt"})
-    assert torch.equal(our_inputs(load(folder), noise(8, 28, 28), QUESTION)["inputs_embeds"], before)
+    assert torch.equal(encode(load(folder).backend, noise(8, 28, 28)).tokens, before)
 
 
 @pytest.mark.parametrize("count", [1, 8])
@@ -92,38 +95,39 @@ def test_saliency_is_the_class_token_s_attention_where_the_features_come_from(
         attentions = reference.model.video_tower(pixels, output_attentions=True).attentions
     # (frames, heads, queries, keys): the row of query 0.
     expected = attentions[number].mean(dim=1)[:, 0].flatten()
-    torch.testing.assert_close(qa.backend.encode(noise(3, 28, 28)).saliency, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(encode(qa.backend, noise(3, 28, 28)).saliency, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_kept_tokens_and_the_text_keep_their_positions(qa: VideoQA) -> None:
-    before = len(qa.backend.prompt(QUESTION, None).before)
+    before = len(around(qa, QUESTION)[0])
     inputs = our_inputs(qa, noise(4, 28, 28), QUESTION, kept=[0, 7, 19])
-    after = len(qa.backend.prompt(QUESTION, None).after)
+    after = len(around(qa, QUESTION)[1])
     expected = [*range(before), before, before + 7, before + 19, *range(before + 20, before + 20 + after)]
     assert inputs["position_ids"].tolist() == [expected]
 
 
 def test_gaps_between_positions_do_not_cut_the_prompt_in_pieces(qa: VideoQA) -> None:
-    encoded, prompt = qa.backend.encode(noise(4, 28, 28)), qa.backend.prompt(QUESTION, None)
+    encoded = encode(qa.backend, noise(4, 28, 28))
+    prompt = qa.backend.prompt(QUESTION, None, [encoded])
     kept = torch.tensor([[0, 7, 19]])
-    inputs = qa.backend.inputs(prompt, encoded, kept, encoded.tokens[kept])
+    inputs = qa.backend.inputs(prompt, kept, encoded.tokens[kept])
     ids: list[int] = []
     with torch.inference_mode():
         for _ in range(4):
             ids.append(int(qa.backend.model(**inputs).logits[0, -1].argmax()))
-            word = qa.backend.model.get_input_embeddings()(torch.tensor([[ids[-1]]]))
-            inputs["inputs_embeds"] = torch.cat([inputs["inputs_embeds"], word], dim=1)
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[ids[-1]]])], dim=1)
             inputs["position_ids"] = torch.cat([inputs["position_ids"], inputs["position_ids"][:, -1:] + 1], dim=1)
             inputs["attention_mask"] = torch.ones_like(inputs["position_ids"])
-    said = qa.backend.answers(prompt, encoded, kept, encoded.tokens[kept], max_new_tokens=4)
+    said = answers(qa.backend, prompt, kept, encoded.tokens[kept], max_new_tokens=4)
     assert said == [qa.backend.tokenizer.decode(ids, skip_special_tokens=True).strip()]
 
 
 def test_several_selections_at_once_are_answered_as_one_by_one(qa: VideoQA) -> None:
-    encoded, prompt = qa.backend.encode(noise(4, 28, 28)), qa.backend.prompt(QUESTION, None)
+    encoded = encode(qa.backend, noise(4, 28, 28))
+    prompt = qa.backend.prompt(QUESTION, None, [encoded])
     kept = torch.tensor([[0, 7, 19], [3, 4, 12]])
-    together = qa.backend.answers(prompt, encoded, kept, encoded.tokens[kept], max_new_tokens=6)
-    alone = [qa.backend.answers(prompt, encoded, k[None], encoded.tokens[k[None]], max_new_tokens=6) for k in kept]
+    together = answers(qa.backend, prompt, kept, encoded.tokens[kept], max_new_tokens=6)
+    alone = [answers(qa.backend, prompt, k[None], encoded.tokens[k[None]], max_new_tokens=6) for k in kept]
     assert together == [said[0] for said in alone]
 
 
@@ -155,8 +159,8 @@ def test_class_tokens_are_counted_and_have_no_cell(qa: VideoQA) -> None:
 
 def test_only_the_middle_square_of_a_frame_is_seen(qa: VideoQA) -> None:
     wide = noise(2, 28, 40)
-    seen = qa.backend.encode(wide[:, :, :, 6:34])
-    torch.testing.assert_close(qa.backend.encode(wide).tokens, seen.tokens)
+    seen = encode(qa.backend, wide[:, :, :, 6:34])
+    torch.testing.assert_close(encode(qa.backend, wide).tokens, seen.tokens)
 
 
 def test_the_demo_with_all_tokens_gives_the_logits_of_transformers(demo_video_llava: VideoQA) -> None:

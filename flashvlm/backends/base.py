@@ -1,13 +1,10 @@
-"""What every model family provides to the pipeline, and what all share: prompts, words, positions, generation."""
+"""What every model family provides, and what all share: the prompt as one sequence, its words, and how it is pruned."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import re
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,103 +12,51 @@ from unicodedata import category
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
-from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from flashvlm.backends.loading import choose_device, choose_dtype, first_line, load_tokenizer, load_weights
+from flashvlm.encode import Encoded, Features
 from flashvlm.errors import ModelError, UsageError
-from flashvlm.options import DEFAULT_FPS, Sampling
-from flashvlm.report import Area, BeforeAfter
-
-# How many cells go through the vision encoder together: on a CPU (True) as many as its cache holds the activations of,
-# elsewhere as many as keep the device busy.
-CELLS_AT_ONCE = {True: 256, False: 8192}
-
-# Held while torch's random generators are a sampled answer's own.
-SAMPLING = threading.RLock()
+from flashvlm.options import Sampling
+from flashvlm.report import Area
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """A video as visual tokens, group by group.
-
-    `tokens` (N, D) are in the language model's input space, `saliency` (N,) is float32 >= 0. Each of the `groups` has
-    `class_tokens` tokens that stand for no place in the picture, then `height` x `width` cells, row by row.
-    `seconds_per_group` is the time from one group to the next. `sources` (groups,) int64 is the group that each takes
-    its tokens and saliency from: itself, or an earlier one that shows the same; None if all have their own. `small`
-    (groups,) bool marks the groups whose tokens come from a small frame (see `glimpse`); None if there are none.
-    """
-
-    tokens: Tensor
-    saliency: Tensor
-    groups: int
-    height: int
-    width: int
-    class_tokens: int = 0
-    seconds_per_group: float = 0.0
-    sources: Tensor | None = None
-    small: Tensor | None = None
-
-
-@dataclass(frozen=True)
 class Prompt:
-    """Token ids of a prompt, as (S,) int64 tensors: `before` the visual tokens and `after` them."""
+    """The unpruned prompt as one sequence of S tokens: text, and visual tokens wherever they stand in it."""
 
-    before: Tensor
-    after: Tensor
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What the language model said: the text and how many tokens it took (including its end token)."""
-
-    text: str
+    # (S,) int64: the token ids, with a placeholder for each visual token.
+    ids: Tensor
+    # (S,) int64: which visual token stands at each place; -1 is text. First the N that may be dropped, video by video,
+    # then those that always stay.
+    visual: Tensor
+    # (axes, S) int64: the positions.
+    positions: Tensor
+    # N, how many visual tokens may be dropped.
     tokens: int
+    # (E, D): the visual tokens that always stay (`Encoded.fixed`); None if there are none.
+    fixed: Tensor | None = None
 
+    @property
+    def staying(self) -> int:
+        """How many places stay whatever is pruned: the text, and the visual tokens that always stay."""
+        return len(self.ids) - self.tokens
 
-def groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Frames (F, ...) as temporal groups (size, ...); the last frame is repeated to fill its group."""
-    missing = -len(frames) % size
-    if missing:
-        frames = torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])])
-    return frames.split(size)
-
-
-class _AfterPrompt(LogitsProcessor):
-    """Wraps a processor that looks at earlier tokens, to show it the ids of the whole unpruned prompt before them."""
-
-    def __init__(self, processor: LogitsProcessor, prompt: Tensor) -> None:
-        self.processor, self.prompt = processor, prompt
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self.processor(torch.cat([self.prompt.expand(len(input_ids), -1), input_ids], dim=1), scores)
-
-
-class _Streamer(TextStreamer):
-    """Passes on finished pieces of text, and reports when the first token came."""
-
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], on_first_token: Callable[[], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text, self._on_first_token = on_text, on_first_token
-
-    def put(self, value: Tensor) -> None:
-        # generate() passes the prompt first: here it is empty, because the prompt goes in as embeddings.
-        if value.numel() and self._on_first_token is not None:
-            self._on_first_token()
-            self._on_first_token = None  # type: ignore[assignment]
-        super().put(value)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self._on_text(text)
+    def places(self, kept: Tensor) -> Tensor:
+        """The places of the sequence that stay, (B, S') int64, if of the N visual tokens only these (B, K) do."""
+        stays = torch.zeros(len(kept), self.tokens, dtype=torch.bool).scatter_(1, kept.cpu(), True)
+        droppable = (self.visual >= 0) & (self.visual < self.tokens)
+        there = ~droppable | stays[:, self.visual.clamp(0, self.tokens - 1)]
+        return there.nonzero()[:, 1].view(len(kept), -1)
 
 
 class Backend(ABC):
     """One loaded checkpoint of one family.
 
     A family's class sets `model_class` and implements what is abstract here. Where the defaults do not fit, it also
-    overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `visual_token`, `text_config`, and
-    `position_ids` with `kept_positions`.
+    overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `visual_tokens`, `placeholders`, `text_config`,
+    `fixed_tokens`, `encoder_output` and `position_ids`.
     """
 
     # The name of transformers' class.
@@ -164,10 +109,6 @@ class Backend(ABC):
     def frame_size(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
         """The (height, width) in pixels that a frame of this size is resized to."""
 
-    def area(self, height: int, width: int) -> Area:
-        """The part of a frame of this size, as displayed, that the grid of its tokens divides into equal cells."""
-        return Area()
-
     @abstractmethod
     def cells(self, frame: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) of the grid of cells that a frame of this `frame_size` becomes."""
@@ -177,16 +118,53 @@ class Backend(ABC):
         """(F, 3, h, w) uint8 frames of `frame_size` as transformers' `get_video_features` takes them."""
 
     @abstractmethod
-    def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, frames: Tensor) -> Features:
         """Turn whole groups of (F, 3, h, w) uint8 frames of `frame_size` into visual tokens, each group independently.
 
-        The number of groups in a call is chosen for speed and must not change the result. It is called in inference
-        mode, so it may write in place.
-
-        Returns:
-            The tokens (G, n, D) in the language model's input space, `class_tokens` and then the cells, row by row; and
-            their saliency (G, n) float32 >= 0.
+        The tokens of a group are `class_tokens` and then the cells, row by row. The number of groups in a call is
+        chosen for speed and must not change the result. It is called in inference mode, so it may write in place.
         """
+
+    # What a family may define.
+
+    def area(self, height: int, width: int) -> Area:
+        """The part of a frame of this size, as displayed, that the grid of its tokens divides into equal cells."""
+        return Area()
+
+    def fixed_tokens(self) -> Tensor | None:
+        """The visual tokens (E, D) that end a video and always stay; None if there are none."""
+        return None
+
+    @property
+    def visual_tokens(self) -> dict[int, str]:
+        """The ids that stand for visual tokens in a prompt, and the key of `mm_encoder_outputs` that each belongs to.
+
+        The first one is the one that a video uses.
+        """
+        return {self.model.config.video_token_id: "video", self.model.config.image_token_id: "image"}
+
+    @property
+    def marker(self) -> str:
+        """What the chat template writes where a video goes."""
+        return self.tokenizer.convert_ids_to_tokens(next(iter(self.visual_tokens)))
+
+    def placeholders(self, encoded: Encoded) -> str:
+        """What stands in the prompt for a video, in place of the `marker`: its placeholders, and text between them."""
+        fixed = 0 if encoded.fixed is None else len(encoded.fixed)
+        return self.marker * (len(encoded.tokens) + fixed)
+
+    def position_ids(self, ids: Tensor, videos: Sequence[Encoded]) -> Tensor:
+        """Positions of the whole unpruned sequence, (axes, S) int64: here 0 to S - 1."""
+        return torch.arange(len(ids)).unsqueeze(0)
+
+    def encoder_output(self, vectors: list[Tensor], planes: Tensor | None) -> Any:
+        """The vision encoder's output as transformers' class returns it, for each of B prompts.
+
+        Args:
+            vectors: (K, D) of each prompt.
+            planes: (P, B * K, D) further features, if the family has any.
+        """
+        return BaseModelOutputWithPooling(pooler_output=tuple(vectors))  # type: ignore[arg-type]
 
     # What all families share.
 
@@ -196,27 +174,9 @@ class Backend(ABC):
         return self.model.config.model_type
 
     @property
-    def visual_token(self) -> int:
-        """The id of the token that stands for a visual token in a prompt."""
-        return self.model.config.video_token_id
-
-    @property
     def text_config(self) -> Any:
         """The language model's configuration."""
         return self.model.config.get_text_config()
-
-    def encode(self, frames: Tensor, seconds_per_frame: float = 1 / DEFAULT_FPS) -> Encoded:
-        """Encode (F, 3, h, w) uint8 frames of `frame_size` as visual tokens with their saliency.
-
-        The last frame is repeated to fill its group.
-
-        Args:
-            seconds_per_frame: how long each frame stands for; a family that does not count seconds ignores it.
-        """
-        encoding = Encoding(self)
-        for group in groups_of(frames, self.frames_per_group):
-            encoding.add(group)
-        return encoding.end(seconds_per_frame)
 
     def sampling(self, asked: Sampling) -> Sampling:
         """The sampling asked for, with the family's own number of frames if neither fps nor frames was given."""
@@ -224,16 +184,15 @@ class Backend(ABC):
             return asked
         return replace(asked, frames=min(self.default_frames, asked.max_frames))
 
-    def prompt(self, question: str, system: str | None) -> Prompt:
-        """The checkpoint's own chat template around the question, split where the video goes.
+    def prompt(self, question: str, system: str | None, videos: Sequence[Encoded]) -> Prompt:
+        """The checkpoint's own chat template around the videos and the question.
 
         Raises:
-            UsageError: a question or system prompt that contains a video marker itself.
-            ModelError: a chat template that has none, or cannot be used.
+            UsageError: a question or system prompt that contains a marker of visual tokens itself.
+            ModelError: a chat template that has no place for a video, or cannot be used.
         """
-        messages: list[dict[str, Any]] = [
-            {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}
-        ]
+        content = [{"type": "video"} for _ in videos] + [{"type": "text", "text": question}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         try:
@@ -241,15 +200,39 @@ class Backend(ABC):
         except Exception as error:
             # Templates raise whatever they run into: one for texts only adds a text and a list.
             raise ModelError(f"The chat template in {self.folder} cannot be used: {first_line(error)}") from error
+        markers = [self.marker, *self.tokenizer.convert_ids_to_tokens(list(self.visual_tokens))]
+        if any(marker in part for marker in markers for part in (question, system or "")):
+            raise UsageError("The question must not contain the model's own marker for a video.")
+        between = text.split(self.marker)
+        if len(between) != len(videos) + 1:
+            raise ModelError(f"The chat template of this model has no place for a video ({self.marker}).")
+        whole = between[0] + "".join(
+            self.placeholders(video) + text for video, text in zip(videos, between[1:], strict=True)
+        )
         # As in transformers' processors: a tokenizer that has a BOS token adds it, unless the template already has it.
         first = self.tokenizer.bos_token
-        ids = torch.tensor(self.tokenizer(text, add_special_tokens=not (first and text.startswith(first))).input_ids)
-        places = (ids == self.visual_token).nonzero().flatten().tolist()
-        if not places:
-            raise ModelError(f"The chat template of this model has no place for a video (token {self.visual_token}).")
-        if len(places) > 1:
-            raise UsageError("The question must not contain the model's own marker for a video.")
-        return Prompt(ids[: places[0]], ids[places[0] + 1 :])
+        ids = torch.tensor(self.tokenizer(whole, add_special_tokens=not (first and text.startswith(first))).input_ids)
+        tokens, fixed = sum(len(video.tokens) for video in videos), [v.fixed for v in videos if v.fixed is not None]
+        return Prompt(
+            ids,
+            self._numbered(ids, videos, tokens),
+            self.position_ids(ids, videos),
+            tokens,
+            torch.cat(fixed) if fixed else None,
+        )
+
+    def _numbered(self, ids: Tensor, videos: Sequence[Encoded], fixed: int) -> Tensor:
+        """Which visual token stands at each place, as in `Prompt`; those that always stay are numbered from `fixed`."""
+        numbers, first = [], 0
+        for video in videos:
+            last = 0 if video.fixed is None else len(video.fixed)
+            numbers += [torch.arange(first, first + len(video.tokens)), torch.arange(fixed, fixed + last)]
+            first, fixed = first + len(video.tokens), fixed + last
+        number = torch.cat(numbers)
+        there = torch.isin(ids, torch.tensor(list(self.visual_tokens)))
+        if int(there.sum()) != len(number):
+            raise ModelError(f"The tokenizer in {self.folder} does not take {self.marker} as one token.")
+        return torch.full_like(ids, -1).masked_scatter(there, number)
 
     def words(self, question: str) -> Tensor:
         """Input embeddings of the question's own tokens, (L, D)."""
@@ -264,220 +247,56 @@ class Backend(ABC):
         words = dict.fromkeys([*re.findall(r"[\w'-]+", text), *symbols])
         return [w for w in words if unknown in self.tokenizer(w, add_special_tokens=False).input_ids]
 
-    def inputs(self, prompt: Prompt, encoded: Encoded, kept: Tensor, vectors: Tensor) -> dict[str, Tensor]:
-        """The language model's inputs: embeddings and positions of the prompt with the kept tokens, in a batch of B.
+    def inputs(self, prompt: Prompt, kept: Tensor, vectors: Tensor, planes: Tensor | None = None) -> dict[str, Any]:
+        """What transformers' `generate` and `forward` take: the prompt with the kept tokens only, in a batch of B.
+
+        Every token keeps the id and the position that it has in the unpruned prompt (see `kept_positions`).
 
         Args:
-            kept: (B, K) int64, ascending indices into `encoded.tokens`. Every token keeps the position that it had in
-                the full sequence, and so does the text, if `kept_positions` can provide it.
+            kept: (B, K) int64, each row ascending: the visual tokens that stay.
             vectors: (B, K, D), the vectors that stand there.
+            planes: (P, B, K, D), their further features, if the family has any.
         """
-        embed = self.model.get_input_embeddings()
-        before, after = embed(prompt.before.to(self.device)), embed(prompt.after.to(self.device))
-        batch, count, begin = len(kept), len(encoded.tokens), len(prompt.before)
-        text = [torch.arange(begin), torch.arange(len(prompt.after)) + begin + count]
-        places = torch.cat([text[0].expand(batch, -1), begin + kept.cpu(), text[1].expand(batch, -1)], dim=1)
-        position_ids = self.kept_positions(prompt, encoded, places).to(self.device)
-        parts = [before.expand(batch, -1, -1), vectors.to(before), after.expand(batch, -1, -1)]
+        places, (batch, count) = prompt.places(kept), kept.shape
+        ids, visual = prompt.ids[places], prompt.visual[places]
+        # Where each visual token is among the kept ones, which those that always stay follow.
+        among = torch.searchsorted(kept.cpu(), visual.clamp(min=0))
+        among = torch.where(visual < prompt.tokens, among, visual - prompt.tokens + count).to(self.device)
+        if prompt.fixed is not None:
+            vectors = torch.cat([vectors, prompt.fixed.to(vectors).expand(batch, -1, -1)], dim=1)
+            if planes is not None:
+                planes = F.pad(planes, (0, 0, 0, len(prompt.fixed)))
+        outputs = {}
+        for token, name in self.visual_tokens.items():
+            chosen = [row[there] for row, there in zip(among, (ids == token).to(self.device), strict=True)]
+            if sum(map(len, chosen)):
+                further = None if planes is None else [planes[:, row, chosen[row]] for row in range(batch)]
+                outputs[name] = self.encoder_output(
+                    [vectors[row, chosen[row]] for row in range(batch)],
+                    None if further is None else torch.cat(further, dim=1),
+                )
+        positions = self.kept_positions(prompt, places).to(self.device)
         return {
-            "inputs_embeds": torch.cat(parts, dim=1),
-            "attention_mask": torch.ones_like(places, device=self.device),
-            "position_ids": position_ids if len(position_ids) > 1 else position_ids[0],
+            "input_ids": ids.to(self.device),
+            "attention_mask": torch.ones_like(ids, device=self.device),
+            "position_ids": positions if len(positions) > 1 else positions[0],
+            "mm_encoder_outputs": outputs,
         }
 
-    def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
-        """Positions of the whole unpruned sequence, (axes, S) int64 with S = before + N + after: here 0 to S - 1."""
-        return torch.arange(len(prompt.before) + len(encoded.tokens) + len(prompt.after)).unsqueeze(0)
-
-    def kept_positions(self, prompt: Prompt, encoded: Encoded, places: Tensor) -> Tensor:
+    def kept_positions(self, prompt: Prompt, places: Tensor) -> Tensor:
         """The original positions (axes, B, S') of the tokens at `places` (B, S') of the unpruned sequence.
 
-        If the unpruned sequence has more positions than the model supports, they are closed up, on one axis; a family
-        with more axes must override this.
+        If the unpruned sequence has more positions than the model supports, they are closed up, if they have one axis.
 
         Raises:
-            UsageError: more tokens than the model has positions.
+            UsageError: more positions than the model has.
         """
         most, count = self.text_config.max_position_embeddings, places.shape[1]
-        if count > most:
+        if int(prompt.positions.max()) < most:
+            return prompt.positions[:, places]
+        if count > most or len(prompt.positions) > 1:
             raise UsageError(
                 f"The prompt takes {count} tokens, and this model reads at most {most}: "
                 "look at fewer frames or keep less."
             )
-        positions = self.position_ids(prompt, encoded)
-        if positions.shape[1] <= most:
-            return positions[:, places]
         return torch.arange(count).expand(1, len(places), -1)
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        prompt: Prompt,
-        encoded: Encoded,
-        kept: Tensor,
-        vectors: Tensor,
-        *,
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-        on_text: Callable[[str], None],
-        on_first_token: Callable[[], None],
-    ) -> Generated:
-        """Answer from the kept tokens, through transformers' `generate`.
-
-        At temperature 0 it is greedy; above, it samples (with the checkpoint's own top-k and top-p). Penalties from its
-        `generation_config.json` see the prompt's ids as they would without pruning.
-
-        Args:
-            kept: (K,) int64, ascending indices into `encoded.tokens`.
-            vectors: (K, D), the vectors that stand there.
-        """
-        inputs = self.inputs(prompt, encoded, kept.unsqueeze(0), vectors.unsqueeze(0))
-        streamer = _Streamer(self.tokenizer, on_text, on_first_token)
-        with self._seeded(seed) if temperature else contextlib.nullcontext():
-            output = self._generate(prompt, encoded, inputs, max_new_tokens, temperature, streamer)
-        return Generated(self.tokenizer.decode(output[0], skip_special_tokens=True).strip(), output.shape[1])
-
-    @contextlib.contextmanager
-    def _seeded(self, seed: int) -> Iterator[None]:
-        """Sampling draws from the generators that all threads share: one at a time has them, and puts them back."""
-        with SAMPLING, torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
-
-    @torch.inference_mode()
-    def answers(
-        self, prompt: Prompt, encoded: Encoded, kept: Tensor, vectors: Tensor, *, max_new_tokens: int
-    ) -> list[str]:
-        """Answer one question from B selections of K tokens each, batched: greedily, as `generate` would one by one.
-
-        Args:
-            kept: (B, K) int64, ascending indices into `encoded.tokens`.
-            vectors: (B, K, D), the vectors that stand there.
-        """
-        inputs = self.inputs(prompt, encoded, kept, vectors)
-        output = self._generate(prompt, encoded, inputs, max_new_tokens)
-        return [self.tokenizer.decode(said, skip_special_tokens=True).strip() for said in output]
-
-    def _generate(
-        self,
-        prompt: Prompt,
-        encoded: Encoded,
-        inputs: dict[str, Tensor],
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        streamer: TextStreamer | None = None,
-    ) -> Tensor:
-        """The (B, T) ids that follow B prompts."""
-        config = copy.deepcopy(self.model.generation_config)
-        processors = LogitsProcessorList()
-        ids = torch.cat(
-            [prompt.before, torch.full((len(encoded.tokens),), self.visual_token), prompt.after]
-        ).to(self.device)  # fmt: skip
-        # generate() replaces None with the model's own setting, so it takes neutral values to switch something off.
-        if config.repetition_penalty not in (None, 1.0):
-            penalty = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
-            processors.append(_AfterPrompt(penalty, ids.unsqueeze(0)))
-            config.repetition_penalty = 1.0
-        if config.no_repeat_ngram_size:
-            processors.append(_AfterPrompt(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size), ids.unsqueeze(0)))
-            config.no_repeat_ngram_size = 0
-        config.max_new_tokens = max_new_tokens
-        config.do_sample = temperature > 0
-        if config.do_sample:
-            config.temperature = temperature
-        else:
-            config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
-        return self.model.generate(**inputs, generation_config=config, logits_processor=processors, streamer=streamer)
-
-    def kv_cache_bytes(self, tokens: BeforeAfter) -> BeforeAfter:
-        """Bytes of keys and values that a prompt of this many tokens leaves in the cache, in the model's dtype."""
-        config = self.text_config
-        heads = config.num_key_value_heads
-        each = 2 * config.num_hidden_layers * heads * self._head_dim * self.dtype.itemsize
-        return BeforeAfter(each * tokens.before, each * tokens.after)
-
-    def prefill_flops(self, tokens: BeforeAfter) -> BeforeAfter:
-        """Floating-point operations of the language model's pass over a prompt.
-
-        Two per weight and token in the layers, causal attention, and the output layer for the last token.
-        """
-        config = self.text_config
-        linear = sum(
-            parameter.numel()
-            for name, parameter in self.model.get_decoder().named_parameters()
-            if parameter.ndim == 2 and "embed_tokens" not in name
-        )
-        # Scores and weighted values: two (S x d) by (S x d) products per head, half of which the causal mask saves.
-        attention = 2 * config.num_hidden_layers * config.num_attention_heads * self._head_dim
-        last = 2 * config.hidden_size * config.vocab_size
-
-        def flops(count: int) -> int:
-            return 2 * linear * count + attention * count**2 + last
-
-        return BeforeAfter(flops(tokens.before), flops(tokens.after))
-
-    @property
-    def _head_dim(self) -> int:
-        config = self.text_config
-        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-class Encoding:
-    """Temporal groups on their way through the vision encoder; they may be added one by one."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._sources: list[int] = []
-        self._own: list[int] = []
-        self._waiting: list[Tensor] = []
-        self._seen: list[tuple[Tensor, Tensor]] = []
-        self._cells = (0, 0)
-
-    def add(self, group: Tensor, source: int | None = None) -> None:
-        """Add the next group, (frames_per_group, 3, h, w) uint8 frames of `frame_size`.
-
-        Args:
-            source: the index of the group whose tokens it uses: an earlier one that has its own, or this one; None
-                means this one.
-        """
-        number = len(self._sources)
-        self._cells = self._backend.cells((group.shape[2], group.shape[3]))
-        self._sources.append(number if source is None else source)
-        if self._sources[-1] == number:
-            self._own.append(number)
-            self._waiting.append(group)
-            cells = self._cells[0] * self._cells[1]
-            if len(self._waiting) == max(1, CELLS_AT_ONCE[self._backend.device.type == "cpu"] // cells):
-                self._see()
-
-    @torch.inference_mode()
-    def end(self, seconds_per_frame: float) -> Encoded:
-        """All groups that were added, each frame standing for this many seconds."""
-        if self._waiting:
-            self._see()
-        groups = len(self._sources)
-        sources, device = torch.tensor(self._sources), self._backend.device
-        places = torch.searchsorted(torch.tensor(self._own), sources).to(device)
-        return Encoded(
-            torch.cat([tokens for tokens, _ in self._seen])[places].flatten(0, 1),
-            torch.cat([saliency for _, saliency in self._seen])[places].flatten(),
-            groups,
-            *self._cells,
-            self._backend.class_tokens,
-            seconds_per_frame * self._backend.frames_per_group,
-            None if len(self._own) == groups else sources,
-        )
-
-    @torch.inference_mode()
-    def _see(self) -> None:
-        tokens, saliency = self._backend.see(torch.cat(self._waiting))
-        expected = (len(self._waiting), self._backend.class_tokens + self._cells[0] * self._cells[1])
-        if not tokens.shape[:2] == saliency.shape == expected:
-            raise ValueError(
-                f"{self._backend.family}: tokens {tuple(tokens.shape)} and saliency {tuple(saliency.shape)} do not fit "
-                f"{expected[0]} groups of {expected[1]}: {self._backend.class_tokens} class tokens and "
-                f"{self._cells[0]} x {self._cells[1]} cells."
-            )
-        self._seen.append((tokens, saliency))
-        self._waiting = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashvlm.backends.base import Encoded
 from flashvlm.backends.qwen2_vl import Qwen2VL
 from flashvlm.backends.vision import Layout, layout
+from flashvlm.encode import Encoded
 
 
 class Qwen25VL(Qwen2VL):

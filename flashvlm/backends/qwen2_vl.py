@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from flashvlm.backends.base import Backend, Encoded, Prompt
+from flashvlm.backends.base import Backend
 from flashvlm.backends.loading import video_settings
 from flashvlm.backends.packing import packed
-from flashvlm.backends.vision import Layout, layout, see
+from flashvlm.backends.vision import Layout, forward, layout
+from flashvlm.encode import Encoded, Features
 from flashvlm.pixels import qwen2_vl_patches, smart_resize
 
 # Defaults of transformers' Qwen2VLVideoProcessor, for what a checkpoint does not set.
@@ -62,7 +64,7 @@ class Qwen2VL(Backend):
         )
         return {"pixel_values_videos": pixel_values, "video_grid_thw": grid_thw}
 
-    def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, frames: Tensor) -> Features:
         inputs = self.pixels(frames)
         groups, height, width = inputs["video_grid_thw"][0].tolist()
         patches = inputs["pixel_values_videos"].to(self.device, self.dtype).view(groups, height * width, -1)
@@ -70,7 +72,7 @@ class Qwen2VL(Backend):
         # Patches are ordered block by block, so those of each merged token are adjacent.
         axes = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         places = [axis.view(height // merge, merge, width // merge, merge).transpose(1, 2).flatten() for axis in axes]
-        return see(self.encoder, patches, torch.stack(places, dim=1), self.layout(height, width))
+        return forward(self.encoder, patches, torch.stack(places, dim=1), self.layout(height, width))
 
     def layout(self, height: int, width: int) -> Layout:
         """Which of a group's height x width patches attend to each other: all."""
@@ -81,18 +83,22 @@ class Qwen2VL(Backend):
         """The positions of the groups on the time axis, (groups,) int64: 0, 1, 2, ..."""
         return torch.arange(encoded.groups)
 
-    def position_ids(self, prompt: Prompt, encoded: Encoded) -> Tensor:
+    def position_ids(self, ids: Tensor, videos: Sequence[Encoded]) -> Tensor:
         """M-RoPE as the checkpoints were trained: every part starts one past the highest position before it.
 
         transformers 5.x starts the text after a video at max(height, width) past the video's start instead, which is
         the same as long as there are no more groups than that.
         """
-        begin = len(prompt.before)
-        axes = (self.times(encoded), torch.arange(encoded.height), torch.arange(encoded.width))
-        video = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1) + begin
-        after = torch.arange(len(prompt.after)) + int(video.max()) + 1
-        return torch.cat([torch.arange(begin).expand(3, -1), video, after.expand(3, -1)], dim=1)
+        visual = torch.isin(ids, torch.tensor(list(self.visual_tokens)))
+        parts, place, position = [], 0, 0
+        for run in (run for video in videos for run in self.runs(video)):
+            text = int(visual[place:].int().argmax())
+            parts += [(torch.arange(text) + position).expand(3, -1), run + position + text]
+            place, position = place + text + run.shape[1], int(parts[-1].max()) + 1
+        parts.append((torch.arange(len(ids) - place) + position).expand(3, -1))
+        return torch.cat(parts, dim=1)
 
-    def kept_positions(self, prompt: Prompt, encoded: Encoded, places: Tensor) -> Tensor:
-        # A video takes far fewer positions than it has tokens.
-        return self.position_ids(prompt, encoded)[:, places]
+    def runs(self, video: Encoded) -> list[Tensor]:
+        """The positions (3, n) of each run of visual tokens in the prompt, relative to where it starts."""
+        axes = (self.times(video), torch.arange(video.height), torch.arange(video.width))
+        return [torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)]

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from flashvlm.backends.base import Backend
 from flashvlm.backends.loading import video_settings
 from flashvlm.backends.packing import packed
+from flashvlm.encode import Features
 from flashvlm.errors import ModelError
 from flashvlm.pixels import clip_pixels, shortest_edge_size
 from flashvlm.report import Area
@@ -76,11 +78,14 @@ class VideoLlava(Backend):
         pixels = clip_pixels(frames, side=self.side, image_mean=self.mean, image_std=self.std)
         return {"pixel_values_videos": pixels.unsqueeze(0)}
 
-    def see(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, frames: Tensor) -> Features:
         tower, projector = self.encoder
         pixels = self.pixels(frames)["pixel_values_videos"][0].to(self.device, self.dtype)
         features, saliency = clip_features(tower, pixels, self.model.config.vision_feature_layer)
-        return projector(features), saliency
+        return Features(projector(features), saliency)
+
+    def encoder_output(self, vectors: list[Tensor], planes: Tensor | None) -> Any:
+        return BaseModelOutputWithPooling(pooler_output=torch.stack(vectors))
 
 
 def clip_features(tower: Any, pixels: Tensor, chosen: int | list[int]) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flashvlm.encode import Features
 from flashvlm.precision import quick_dtype
 
 # How many attention scores are written out at once (at least those of one head): on a CPU (True) as many as its cache
@@ -69,7 +70,7 @@ def layout(rows: int, columns: int, merge: int, whole: Sequence[bool], side: int
     return Layout(order, tuple(runs), tuple(whole))
 
 
-def see(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+def forward(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> Features:
     """Run the vision encoder of Qwen2-VL or Qwen2.5-VL on groups of the same size.
 
     Args:
@@ -78,9 +79,8 @@ def see(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> tuple[T
         places: (P, 2) int64, row and column of each.
 
     Returns:
-        The merged tokens (G, P / merge**2, D), and how much attention each received from the others of its group (or of
-        its window, if the last block has windows), averaged over heads and the token's patches: (G, P / merge**2)
-        float32.
+        The merged tokens (G, P / merge**2, D). Their saliency is how much attention each received from the others of
+        its group (or of its window, if the last block has windows), averaged over heads and the token's patches.
     """
     order = layout.order.to(patches.device)
     groups, count, _ = patches.shape
@@ -105,7 +105,7 @@ def see(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> tuple[T
     merge = visual.spatial_merge_size**2
     # A token's patches stay together, so every merge-th patch says where its token moves back to.
     tokens = visual.merger(hidden).view(groups, count // merge, -1)[:, back[::merge] // merge]
-    return tokens, received[:, back].view(groups, -1, merge).mean(dim=2)
+    return Features(tokens, received[:, back].view(groups, -1, merge).mean(dim=2))
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:

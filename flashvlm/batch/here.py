@@ -11,7 +11,7 @@ from flashvlm.batch.plan import Group, Record
 from flashvlm.errors import described
 
 if TYPE_CHECKING:
-    from flashvlm.pipeline import Decoded, VideoQA, Watched
+    from flashvlm.pipeline import Decoded, VideoQA
 
 # How many seconds the end of a run waits for a video that is being decoded: a thread that is cut off inside the decoder
 # aborts the whole process.
@@ -23,8 +23,8 @@ class Answering:
 
     def __init__(self, qa: VideoQA) -> None:
         self.qa = qa
-        self._ahead: tuple[Group, Future[Decoded | Watched]] | None = None
-        self._last: Future[Decoded | Watched] | None = None
+        self._ahead: tuple[Group, Future[Decoded]] | None = None
+        self._last: Future[Decoded] | None = None
 
     def close(self) -> None:
         """Let a decoding that is under way finish, if that does not take long."""
@@ -55,7 +55,7 @@ class Answering:
             watched = watched.again()
             yield record
 
-    def _begun(self, group: Group) -> Future[Decoded | Watched]:
+    def _begun(self, group: Group) -> Future[Decoded]:
         """The decoding of this group: the one under way, or a new one."""
         if self._ahead and self._ahead[0].view == group.view:
             ahead, self._ahead = self._ahead[1], None

@@ -45,7 +45,7 @@ from flashvlm.selection import BY_CONTENT, METRICS, SELECTORS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flashvlm.backends.base import Encoded
+    from flashvlm.encode import Encoded
     from flashvlm.pipeline import VideoQA
     from flashvlm.selection.result import Selection
 
@@ -362,6 +362,8 @@ def _answers(
     """The model's answers with all tokens, and from each selection (by budget, then selector)."""
     import torch
 
+    from flashvlm.generate import answers
+
     asked = data.questions(number)[place]
     text = scoring.prompt(asked)
     own_words = qa.backend.words(text)
@@ -387,14 +389,14 @@ def _answers(
     unpruned: Record = {}
     everything = torch.arange(len(encoded.tokens), device=encoded.tokens.device)
     batches.setdefault(len(everything), []).append((unpruned, everything, encoded.tokens))
-    prompt = qa.backend.prompt(text, None)
+    prompt = qa.backend.prompt(text, None, [encoded])
     for count, batch in batches.items():
         size = max(1, BATCH_TOKENS // count)
         for start in range(0, len(batch), size):
             part = batch[start : start + size]
-            said = qa.backend.answers(
+            said = answers(
+                qa.backend,
                 prompt,
-                encoded,
                 torch.stack([indices for _, indices, _ in part]),
                 torch.stack([vectors for _, _, vectors in part]),
                 max_new_tokens=settings.max_new_tokens,
@@ -413,7 +415,7 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
         seen,
         encoded.saliency,
         words,
-        group_sizes=[count // encoded.groups] * encoded.groups,
+        group_sizes=encoded.group_sizes,
         budget=keep.budget(count),
         delta=keep.delta,
         selector=ablated(selector) if selector in ABLATIONS else selector,

@@ -24,7 +24,8 @@ from flashvlm.options import AskOptions, Keep
 
 if TYPE_CHECKING:
     from flashvlm import VideoQA
-    from flashvlm.backends.base import Backend, Encoded
+    from flashvlm.backends.base import Backend
+    from flashvlm.encode import Encoded
     from flashvlm.pipeline import Decoded, Watched
     from flashvlm.report import Answer
 
@@ -200,25 +201,25 @@ def tokens_a_second(answer: Answer) -> float | None:
 
 def as_transformers(qa: VideoQA, path: Path, options: AskOptions) -> Watched:
     """What `VideoQA.watch` returns, but with every group of frames encoded by transformers' own encoder."""
-    from flashvlm.pipeline import Decoded, Watched
+    from flashvlm.pipeline import Watched
 
     options = replace(options, seek="exact", look="once", cache=False)
     decoded = qa.decode(path, options)
-    assert isinstance(decoded, Decoded)
     begin = time.perf_counter()
     encoded = their_encoding(qa.backend, decoded)
     seconds = time.perf_counter() - begin
-    clip = decoded.clip
-    return Watched(clip.facts, clip.timestamps, encoded, decoded.seconds, seconds, options)
+    assert decoded.clip is not None
+    return Watched(decoded.clip.facts, encoded, decoded.seconds, seconds, options)
 
 
 def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
     """The tokens that transformers' `get_video_features` returns; it has no saliency, so that is set to ones."""
     import torch
 
-    from flashvlm.backends.base import Encoded
+    from flashvlm.encode import Encoded
 
     clip = decoded.clip
+    assert clip is not None
     with torch.inference_mode():
         inputs = {name: value.to(backend.device) for name, value in backend.pixels(clip.frames).items()}
         inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(backend.dtype)
@@ -229,7 +230,7 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
     groups = len(tokens) // (height * width + backend.class_tokens)
     saliency = torch.ones(len(tokens), device=tokens.device)
     seconds = clip.seconds_per_frame * backend.frames_per_group
-    return Encoded(tokens, saliency, groups, height, width, backend.class_tokens, seconds)
+    return Encoded(tokens, saliency, groups, height, width, backend.class_tokens, seconds, clip.timestamps)
 
 
 def random_weights(name: str, layers: int | None) -> Path:

@@ -27,6 +27,16 @@ def remade(selection: Selection, tokens: Tensor) -> Selection:
     return replace(selection, tokens=tokens, vectors=vectors)
 
 
+def pooled(selection: Selection, values: Tensor, merging: bool) -> Tensor:
+    """What stands for the kept tokens in other values of all tokens, (N, D): (K, D), merged as the tokens are.
+
+    Args:
+        merging: every dropped token is averaged into the nearest kept one (see `merge`).
+    """
+    places = selection.nearest if merging else selection.merged_into
+    return values[selection.indices] if places is None else _means(values, places, len(selection.indices))
+
+
 def _means(tokens: Tensor, places: Tensor, count: int) -> Tensor:
     order, sizes = gathered(places, count)
     return torch.segment_reduce(tokens[order].float(), "mean", lengths=sizes).to(tokens.dtype)

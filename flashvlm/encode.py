@@ -1,0 +1,261 @@
+"""Encode: frames in, visual tokens out.
+
+Three things keep the vision encoder from work that it need not do. A moment that looks like an earlier one takes over
+its tokens (`repeats`). With `look="twice"`, every moment is encoded from small frames first, and `second_look` encodes
+again, at full size, the moments that matter for the question. And moments go through the encoder a few at a time, as
+many as the processor's cache holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flashvlm.errors import UsageError
+from flashvlm.options import DEFAULT_FPS
+
+if TYPE_CHECKING:
+    from flashvlm.backends.base import Backend
+
+# How many cells go through the vision encoder together: on a CPU (True) as many as its cache holds the activations of,
+# elsewhere as many as keep the device busy.
+CELLS_AT_ONCE = {True: 256, False: 8192}
+
+# Frames are compared by the means of squares of SQUARE x SQUARE pixels, which average out the noise of a codec or a
+# camera but not a small moving object. Frames are alike if all means differ by less than APART, in grey levels of 255.
+# On 24 clips in which nothing moves (x264 at a CRF of 20 to 31, key frames every 4 to 60), two moments differed by at
+# most 10.1; where one object moves, one moment differed by at least 38.7 from the next.
+SQUARE = 7
+APART = 14.0
+
+# The side of a small frame as a share of the full one's: a small frame takes a quarter of the time.
+SMALL = 0.5
+# The share of the moments that a second look encodes again. Of 117 needle questions (tuning clips), with a tenth of the
+# tokens, 96.6 % were right with three moments of ten at full size, 98.3 % with four, 99.1 % with all.
+AGAIN = 0.4
+# At least this many: both ends, and one that the question chooses.
+FEWEST = 3
+
+
+class Features(NamedTuple):
+    """What the vision encoder makes of G groups of n tokens.
+
+    `tokens` (G, n, D) are in the language model's input space, and `saliency` (G, n) is float32 >= 0. `planes`
+    (P, G, n, D) are further features of the same tokens, which the language model adds in its first layers (Qwen3-VL's
+    deepstack features); None if the family has none.
+    """
+
+    tokens: Tensor
+    saliency: Tensor
+    planes: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A video as N visual tokens, group by group: first a group's class tokens, then its cells, row by row."""
+
+    # (N, D), in the language model's input space.
+    tokens: Tensor
+    # (N,) float32 >= 0: how much attention each token received in the vision encoder.
+    saliency: Tensor
+    # The number of temporal groups, and of rows and columns of cells in each.
+    groups: int
+    height: int
+    width: int
+    # How many tokens of each group stand for no place in the picture.
+    class_tokens: int = 0
+    # The time from one group to the next.
+    seconds_per_group: float = 0.0
+    # The second at which each frame of the groups appears.
+    timestamps: tuple[float, ...] = ()
+    # (groups,) int64: the group that each takes its tokens from, itself or an earlier one that shows the same.
+    # None if all have their own.
+    sources: Tensor | None = None
+    # (groups,) bool: the groups whose tokens come from small frames. None if there are none.
+    small: Tensor | None = None
+    # (P, N, D): further features of the tokens (see `Features`); they are pruned like the tokens.
+    planes: Tensor | None = None
+    # (E, D): tokens after the N that always stay (LLaVA-OneVision ends a video with one). They are not counted in N.
+    fixed: Tensor | None = None
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """The number of tokens in each group."""
+        return [len(self.tokens) // self.groups] * self.groups
+
+
+@torch.inference_mode()
+def encode(
+    backend: Backend,
+    frames: Tensor,
+    *,
+    which: str = "all",
+    look: str = "once",
+    seconds_per_frame: float = 1 / DEFAULT_FPS,
+    timestamps: Sequence[float] | None = None,
+) -> Encoded:
+    """Encode a video as visual tokens with their saliency.
+
+    Args:
+        frames: (F, 3, h, w) uint8 frames of the backend's `frame_size`; the last one is repeated to fill its group.
+        which: `all` groups are encoded, or those that `changed`; the others take over an earlier group's tokens.
+        look: `once`, or `twice`: from small frames, but on the grid of the full ones, for a `second_look`.
+        seconds_per_frame: how long each frame stands for.
+        timestamps: the second at which each frame appears; None is evenly from 0 on.
+
+    Raises:
+        UsageError: a second look is asked for, and the model takes frames of only one size or has class tokens.
+        ValueError: the family's `features` do not fit its grid.
+    """
+    groups = _groups_of(frames, backend.frames_per_group)
+    sources = torch.tensor(repeats(groups)) if which == "changed" else torch.arange(len(groups))
+    own = [group for number, group in enumerate(groups) if sources[number] == number]
+    cells = backend.cells((frames.shape[2], frames.shape[3]))
+    if look == "twice":
+        size = _small_size(backend, frames, cells)
+        own = [F.interpolate(group, size=size, mode="bicubic", antialias=True) for group in own]
+    grid = backend.cells((own[0].shape[2], own[0].shape[3]))
+    at_once = max(1, CELLS_AT_ONCE[backend.device.type == "cpu"] // (grid[0] * grid[1]))
+    parts = [_features(backend, own[start : start + at_once], grid) for start in range(0, len(own), at_once)]
+    planes = [part.planes for part in parts if part.planes is not None]
+    # Where each group's features are among the encoded ones.
+    places = torch.searchsorted(torch.tensor([n for n in range(len(groups)) if sources[n] == n]), sources)
+    places = places.to(backend.device)
+    count = len(frames)
+    encoded = Encoded(
+        torch.cat([part.tokens for part in parts])[places].flatten(0, 1),
+        torch.cat([part.saliency for part in parts])[places].flatten(),
+        len(groups),
+        *grid,
+        class_tokens=backend.class_tokens,
+        seconds_per_group=seconds_per_frame * backend.frames_per_group,
+        timestamps=tuple(timestamps or (number * seconds_per_frame for number in range(count))),
+        sources=None if len(own) == len(groups) else sources,
+        planes=torch.cat(planes, dim=1)[:, places].flatten(1, 2) if planes else None,
+        fixed=backend.fixed_tokens(),
+    )
+    return _on_grid(encoded, *cells) if look == "twice" else encoded
+
+
+def _groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Frames (F, ...) as temporal groups (size, ...)."""
+    missing = -len(frames) % size
+    if missing:
+        frames = torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])])
+    return frames.split(size)
+
+
+def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int]) -> Features:
+    features = backend.features(torch.cat(list(groups)))
+    tokens, saliency, planes = features
+    expected = (len(groups), backend.class_tokens + grid[0] * grid[1])
+    if not tokens.shape[:2] == saliency.shape == expected or (planes is not None and planes.shape[1:3] != expected):
+        raise ValueError(
+            f"{backend.family}: tokens {tuple(tokens.shape)} and saliency {tuple(saliency.shape)} do not fit "
+            f"{expected[0]} groups of {expected[1]}: {backend.class_tokens} class tokens and "
+            f"{grid[0]} x {grid[1]} cells."
+        )
+    return features
+
+
+def repeats(groups: Sequence[Tensor]) -> list[int]:
+    """For each group, the number of the first one that looks the same: its own, or that of an earlier one.
+
+    Each is compared with all earlier ones that have their own tokens, so that slow change counts as soon as enough of
+    it has added up.
+
+    Args:
+        groups: (f, 3, h, w) uint8 frames each.
+    """
+    own: list[tuple[int, Tensor]] = []
+    sources = []
+    for number, group in enumerate(groups):
+        means = F.avg_pool2d(group.float(), SQUARE, ceil_mode=True, count_include_pad=False)
+        # The latest first: it is the most likely.
+        alike = (earlier for earlier, seen in reversed(own) if (seen - means).abs().max() < APART)
+        source = next(alike, number)
+        if source == number:
+            own.append((number, means))
+        sources.append(source)
+    return sources
+
+
+def _small_size(backend: Backend, frames: Tensor, cells: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) of the small version of the frames: whole cells of the same size."""
+    frame = (frames.shape[2], frames.shape[3])
+    height, width = (
+        max(1, round(number * SMALL)) * (side // number) for side, number in zip(frame, cells, strict=True)
+    )
+    if backend.class_tokens or backend.cells((height, width)) == cells != (1, 1):
+        raise UsageError(
+            "--look twice needs a model that takes frames of any size and has no class tokens; this one does not."
+        )
+    return height, width
+
+
+def _on_grid(small: Encoded, height: int, width: int) -> Encoded:
+    """Every group of `small` on a grid of `height` x `width` cells, each with the token that covers its place.
+
+    So a token has the position of its cell, whatever frame it comes from; the selector sees that cells are alike. A
+    token's saliency, a share of the attention within its frame, is spread over the cells that it covers.
+    """
+    rows = ((torch.arange(height) + 0.5) * small.height / height).long()
+    columns = ((torch.arange(width) + 0.5) * small.width / width).long()
+    cells = (rows[:, None] * small.width + columns).flatten().to(small.tokens.device)
+    grid = (small.groups, small.height * small.width)
+    return replace(
+        small,
+        tokens=small.tokens.unflatten(0, grid)[:, cells].flatten(0, 1),
+        saliency=small.saliency.unflatten(0, grid)[:, cells].flatten() * (grid[1] / len(cells)),
+        planes=None if small.planes is None else small.planes.unflatten(1, grid)[:, :, cells].flatten(1, 2),
+        height=height,
+        width=width,
+        small=torch.ones(small.groups, dtype=torch.bool),
+    )
+
+
+def second_look(backend: Backend, encoded: Encoded, frames: Tensor, scores: Tensor) -> Encoded:
+    """Encode again, at full size, the moments of a video seen small that matter most: both ends and the highest scores.
+
+    Questions ask about the beginning and the end, and no other moment can show those. Of all moments, AGAIN are looked
+    at, at least FEWEST, and only such as have tokens of their own (for an end without, the moment it repeats).
+
+    Args:
+        frames: (F, 3, h, w) uint8, those that `encoded` was made from.
+        scores: (N,), how much each token matters.
+    """
+    groups = encoded.groups
+    sources = torch.arange(groups) if encoded.sources is None else encoded.sources
+    own = sources == torch.arange(groups)
+    best = scores.view(groups, -1).amax(1).cpu()
+    best[sources[[0, -1]]] = torch.inf
+    best[~own] = -torch.inf
+    count = min(int(own.sum()), max(FEWEST, round(AGAIN * groups)))
+    again = best.topk(count).indices.sort().values
+    size = backend.frames_per_group
+    places = (again[:, None] * size + torch.arange(size)).flatten().clamp(max=len(frames) - 1)
+    full = encode(backend, frames[places])
+    # Each group, and all that take over its tokens, get those of the full frame.
+    place = torch.full((groups,), -1).index_put((again,), torch.arange(count))[sources]
+    taken = place >= 0
+    grid = (-1, encoded.height * encoded.width)
+
+    def put_in(small: Tensor, large: Tensor, axis: int) -> Tensor:
+        small, large = small.unflatten(axis, grid).movedim(axis, 0).clone(), large.unflatten(axis, grid)
+        small[taken] = large.movedim(axis, 0)[place[taken]]
+        return small.movedim(0, axis).flatten(axis, axis + 1)
+
+    assert encoded.small is not None
+    planes = encoded.planes
+    return replace(
+        encoded,
+        tokens=put_in(encoded.tokens, full.tokens, 0),
+        saliency=put_in(encoded.saliency, full.saliency, 0),
+        planes=None if planes is None or full.planes is None else put_in(planes, full.planes, 1),
+        small=encoded.small & ~taken,
+    )

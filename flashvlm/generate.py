@@ -1,0 +1,188 @@
+"""Generate: the kept tokens go to the language model, and its answer comes back, through transformers' `generate`.
+
+The vision encoder's output is handed over as `mm_encoder_outputs`, which transformers takes in place of pixels. The
+pruned prompt is a part of the unpruned one: the same ids and positions, without the places of the dropped tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+from flashvlm.backends.base import Backend, Prompt
+from flashvlm.report import BeforeAfter
+
+# Held while torch's random generators are a sampled answer's own.
+SAMPLING = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the language model said: the text and how many tokens it took (including its end token)."""
+
+    text: str
+    tokens: int
+
+
+@torch.inference_mode()
+def generate(
+    backend: Backend,
+    prompt: Prompt,
+    kept: Tensor,
+    vectors: Tensor,
+    planes: Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_text: Callable[[str], None] = lambda text: None,
+    on_first_token: Callable[[], None] = lambda: None,
+) -> Generated:
+    """Answer from the kept tokens: greedily at temperature 0; above, by sampling with the checkpoint's top-k and top-p.
+
+    Penalties from the checkpoint's `generation_config.json` see the prompt's ids as they would without pruning.
+
+    Args:
+        kept: (K,) int64, ascending: the visual tokens of the prompt that stay.
+        vectors: (K, D), the vectors that stand there.
+        planes: (P, K, D), their further features, if the family has any.
+    """
+    inputs = backend.inputs(prompt, kept[None], vectors[None], None if planes is None else planes[:, None])
+    streamer = _Streamer(backend.tokenizer, on_text, on_first_token)
+    with _seeded(backend, seed) if temperature else contextlib.nullcontext():
+        said = _generate(backend, prompt, inputs, max_new_tokens, temperature, streamer)
+    return Generated(_text(backend, said[0]), said.shape[1])
+
+
+@torch.inference_mode()
+def answers(
+    backend: Backend,
+    prompt: Prompt,
+    kept: Tensor,
+    vectors: Tensor,
+    planes: Tensor | None = None,
+    *,
+    max_new_tokens: int,
+) -> list[str]:
+    """Answer one question from B selections of K tokens each, batched: greedily, as `generate` would one by one.
+
+    Args:
+        kept: (B, K) int64, each row ascending.
+        vectors: (B, K, D), the vectors that stand there.
+        planes: (P, B, K, D), their further features, if the family has any.
+    """
+    inputs = backend.inputs(prompt, kept, vectors, planes)
+    return [_text(backend, said) for said in _generate(backend, prompt, inputs, max_new_tokens)]
+
+
+def kv_cache_bytes(backend: Backend, tokens: BeforeAfter) -> BeforeAfter:
+    """Bytes of keys and values that a prompt of this many tokens leaves in the cache, in the model's dtype."""
+    config = backend.text_config
+    each = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * backend.dtype.itemsize
+    return BeforeAfter(each * tokens.before, each * tokens.after)
+
+
+def prefill_flops(backend: Backend, tokens: BeforeAfter) -> BeforeAfter:
+    """Floating-point operations of the language model's pass over a prompt.
+
+    Two per weight and token in the layers, causal attention, and the output layer for the last token.
+    """
+    config = backend.text_config
+    linear = sum(
+        parameter.numel()
+        for name, parameter in backend.model.get_decoder().named_parameters()
+        if parameter.ndim == 2 and "embed_tokens" not in name
+    )
+    # Scores and weighted values: two (S x d) by (S x d) products per head, half of which the causal mask saves.
+    attention = 2 * config.num_hidden_layers * config.num_attention_heads * _head_dim(config)
+    last = 2 * config.hidden_size * config.vocab_size
+
+    def flops(count: int) -> int:
+        return 2 * linear * count + attention * count**2 + last
+
+    return BeforeAfter(flops(tokens.before), flops(tokens.after))
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _generate(
+    backend: Backend,
+    prompt: Prompt,
+    inputs: dict[str, Any],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    streamer: TextStreamer | None = None,
+) -> Tensor:
+    """The (B, T) ids that follow B prompts."""
+    config = copy.deepcopy(backend.model.generation_config)
+    processors = LogitsProcessorList()
+    unpruned, pruned = prompt.ids.to(backend.device), inputs["input_ids"].shape[1]
+    # generate() replaces None with the model's own setting, so it takes neutral values to switch something off.
+    if config.repetition_penalty not in (None, 1.0):
+        penalty = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
+        processors.append(_Unpruned(penalty, unpruned, pruned))
+        config.repetition_penalty = 1.0
+    if config.no_repeat_ngram_size:
+        processors.append(_Unpruned(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size), unpruned, pruned))
+        config.no_repeat_ngram_size = 0
+    config.max_new_tokens = max_new_tokens
+    config.do_sample = temperature > 0
+    if config.do_sample:
+        config.temperature = temperature
+    else:
+        config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
+    output = backend.model.generate(**inputs, generation_config=config, logits_processor=processors, streamer=streamer)
+    return output[:, pruned:]
+
+
+def _text(backend: Backend, ids: Tensor) -> str:
+    return backend.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@contextlib.contextmanager
+def _seeded(backend: Backend, seed: int) -> Iterator[None]:
+    """Sampling draws from the generators that all threads share: one at a time has them, and puts them back."""
+    with SAMPLING, torch.random.fork_rng(devices=[backend.device] if backend.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Unpruned(LogitsProcessor):
+    """Wraps a processor that looks at earlier tokens, to show it the unpruned prompt in place of the pruned one."""
+
+    def __init__(self, processor: LogitsProcessor, unpruned: Tensor, pruned: int) -> None:
+        self.processor, self.unpruned, self.pruned = processor, unpruned, pruned
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        said = input_ids[:, self.pruned :]
+        return self.processor(torch.cat([self.unpruned.expand(len(said), -1), said], dim=1), scores)
+
+
+class _Streamer(TextStreamer):
+    """Passes on finished pieces of text, and reports when the first token came."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], on_first_token: Callable[[], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text, self._on_first_token = on_text, on_first_token
+        self._begun = False
+
+    def put(self, value: Tensor) -> None:
+        if not self.next_tokens_are_prompt and not self._begun:
+            self._begun = True
+            self._on_first_token()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)
