@@ -1,5 +1,6 @@
 """Tiny checkpoints of the real classes with random weights, and how transformers alone would run them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from flashvlm import VideoQA
 from flashvlm.bench.random_weights import ARCHITECTURES, Architecture, write
 from flashvlm.encode import encode
 from flashvlm.generate import generate
+from flashvlm.models import fetch
 
 QWEN_SPECIAL = {
     "<|endoftext|>": 300, "<|im_start|>": 301, "<|im_end|>": 302, "<|vision_start|>": 303, "<|vision_end|>": 304,
@@ -97,6 +99,14 @@ def tiny_video_llava(folder: Path, **settings: Any) -> Path:
     )
     frames = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
     return write(folder, replace(architecture, frames=frames), scale=0.2)
+
+
+# `model_type` -> a checkpoint of that family, written into a folder.
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "qwen2_vl": lambda folder: fetch("demo"),
+    "qwen2_5_vl": tiny_qwen2_5_vl,
+    "video_llava": tiny_video_llava,
+}
 
 
 def load(folder: Path) -> VideoQA:

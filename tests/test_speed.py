@@ -1,7 +1,6 @@
 """What makes it fast changes nothing: the encoder against transformers', and what `flashvlm bench speed` reports."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import noise, tiny_qwen2_5_vl, tiny_video_llava
+from checkpoints import FAMILIES, noise, tiny_video_llava
 from typer.testing import CliRunner, Result
 
 from flashvlm import VideoQA
@@ -17,18 +16,12 @@ from flashvlm.bench.footage import Footage, film, pictures
 from flashvlm.bench.speed import Settings, SpeedRun, their_encoding
 from flashvlm.encode import encode, repeats
 from flashvlm.errors import UsageError
-from flashvlm.models import fetch
 from flashvlm.options import ENCODES, LOOKS, AskOptions, Sampling
 from flashvlm.pipeline import Decoded
 from flashvlm.report import VideoFacts
 from flashvlm.video import Clip
 from flashvlm_cli.app import app
 
-FAMILIES: dict[str, Callable[[Path], Path]] = {
-    "qwen2_vl": lambda folder: fetch("demo"),
-    "qwen2_5_vl": tiny_qwen2_5_vl,
-    "video_llava": tiny_video_llava,
-}
 # Both round where the other does not: so far apart, as a share of the tokens' length, may they be.
 APART = {"float32": 1e-5, "bfloat16": 2e-2}
 
@@ -37,6 +30,7 @@ def decoded(frames: torch.Tensor, **options: str) -> Decoded:
     facts = VideoFacts("noise", frames.shape[3], frames.shape[2], len(frames), 2.0, len(frames) / 2)
     return Decoded(
         Clip(facts, frames, tuple(number / 2 for number in range(len(frames))), 0.5),
+        None,
         0.0,
         AskOptions(**{"encode": "all", **options}),
     )
