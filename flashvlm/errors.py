@@ -63,9 +63,13 @@ def closest(name: str, names: Iterable[str]) -> str | None:
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """Any error as it appears in JSON: `message` (one sentence), `exit_code` and `kind`."""
-    exit_code = error.exit_code if isinstance(error, FlashVLMError) else 1
-    return {"message": sentence_of(error), "exit_code": exit_code, "kind": KINDS.get(exit_code, "other")}
+    """Any error as it appears in JSON (see `to_json`)."""
+    return to_json(sentence_of(error), error.exit_code if isinstance(error, FlashVLMError) else 1)
+
+
+def to_json(message: str, exit_code: int) -> dict[str, Any]:
+    """An error as it appears in JSON: `message` (one sentence), `exit_code` and `kind`."""
+    return {"message": message, "exit_code": exit_code, "kind": KINDS.get(exit_code, "other")}
 
 
 def sentence_of(error: BaseException) -> str:

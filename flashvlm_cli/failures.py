@@ -1,4 +1,4 @@
-"""What went wrong, as a user reads it: one sentence, an exit code, a kind."""
+"""What went wrong, as a user reads it: one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import typer
 
-from flashvlm.errors import KINDS, FlashVLMError, sentence, sentence_of
+from flashvlm.errors import FlashVLMError, sentence, sentence_of
 
 INTERRUPTED = 130
 READER_GONE = 141  # 128 + SIGPIPE, as a shell reports for any other program that was writing to `head`
@@ -20,10 +20,6 @@ class Failure:
     exit_code: int = 1
     hint: str = ""
     error: BaseException | None = None
-
-    @property
-    def kind(self) -> str:
-        return KINDS.get(self.exit_code, "other")
 
 
 def explain(error: BaseException) -> Failure:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TextIO
 
+from flashvlm.errors import to_json
 from flashvlm_cli.failures import READER_GONE, Failure
 
 
@@ -67,8 +68,7 @@ def report(failure: Failure, as_json: bool, about: Mapping[str, str] = MappingPr
         if debugging() and failure.error is not None:
             traceback.print_exception(failure.error)
         if as_json and sys.stdout is not None:
-            error = {"message": failure.message, "exit_code": failure.exit_code, "kind": failure.kind}
-            print_line({**about, "error": error})
+            print_line({**about, "error": to_json(failure.message, failure.exit_code)})
         else:
             say(f"{failure.message} {failure.hint}".rstrip())
         flush()

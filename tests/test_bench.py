@@ -541,7 +541,7 @@ def test_results_of_other_code_or_libraries_are_refused(
     with pytest.raises(UsageError, match="code is"):
         Run(settings(), data, data.numbers(), results)
     monkeypatch.setattr("flashvlm.bench.accuracy.versions", lambda: {"flashvlm": "0.1.0", "torch": "1.0"})
-    with pytest.raises(UsageError, match=r'torch is .* and "1\.0" here'):
+    with pytest.raises(UsageError, match=r"torch is .* and 1\.0 here"):
         Run(settings(), data, data.numbers(), results)
     code_digest.cache_clear()
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import features
 
 from flashvlm import VideoQA
-from flashvlm.cache import FeatureCache, Features, parse_size
+from flashvlm.cache import FeatureCache, parse_size
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, Sampling
-from flashvlm.report import VideoFacts
 from flashvlm.samples import samples_dir
 from flashvlm_cli.app import main
 
@@ -162,13 +162,6 @@ sys.exit(main(["ask", *sys.argv[1:], "What is there?", "--model", "demo", "--cac
     assert entries(folder) == []
 
 
-def features(bytes_each: int) -> Features:
-    from flashvlm.encode import Encoded
-
-    tokens = torch.zeros(bytes_each // 4 - 1, 1)
-    return Features(VideoFacts("v", 1, 1, 1, 0.0, 0.0), Encoded(tokens, torch.zeros(1), 1, 1, 1))
-
-
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, limit=10_000)
     for number, name in enumerate("abc"):
@@ -201,7 +194,7 @@ WRITER = """
 import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_cache import features
+from fakes import features
 from flashvlm.cache import FeatureCache
 cache = FeatureCache(Path(sys.argv[2]), limit=100_000)
 for round in range(40):

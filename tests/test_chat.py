@@ -1,7 +1,4 @@
-"""`flashvlm chat`: lines piped in with the demo model, and lines typed at a terminal with a faked one.
-
-`python tests/test_chat.py ARGUMENTS` is the command line with the faked library.
-"""
+"""`flashvlm chat`: lines piped in with the demo model, and lines typed at a terminal with a faked one."""
 
 from __future__ import annotations
 
@@ -16,23 +13,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import an_answer, fake_models
+from fakes import HERE, child
 
 import flashvlm
-from flashvlm.errors import ModelError, UsageError, VideoError
-from flashvlm.report import VideoFacts
+from flashvlm.errors import ModelError, VideoError
 from flashvlm.samples import samples_dir
 from flashvlm_cli.app import main
 
-HERE = Path(__file__).parent
 CLIP = str(samples_dir() / "one.mp4")
 OTHER = str(samples_dir() / "still.jpg")
 ASK = "What happens?"
+# What the faked model says.
+PIECES = ("One", " two three.")
 
 Chat = Callable[..., tuple[int, str, str]]
 
@@ -299,11 +295,8 @@ class Terminal:
     """A chat on a terminal of its own: what is on it, and keys pressed at it."""
 
     def __init__(self, state: Path, *arguments: str, output: Path | None = None, pause: float = 0.0) -> None:
-        command = [sys.executable, str(HERE / "test_chat.py"), "chat", CLIP, *arguments]
-        environment = {
-            **os.environ, "PYTHONPATH": str(HERE.parent), "XDG_STATE_HOME": str(state), "FAKE_PAUSE": str(pause),
-            "TERM": "xterm", "INPUTRC": os.devnull, "NO_COLOR": "1",
-        }  # fmt: skip
+        command, environment = child("chat", CLIP, *arguments, pieces=PIECES, pause=pause)
+        environment |= {"XDG_STATE_HOME": str(state), "TERM": "xterm", "INPUTRC": os.devnull, "NO_COLOR": "1"}
         self.process, self._terminal = pty.fork()
         if self.process == 0:
             if output:
@@ -496,8 +489,7 @@ def test_a_history_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_a_chat_that_is_piped_in(tmp_path: Path) -> None:
-    command = [sys.executable, str(HERE / "test_chat.py"), "chat", CLIP]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "FAKE_PAUSE": "30"}
+    command, environment = child("chat", CLIP, pieces=PIECES, pause=30)
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -583,42 +575,3 @@ def test_completion_imports_nothing_heavy() -> None:
     assert "uniform" in done.stdout.split()
     assert "typer" in imported
     assert not imported & {"torch", "transformers", "decord", "numpy", "safetensors", "huggingface_hub"}
-
-
-@dataclass(frozen=True)
-class FakeWatched:
-    facts: VideoFacts
-    decode_seconds: float = 0.0
-    encode_seconds: float = 0.0
-    cached: bool = False
-    warnings: tuple[str, ...] = ()
-
-    def again(self) -> FakeWatched:
-        return self
-
-
-class FakeVideoQA:
-    """Stands for `flashvlm.VideoQA`: says three words, with a pause after the first."""
-
-    name = "fake"
-
-    @classmethod
-    def from_pretrained(cls, **settings: Any) -> FakeVideoQA:
-        return cls()
-
-    def watch(self, path: str, options: Any, *, on_stage: Any) -> FakeWatched:
-        return FakeWatched(an_answer().video)
-
-    def answer(self, watched: Any, question: str, options: Any, *, on_text: Any, on_stage: Any) -> Any:
-        if not question.strip():
-            raise UsageError("The question is empty.")
-        on_text("One")
-        time.sleep(float(os.environ["FAKE_PAUSE"]))
-        on_text(" two three.")
-        return an_answer(question=question)
-
-
-if __name__ == "__main__":
-    sys.modules["flashvlm.models"] = fake_models()
-    flashvlm.VideoQA = FakeVideoQA  # type: ignore[misc,assignment]
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """The command line as a user meets it: two streams, exit codes, and a summary worth reading.
 
-The library is faked, so that these tests load no model; `python tests/test_cli.py ARGUMENTS` is that command line.
+The library is faked, so that these tests load no model.
 """
 
 from __future__ import annotations
@@ -12,133 +12,20 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import types
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
+from fakes import HERE, STAGES, FakeVideoQA, an_answer, child, fake_models, fake_samples
 
 import flashvlm
 from flashvlm import units
 from flashvlm.errors import ModelError, UsageError, VideoError
-from flashvlm.report import (
-    Answer,
-    BeforeAfter,
-    ModelFacts,
-    Moment,
-    SelectionFacts,
-    StageSeconds,
-    VideoFacts,
-)
+from flashvlm.report import BeforeAfter, SelectionFacts, VideoFacts
 from flashvlm_cli.app import main
 
-HERE = Path(__file__).parent
-PIECES = ("The dog", " runs to the", " right.")
-STAGES = ("decode", "encode", "select", "prefill", "generate")
 EVERY_BLOCK = "▁▂▃▄▅▆▇█"
-
-
-def moments(counts: list[tuple[int, int]], seconds: float = 1.0, tokens: int = 64) -> tuple[Moment, ...]:
-    """Moments of two frames and 8 x 8 cells that keep so many (important, diverse) tokens."""
-    made = []
-    for index, (important, diverse) in enumerate(counts):
-        cells = tuple((cell // 8, cell % 8) for cell in range(important + diverse))
-        flags = (True,) * important + (False,) * diverse
-        start = index * seconds
-        made.append(Moment((start, start + seconds / 2), tokens, 8, 8, cells, flags))
-    return tuple(made)
-
-
-def an_answer(counts: list[tuple[int, int]] | None = None, **changes: object) -> Answer:
-    made = moments(counts or [(1, 2), (1, 2), (16, 2), (4, 2)])
-    kept = sum(len(moment.kept) for moment in made)
-    important = sum(sum(moment.important) for moment in made)
-    total = 64 * len(made)
-    answer = Answer(
-        question="Where does the dog go?",
-        answer="The dog runs to the right.",
-        generated_tokens=7,
-        model=ModelFacts("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "qwen2_vl", "cpu", "bfloat16"),
-        video=VideoFacts("clip.mp4", 640, 360, 120, 29.97, 4.0),
-        frames=2 * len(made),
-        tokens=BeforeAfter(total, kept),
-        prompt_tokens=BeforeAfter(total + 20, kept + 20),
-        kv_cache_bytes=BeforeAfter(88_100_000, 9_210_000),
-        prefill_flops=BeforeAfter(12_300_000_000_000, 981_000_000_000),
-        selection=SelectionFacts("paper", kept, important, kept - important, 0.312),
-        seconds=StageSeconds(4.2, 0.41, 0.93, 0.0042, 0.62, 0.81, 0.02, 1.98, 2.79),
-        moments=made,
-        settings={"keep": "10%"},
-        versions={"flashvlm": "0.1.0"},
-    )
-    return replace(answer, **changes)  # type: ignore[arg-type]
-
-
-class FakeVideoQA:
-    """Stands for `flashvlm.VideoQA`: says `pieces`, returns `answer` or raises `error`, remembers what it was asked."""
-
-    asked: ClassVar[dict[str, object]] = {}
-    pieces: tuple[str, ...] = PIECES
-    answer: Answer = an_answer()
-    error: BaseException | None = None
-    model_error: BaseException | None = None
-    loading = 0.0
-    pause = 0.0
-
-    @classmethod
-    def from_pretrained(cls, model, *, device="auto", dtype="auto", revision=None, on_download=None):
-        if cls.model_error:
-            raise cls.model_error
-        time.sleep(cls.loading)
-        cls.asked = {"model": model, "revision": revision, "device": device, "dtype": dtype}
-        return cls()
-
-    def ask(self, video, question, options, *, on_text, on_stage):
-        self.asked.update(video=video, question=question, options=options)
-        for stage in STAGES:
-            on_stage(stage)
-        for piece in self.pieces:
-            on_text(piece)
-            time.sleep(self.pause)
-        if self.error:
-            raise self.error
-        return self.answer
-
-
-@dataclass(frozen=True)
-class Alias:
-    name: str
-    source: str
-    description: str
-    bundled: bool
-
-
-def fake_models() -> types.ModuleType:
-    module = types.ModuleType("flashvlm.models")
-
-    def fetch(model, revision=None, on_download=None):
-        if model == "nowhere":
-            raise ModelError("The hub cannot be reached.")
-        return Path("/models") / model / (revision or "main")
-
-    module.__dict__.update(
-        ALIASES={
-            "demo": Alias("demo", "flashvlm-demo", "a small world of emoji", True),
-            "qwen2-vl-2b": Alias("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "real videos", False),
-        },
-        DEFAULT_MODEL="qwen2-vl-2b",
-        present=lambda name, revision=None: name == "demo",
-        fetch=fetch,
-    )
-    return module
-
-
-def fake_samples() -> types.ModuleType:
-    module = types.ModuleType("flashvlm.samples")
-    module.__dict__["samples_dir"] = lambda: Path("/somewhere/samples")
-    return module
 
 
 @pytest.fixture(autouse=True)
@@ -170,13 +57,6 @@ def flash(capsys):
         return code, printed.out, printed.err
 
     return run
-
-
-def child(*arguments, **settings):
-    """The faked command line as a process of its own; `settings` become FakeVideoQA's attributes."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "FAKE": json.dumps(settings), "TERM": "xterm-256color"}
-    environment.pop("PYTHONUNBUFFERED", None)  # streams as they are by default
-    return [sys.executable, str(HERE / "test_cli.py"), *arguments], environment
 
 
 def on_terminal(*arguments, stdout_too=True, no_color=False, **settings):
@@ -224,12 +104,12 @@ def test_answer_that_was_not_streamed_is_printed_whole(flash, clip, library):
 
 
 def test_quiet_leaves_the_answer_only(flash, clip, library):
-    library.answer = an_answer(warnings=("a word is unknown",))
+    library.said = an_answer(warnings=("a word is unknown",))
     assert flash("ask", clip, "What?", "--quiet") == (0, "The dog runs to the right.\n", "")
 
 
 def test_warnings_come_before_the_summary(flash, clip, library):
-    library.answer = an_answer(warnings=("The demo model does not know 'zebra'.",))
+    library.said = an_answer(warnings=("The demo model does not know 'zebra'.",))
     err = flash("ask", clip, "What?")[2]
     assert err.startswith("flashvlm: warning: The demo model does not know 'zebra'.\n")
 
@@ -285,10 +165,10 @@ def test_dash_reads_the_question_from_standard_input(clip):
 
 
 def test_json_is_one_object_and_nothing_else(flash, clip, library):
-    library.answer = an_answer(answer="Ein Bär läuft.", warnings=("a word is unknown",))
+    library.said = an_answer(answer="Ein Bär läuft.", warnings=("a word is unknown",))
     code, out, err = flash("ask", clip, "What?", "--json", "--quiet")
     assert (code, err) == (0, "")
-    assert json.loads(out) == json.loads(json.dumps(library.answer.to_json()))
+    assert json.loads(out) == json.loads(json.dumps(library.said.to_json()))
     assert '"answer": "Ein Bär läuft."' in out
     assert out.endswith("}\n")
 
@@ -561,7 +441,7 @@ def summary(flash, clip, library, monkeypatch):
 
     def show(answer=None, columns=80):
         monkeypatch.setenv("COLUMNS", str(columns))
-        library.answer = answer or an_answer()
+        library.said = answer or an_answer()
         return flash("ask", clip, "What?")[2]
 
     return show
@@ -809,17 +689,3 @@ def test_completion_script_can_be_installed():
 )  # fmt: skip
 def test_figures_are_three_digits_and_a_unit(text, wanted):
     assert text == wanted
-
-
-def echo_question(self, video, question, options, **callbacks):
-    """FakeVideoQA.ask, whose answer says what was asked of which file."""
-    answer = FakeVideoQA.ask(self, video, question, options, **callbacks)
-    return replace(answer, question=question, video=replace(answer.video, path=video))
-
-
-if __name__ == "__main__":
-    sys.modules["flashvlm.models"] = fake_models()
-    flashvlm.VideoQA = type(  # type: ignore[attr-defined]
-        "FakeVideoQA", (FakeVideoQA,), {"ask": echo_question, **json.loads(os.environ["FAKE"])}
-    )
-    sys.exit(main())

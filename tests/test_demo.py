@@ -12,14 +12,15 @@ import torch
 from transformers import AutoTokenizer
 
 from flashvlm import models
-from flashvlm.demo import qwen2_vl, train
-from flashvlm.demo.blueprint import WORDS, Blueprint
 from flashvlm.demo.clips import make_samples
-from flashvlm.demo.drawing import draw_frames
 from flashvlm.demo.questions import FAMILIES, WORDINGS, ask
-from flashvlm.demo.world import HELD_OUT_PAIRS, NAMES, cell_labels, make_scene, render, sample_times, tells
+from flashvlm.demo.world import HELD_OUT_PAIRS, NAMES, make_scene, render, sample_times, tells
 from flashvlm.encode import encode
 from flashvlm.samples import samples_dir
+from training import qwen2_vl, train
+from training.blueprint import WORDS, Blueprint
+from training.drawing import draw_frames
+from training.labels import cell_labels
 
 
 def scenes(count: int, **settings):
@@ -87,7 +88,7 @@ def test_the_samples_are_what_the_generator_makes(tmp_path: Path) -> None:
 def test_training_resumes_where_it_stopped(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY", 1)
     for module in ("qwen2_vl", "video_llava"):
-        monkeypatch.setattr(f"flashvlm.demo.{module}.SHAPES_SHARE", 0.0)
+        monkeypatch.setattr(f"training.{module}.SHAPES_SHARE", 0.0)
     blueprint = train.BLUEPRINTS[name]()
     train.train(blueprint, "words", tmp_path / "whole", steps=2, lr=1e-3)
     train.train(blueprint, "words", tmp_path / "parts", steps=2, lr=1e-3, stop_after=1)
@@ -99,7 +100,7 @@ def test_training_resumes_where_it_stopped(name: str, tmp_path: Path, monkeypatc
 
 
 def test_training_starts_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flashvlm.demo.qwen2_vl.SHAPES_SHARE", 0.0)
+    monkeypatch.setattr("training.qwen2_vl.SHAPES_SHARE", 0.0)
     blueprint, start = train.BLUEPRINTS["qwen2-vl"](), models.fetch("demo")
     train.train(blueprint, "words", tmp_path, steps=1, lr=0.0, start=start)
     trained = torch.load(tmp_path / "words.pt", weights_only=True)["weights"]
@@ -182,7 +183,7 @@ def test_the_reader_of_the_training_is_that_of_transformers_in_one_dimension() -
 def test_shapes_are_drawn_as_the_model_sees_them_and_asked_about_in_words_it_has(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"flashvlm.demo.{name.replace('-', '_')}.SHAPES_SHARE", 1.0)
+    monkeypatch.setattr(f"training.{name.replace('-', '_')}.SHAPES_SHARE", 1.0)
     blueprint = train.BLUEPRINTS[name]()
     grid, drawn = blueprint.draw_clips(np.random.default_rng(3), 6, small=False, pixels=True)
     with torch.no_grad():

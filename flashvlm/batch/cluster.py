@@ -15,7 +15,7 @@ from typing import Any
 
 from flashvlm.batch.here import Answering
 from flashvlm.batch.plan import Group, Record
-from flashvlm.errors import FlashVLMError, UsageError, described
+from flashvlm.errors import FlashVLMError, UsageError
 
 # After this many lost workers a video is given up, and its rows get an error. If this many workers in a row are lost
 # before they have loaded the model, the cluster is given up.
@@ -210,5 +210,5 @@ class Cluster:
         if lost < MOST_LOST:
             self._waiting.appendleft(left)
             return
-        error = described(LostError(f"{left.video}: {lost} workers, one after the other, were lost at this video."))
-        yield from ({**item.head, "error": error} for item in left.items)
+        error = LostError(f"{left.video}: {lost} workers, one after the other, were lost at this video.")
+        yield from (item.failed(error) for item in left.items)

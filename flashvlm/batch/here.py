@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from flashvlm import aside
 from flashvlm.batch.plan import Group, Record
-from flashvlm.errors import described
 
 if TYPE_CHECKING:
     from flashvlm.pipeline import Decoded, VideoQA
@@ -43,7 +42,7 @@ class Answering:
             self._ahead = (following, self._begun(following)) if following else None
             watched = self.qa.encode(decoded)
         except Exception as error:
-            yield from ({**item.head, "error": described(error)} for item in group.items)
+            yield from (item.failed(error) for item in group.items)
             return
         del future, decoded
         for item in group.items:
@@ -51,7 +50,7 @@ class Answering:
                 answer = self.qa.answer(watched, item.question, item.options)
                 record = {**item.head, **answer.to_json()}
             except Exception as error:
-                record = {**item.head, "error": described(error)}
+                record = item.failed(error)
             watched = watched.again()
             yield record
 

@@ -34,6 +34,10 @@ class Item:
     def key(self) -> str:
         return self.head["key"]
 
+    def failed(self, error: BaseException) -> Record:
+        """Its record, if this error came up."""
+        return {**self.head, "error": described(error)}
+
 
 @dataclass(frozen=True)
 class Group:

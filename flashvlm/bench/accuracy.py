@@ -226,7 +226,8 @@ class Run:
                     self.unreadable[number] = records
                 else:
                     if self._results:
-                        self._results.write(records)
+                        for record in records:
+                            self._results.write(record)
                     self.records += records
                     self._left -= 1
                 yield

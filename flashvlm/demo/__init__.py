@@ -1,1 +1,1 @@
-"""The demo: a small world of clips and questions, and the training of the checkpoints that know it."""
+"""The demo: a small world of clips and questions, and the checkpoints that know it."""

@@ -1,4 +1,4 @@
-"""Evaluate a demo model: `python -m flashvlm.demo.evaluate --model demo -o evaluation.json`.
+"""Evaluate a demo model: `python -m training.evaluate --model demo -o evaluation.json`.
 
 The clips are held out (their seeds are never used in training); each is written as an H.264 file and read back by the
 ordinary decode path. By default all tokens are kept. Questions of the training kind are also asked about another clip's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,17 @@ from transformers import PreTrainedTokenizerFast, VideoLlavaConfig, VideoLlavaFo
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flashvlm.backends.video_llava import VideoLlava as Backend
-from flashvlm.demo.blueprint import (
+from flashvlm.demo.world import (
+    DIRECTIONS,
+    NAMES,
+    Scene,
+    make_scene,
+    make_told_scene,
+    sample_times,
+)
+from flashvlm.models import fetch
+from flashvlm.pixels import clip_pixels
+from training.blueprint import (
     SHAPES_AT_ONCE,
     SHAPES_SHARE,
     WIDTH,
@@ -22,19 +31,9 @@ from flashvlm.demo.blueprint import (
     Shown,
     build_tokenizer,
 )
-from flashvlm.demo.drawing import draw_frames, draw_questions, shape_pixels
-from flashvlm.demo.shapes import ShapeImage
-from flashvlm.demo.world import (
-    DIRECTIONS,
-    NAMES,
-    CellLabels,
-    Scene,
-    cell_labels,
-    make_scene,
-    make_told_scene,
-    sample_times,
-)
-from flashvlm.pixels import clip_pixels
+from training.drawing import draw_frames, draw_questions, shape_pixels
+from training.labels import CellLabels, cell_labels
+from training.shapes import ShapeImage
 
 SIDE, PATCH, VISION_WIDTH = 224, 28, 192
 GRID = (SIDE // PATCH, SIDE // PATCH)
@@ -55,7 +54,7 @@ LIKENESS, WAYS = 0.095, 1.5
 MIDDLE, MIDDLE_STRENGTH = 8, 6.3
 # Scales queries down: the first demo's attention is so sharp that none of its heads would learn to attend elsewhere.
 SOFTER = 0.15
-FIRST_DEMO = Path(__file__).parent / "checkpoint" / "model.safetensors"
+FIRST_DEMO = fetch("demo") / "model.safetensors"
 WEIGHTS = {
     "moment": 1.0, "count": 1.4, "caption": 2.2, "first": 1.1, "last": 1.0, "start": 1.4, "end": 1.4, "mover": 2.6,
     "kind": 0.4, "exist": 0.7, "where": 0.7, "motion": 1.2,

@@ -19,10 +19,11 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from flashvlm.demo.drawing import draw_shape
 from flashvlm.demo.questions import Question
-from flashvlm.demo.shapes import COLOURS, SHAPE_WORDS, SHAPES, ShapeImage, shape_labels
-from flashvlm.demo.world import DIRECTIONS, KIND_OF, NAMES, CellLabels
+from flashvlm.demo.world import DIRECTIONS, KIND_OF, NAMES
+from training.drawing import draw_shape
+from training.labels import CellLabels
+from training.shapes import COLOURS, SHAPE_WORDS, SHAPES, ShapeImage, shape_labels
 
 WIDTH = 256
 # How often easy-vqa's images are drawn instead of clips, and how many of them such a batch of questions is about.

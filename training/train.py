@@ -1,4 +1,4 @@
-"""Train a demo checkpoint: `python -m flashvlm.demo.train --model video-llava --out runs/demo-video-llava`.
+"""Train a demo checkpoint: `python -m training.train --model video-llava --out runs/demo-video-llava`.
 
 There are three stages; running the same command again resumes a stage where it stopped:
 
@@ -26,12 +26,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig
 
-from flashvlm.demo.blueprint import Blueprint
 from flashvlm.demo.questions import Question
-from flashvlm.demo.qwen2_vl import Qwen2VL
-from flashvlm.demo.video_llava import VideoLlava
-from flashvlm.demo.world import NAMES, CellLabels
+from flashvlm.demo.world import NAMES
 from flashvlm.precision import quick_dtype
+from training.blueprint import Blueprint
+from training.labels import CellLabels
+from training.qwen2_vl import Qwen2VL
+from training.video_llava import VideoLlava
 
 BLUEPRINTS: dict[str, type[Blueprint]] = {"qwen2-vl": Qwen2VL, "video-llava": VideoLlava}
 STAGES = ("eyes", "words", "answers")

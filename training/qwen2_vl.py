@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from flashvlm.demo.blueprint import (
+from flashvlm.demo.world import ASPECTS, Scene
+from flashvlm.pixels import qwen2_vl_patches
+from training.blueprint import (
     SHAPES_AT_ONCE,
     SHAPES_SHARE,
     WIDTH,
@@ -18,10 +20,9 @@ from flashvlm.demo.blueprint import (
     Shown,
     build_tokenizer,
 )
-from flashvlm.demo.drawing import draw_frames, draw_questions, draw_scene, shape_pixels
-from flashvlm.demo.shapes import ShapeImage
-from flashvlm.demo.world import ASPECTS, Scene, cell_labels
-from flashvlm.pixels import qwen2_vl_patches
+from training.drawing import draw_frames, draw_questions, draw_scene, shape_pixels
+from training.labels import cell_labels
+from training.shapes import ShapeImage
 
 PATCH, MERGE, TEMPORAL_PATCH = 14, 2, 2
 CELL = PATCH * MERGE

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashvlm.demo.questions import FAMILIES, Question, ask
-from flashvlm.demo.shapes import ShapeImage, shape_images
 from flashvlm.demo.world import Scene, make_scene, render, sample_times
+from training.shapes import ShapeImage, shape_images
 
 
 def through_codec(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from flashvlm.demo.questions import Question
-from flashvlm.demo.world import NAMES, CellLabels
+from flashvlm.demo.world import NAMES
 from flashvlm.errors import UsageError
+from training.labels import CellLabels
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow")
@@ -45,7 +46,7 @@ def shape_images() -> tuple[ShapeImage, ...]:
     try:
         from easy_vqa import get_train_image_paths, get_train_questions
     except ImportError as error:
-        raise UsageError("Training needs easy-vqa: install it with pip install 'flashvlm[train]'.") from error
+        raise UsageError("Training needs easy-vqa: install it with pip install -e '.[train]'.") from error
     asked: dict[int, list[Question]] = {}
     for text, answer, number in zip(*get_train_questions(), strict=True):
         asked.setdefault(number, []).append(Question("shapes", text, answer))

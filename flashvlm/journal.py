@@ -1,0 +1,155 @@
+"""A file of JSON lines that a run adds to: one run at a time, whole lines only, and the next run goes on with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, Self
+
+from flashvlm.errors import OutputError, UsageError
+from flashvlm.files import held, whole
+
+# A kill loses nothing that was written; a power cut loses at most this many seconds of it.
+SYNC_SECONDS = 1.0
+
+Record = dict[str, Any]
+
+
+def line_of(record: Record) -> bytes:
+    """A record as a line of JSON in UTF-8; what is not Unicode (a file name's stray byte) is escaped as \\udcXX."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+class Journal(ABC):
+    """The file at `path`, locked against other runs until it is closed."""
+
+    # What a line is, in messages, and how the first one begins.
+    kind: ClassVar[str]
+    first: ClassVar[bytes]
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file, `take` what is there, and drop what a killed run left half-written at its end.
+
+        Raises:
+            UsageError: another run writes to it, it holds something else, or `take` refuses it.
+            OutputError: it cannot be written.
+        """
+        self.path = path
+        self._synced = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(held(path))
+            self._open()
+            stack.callback(lambda: os.close(self._file))
+            os.ftruncate(self._file, self._read())
+            self.opened()
+            self._stack = stack.pop_all()
+
+    @abstractmethod
+    def take(self, record: Record) -> bool:
+        """Note a record that the file already has; returns whether it is one of this `kind`.
+
+        Raises:
+            UsageError: it was made with other settings (see `refuse`).
+        """
+
+    @abstractmethod
+    def opened(self) -> None:
+        """What is left to do once all records are taken."""
+
+    def write(self, record: Record) -> None:
+        """Add a record, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written: the disk is full, say.
+        """
+        line = line_of(record)
+        begin = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            written = os.write(self._file, line)
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, begin)
+            if isinstance(error, OSError):
+                raise OutputError(f"{self.path} cannot be written: {error.strerror}.") from error
+            raise
+
+    def drop(self, unwanted: Callable[[Record], bool]) -> None:
+        """Replace the file by one without the `unwanted` records."""
+        with whole(self.path) as beside, open(beside, "wb") as file:
+            os.chmod(beside, os.fstat(self._file).st_mode)
+            file.writelines(line for line in self._lines() if not unwanted(json.loads(line)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.close(self._file)
+        self._open()
+
+    def refuse(self, difference: str) -> NoReturn:
+        """Raise the error of a file that was made with other settings."""
+        raise UsageError(
+            f"{self.path} holds {self.kind}s made with other settings: {difference}; give another file with -o."
+        )
+
+    def close(self) -> None:
+        """Close the file and release its lock."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file)
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written: {error.strerror}.") from error
+
+    def _lines(self) -> Iterator[bytes]:
+        with open(self.path, "rb") as file:
+            yield from file
+
+    def _read(self) -> int:
+        """Take every whole record; returns the offset at which the last one ends."""
+        end = 0
+        for number, line in enumerate(self._lines(), start=1):
+            # A partial first line is dropped only if it could have become a record.
+            if not line.endswith(b"\n") and (end or line.startswith(self.first[: len(line)])):
+                break
+            if not self._taken(line):
+                raise UsageError(f"{self.path}, line {number}: this is not a {self.kind}; give another file with -o.")
+            end += len(line)
+        return end
+
+    def _taken(self, line: bytes) -> bool:
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            return False
+        return isinstance(record, dict) and self.take(record)
+
+
+def difference(there: Record, here: Record) -> str | None:
+    """The first setting that differs, and how, in words; None if none does."""
+    for name in dict.fromkeys([*here, *there]):
+        if there.get(name) != here.get(name):
+            return f"{name} is {_shown(there.get(name))} there and {_shown(here.get(name))} here"
+    return None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
