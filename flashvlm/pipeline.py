@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
-from flashvlm import aside, backends, files, glimpse, models, pixels, video
+from flashvlm import backends, files, glimpse, models, pixels, video
 from flashvlm.backends.base import Backend, Encoded
 from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import FeatureCache, Features, entry_key
@@ -159,63 +155,12 @@ class VideoQA:
         """Decode and encode a video once, for any number of questions on it (`answer`), which may differ in all options
         that do not concern the video.
 
-        With `options.overlap`, `decode_seconds` lasts until the last frame has arrived, longer than decoding alone, and
-        `encode_seconds` counts from then on.
-
         Raises:
             VideoError: the video cannot be read.
             UsageError: the part asked for does not exist.
         """
         _check_options(options)
-        if options.overlap:
-            return self._watch_overlapped(path, options, on_stage)
         return self.encode(self.decode(path, options, on_stage=on_stage), on_stage=on_stage)
-
-    def _watch_overlapped(self, path: str | Path, options: AskOptions, on_stage: Callable[[str], None]) -> Watched:
-        begin = time.perf_counter()
-        arriving: SimpleQueue[tuple[int, torch.Tensor] | None] = SimpleQueue()
-        given_up = threading.Event()
-
-        def hand_on(number: int, frame: torch.Tensor) -> None:
-            if given_up.is_set():
-                raise _GivenUpError
-            if number == 0:
-                # The frames that wait here will come again.
-                with contextlib.suppress(Empty):
-                    while True:
-                        arriving.get_nowait()
-            arriving.put((number, frame))
-
-        def decode() -> Decoded | Watched:
-            try:
-                return self.decode(path, options, on_frame=hand_on)
-            finally:
-                arriving.put(None)
-
-        on_stage(stage := "decode")
-        decoding: Future[Decoded | Watched] = aside.begin(decode, "decode")
-        try:
-            for number, frame in iter(arriving.get, None):
-                if stage == "decode" and decoding.done():
-                    # A video that cannot be read fails here, not only after all waiting frames are encoded.
-                    decoding.result()
-                    on_stage(stage := "encode")
-                if number == 0:
-                    seeing = Seeing(self.backend, options.encode, options.look)
-                seeing.add(frame)
-            decoded = decoding.result()
-            if isinstance(decoded, Watched):
-                return decoded
-            if stage == "decode":
-                on_stage("encode")
-            encoded = seeing.end(decoded.clip.seconds_per_frame)
-        except BaseException:
-            given_up.set()
-            # Takes as long as the current frame: a thread that is cut off inside the decoder aborts the process.
-            wait([decoding])
-            raise
-        self.backend.wait()
-        return self._seen(decoded, encoded, time.perf_counter() - begin - decoded.seconds)
 
     def decode(
         self,
@@ -508,10 +453,6 @@ class VideoQA:
         dtype = str(backend.dtype).removeprefix("torch.")
         revision = models.revision_of(backend.folder)
         return ModelFacts(self.name, str(backend.folder), backend.family, backend.device.type, dtype, revision)
-
-
-class _GivenUpError(Exception):
-    """Nobody waits for the frames of this video any more."""
 
 
 class _Clock:

@@ -1,27 +1,22 @@
 """What makes it fast changes nothing: the encoder against transformers', and what `flashvlm bench speed` reports."""
 
-import itertools
 import json
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import decord
 import numpy as np
 import pytest
 import torch
 from checkpoints import noise, tiny_qwen2_5_vl, tiny_video_llava
-from clips import steady, write_clip
 from typer.testing import CliRunner, Result
 
-from flashvlm import VideoQA, pixels
+from flashvlm import VideoQA
 from flashvlm.backends import base
 from flashvlm.bench.footage import Footage, film, pictures
 from flashvlm.bench.speed import Settings, SpeedRun, their_encoding
-from flashvlm.errors import UsageError, VideoError
+from flashvlm.errors import UsageError
 from flashvlm.glimpse import shrink
 from flashvlm.models import fetch
 from flashvlm.options import ENCODES, LOOKS, AskOptions, Sampling
@@ -273,101 +268,3 @@ def test_a_model_of_one_size_looks_once(tmp_path: Path) -> None:
     qa = VideoQA.from_pretrained(tiny_video_llava(tmp_path), device="cpu", dtype="float32")
     with pytest.raises(UsageError, match="frames of any size"):
         qa.encode(decoded(noise(4, 28, 28), look="twice"))
-
-
-READ = {
-    "one pass": AskOptions(seek="fast"),
-    "seeks": AskOptions(seek="exact", encode="all"),
-    "anew": AskOptions(seek="exact"),
-    "twice": AskOptions(look="twice"),
-    "an odd number": AskOptions(sampling=Sampling(frames=7)),
-}
-
-
-@pytest.mark.parametrize("how", READ)
-def test_encoding_while_decoding_changes_nothing(
-    demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    clip, options = write_clip(tmp_path / "clip.mp4", steady(75)), READ[how]
-    if how == "anew":
-        give, given = decord.VideoReader.next, itertools.count(1)
-
-        def give_up(reader: decord.VideoReader) -> torch.Tensor:
-            if next(given) % 3 == 0:
-                raise decord.DECORDError("no more")
-            return give(reader)
-
-        monkeypatch.setattr(decord.VideoReader, "next", give_up)
-    numbers: list[int] = []
-    demo.decode(clip, options, on_frame=lambda number, frame: numbers.append(number))
-    assert numbers.count(0) == (2 if how == "anew" else 1)
-    stages: list[tuple[str, str]] = []
-
-    def on_stage(stage: str) -> None:
-        stages.append((stage, threading.current_thread().name))
-
-    one, other = (demo.watch(clip, replace(options, overlap=overlap), on_stage=on_stage) for overlap in (False, True))
-    assert other.facts == one.facts and other.timestamps == one.timestamps
-    assert torch.equal(other.encoded.tokens, one.encoded.tokens)
-    assert torch.equal(other.encoded.saliency, one.encoded.saliency)
-    assert other.encoded.seconds_per_group == one.encoded.seconds_per_group
-    assert (other.frames is None) == (one.frames is None) == (how != "twice")
-    assert other.decode_seconds > 0 and other.encode_seconds > 0
-    assert stages == [("decode", "MainThread"), ("encode", "MainThread")] * 2
-
-
-def test_what_cannot_be_read_is_told_while_encoding_too(demo: VideoQA, tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "clip.mp4", steady(50), mux_options={"movflags": "faststart"})
-    data = clip.read_bytes()
-    middle = slice(len(data) // 2, len(data) * 8 // 10)
-    clip.write_bytes(data[: middle.start] + b"\xff" * (middle.stop - middle.start) + data[middle.stop :])
-    for overlap in (False, True):
-        with pytest.raises(VideoError, match="damaged"):
-            demo.watch(clip, AskOptions(sampling=Sampling(frames=50), overlap=overlap))
-    with pytest.raises(UsageError, match="--start"):
-        demo.watch(clip, AskOptions(sampling=Sampling(start=9.0), overlap=True))
-
-
-def test_who_interrupts_the_encoder_stops_the_decoder(
-    demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clip = film(Footage("moving", 448, 448, 20.0, 30), tmp_path / "clip.mp4")
-    resize, frames, pressed = pixels.resize, [], threading.Event()
-
-    def counted(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        frames.append(threading.current_thread().name)
-        # However quick the decoder is, the encoder is interrupted long before the last frame.
-        if len(frames) > 20:
-            pressed.wait(10)
-            time.sleep(0.02)
-        return resize(frame, size)
-
-    def interrupted(frames: torch.Tensor) -> None:
-        pressed.set()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pixels, "resize", counted)
-    monkeypatch.setattr(demo.backend, "see", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        demo.watch(clip, AskOptions(sampling=Sampling(frames=500, max_frames=500), overlap=True))
-    for thread in threading.enumerate():
-        if thread.name == "decode":
-            thread.join(10)
-            assert not thread.is_alive()
-    assert 0 < len(frames) < 400 and set(frames) == {"decode"}
-
-
-def test_the_cache_serves_an_overlapped_run(demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    clip, options = write_clip(tmp_path / "clip.mp4", steady(50)), AskOptions(cache=True, overlap=True)
-    first, second = (demo.watch(clip, options) for _ in range(2))
-    assert (first.cached, second.cached) == (False, True)
-    assert torch.equal(first.encoded.tokens, second.encoded.tokens)
-
-
-def test_speed_has_a_row_for_encoding_while_decoding() -> None:
-    table = json.loads(speed("--overlap", "--keep", "100%,20%", "--frames", "4", "--size", "112x112", "--json").stdout)
-    plain, overlapped = table["rows"][-2:]
-    assert [row["encoder"] for row in table["rows"][2:]] == ["flashvlm", "flashvlm, overlapped"]
-    assert plain["tokens"] == overlapped["tokens"]
-    assert plain["encode_ratio"] and overlapped["encode_ratio"] is None and overlapped["first_ratio"]
