@@ -38,7 +38,7 @@ DEFAULT_MAX_PIXELS = 768 * 28 * 28
 
 # The options of a question that do not change what the encoder makes of the video.
 AFTER_ENCODING = frozenset(
-    {"keep", "selector", "metric", "merge", "system", "max_new_tokens", "temperature", "seed", "cache", "overlap"}
+    {"keep", "selector", "metric", "merge", "system", "max_new_tokens", "temperature", "seed", "cache"}
 )
 
 
@@ -214,7 +214,6 @@ class AskOptions:
     `look`: `twice` encodes all moments small, and then the first, the last and those that the question asks about at
     full size.
     `cache`: the encoder's output is taken from the feature cache if it is there, and stored there if not.
-    `overlap`: encoding begins while frames are still being decoded in a thread of their own.
 
     Raises:
         UsageError: a value outside its range.
@@ -234,12 +233,11 @@ class AskOptions:
     temperature: float = 0.0
     seed: int = 0
     cache: bool = False
-    overlap: bool = False
 
     def __post_init__(self) -> None:
         # From Python, a budget may be given as on the command line.
         object.__setattr__(self, "keep", Keep.parse(self.keep))
-        flags: dict[str, type] = dict.fromkeys(("merge", "cache", "overlap"), bool)
+        flags: dict[str, type] = dict.fromkeys(("merge", "cache"), bool)
         counts: dict[str, type] = dict.fromkeys(("max_pixels", "max_new_tokens", "seed"), Integral)
         _check_types(self, {**flags, **counts, "temperature": Real}, {"system": str})
         if not isinstance(self.sampling, Sampling):

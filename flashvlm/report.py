@@ -136,8 +136,7 @@ class SelectionFacts:
 class StageSeconds:
     """Wall-clock seconds of each stage.
 
-    If the feature cache had the video, `decode` is the time it took to find it there, and `encode` is 0. If the two
-    overlapped, `decode` lasts until the last frame had arrived, `encode` from then on.
+    If the feature cache had the video, `decode` is the time it took to find it there, and `encode` is 0.
 
     `time_to_first_token` counts from the call to the first generated token, without model loading; `total` to the last
     one. Neither includes measuring the coverage radius, which took `delta`.

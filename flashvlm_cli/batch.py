@@ -15,7 +15,7 @@ from flashvlm.batch import rows as reading
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, Sampling
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whole_number, without
+from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whole_number
 from flashvlm_cli.running import prepare_libraries, standard_input
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ EXIT_CODES = """\
 """
 
 
-@takes(options=without(partial(ask_options, cache=True), "overlap"), loading=model_options)
+@takes(options=partial(ask_options, cache=True), loading=model_options)
 def batch(
     inputs: Annotated[
         list[str],

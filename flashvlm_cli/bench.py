@@ -378,12 +378,6 @@ def speed(
             rich_help_panel=MEASURED,
         ),
     ] = None,
-    overlap: Annotated[
-        bool,
-        typer.Option(
-            "--overlap", help="Measure the last budget once more, encoding while decoding.", rich_help_panel=MEASURED
-        ),
-    ] = False,
     max_new_tokens: Annotated[
         int, typer.Option(parser=whole_number, metavar="N", help="Longest answer.", rich_help_panel=MEASURED)
     ] = 16,
@@ -416,7 +410,7 @@ def speed(
     options = AskOptions(
         sampling=sampling, max_pixels=max_pixels, encode=encode, seek=seek, look=look, max_new_tokens=max_new_tokens
     )
-    settings = Settings(keep=split(keep), options=options, repeats=repeat, overlap=overlap)
+    settings = Settings(keep=split(keep), options=options, repeats=repeat)
     if video is None:
         shown: Footage | Path = Footage(
             "moving" if clip is None else clip,

@@ -263,14 +263,6 @@ def ask_options(
             rich_help_panel=MODEL,
         ),
     ] = False,
-    overlap: Annotated[
-        bool,
-        typer.Option(
-            "--overlap/--no-overlap",
-            help="Encode while frames are still being decoded, if there are cores to spare.",
-            rich_help_panel=MODEL,
-        ),
-    ] = False,
 ) -> AskOptions:
     """The options for answering a question."""
     if cache:
@@ -299,7 +291,6 @@ def ask_options(
         temperature=temperature,
         seed=seed,
         cache=cache,
-        overlap=overlap,
     )
 
 

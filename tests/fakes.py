@@ -169,11 +169,11 @@ def features(bytes_each: int) -> Features:
     """Features of a video that take this many bytes in the cache."""
     import torch
 
-    from flashvlm.backends.base import Encoded
     from flashvlm.cache import Features
+    from flashvlm.encode import Encoded
 
     tokens = torch.zeros(bytes_each // 4 - 1, 1)
-    return Features(VideoFacts("v", 1, 1, 1, 0.0, 0.0), (0.0,), Encoded(tokens, torch.zeros(1), 1, 1, 1))
+    return Features(VideoFacts("v", 1, 1, 1, 0.0, 0.0), Encoded(tokens, torch.zeros(1), 1, 1, 1))
 
 
 class Echo(FakeVideoQA):

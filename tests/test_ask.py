@@ -255,7 +255,6 @@ def test_options_take_times_as_they_are_written() -> None:
         *(
             {"merge": "no"},
             {"cache": 1},
-            {"overlap": None},
             {"max_new_tokens": 2.5},
             {"max_pixels": 900.5},
             {"seed": True},

@@ -260,11 +260,3 @@ def test_a_model_of_one_size_looks_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="frames of any size"):
         qa.encode(decoded(noise(4, 28, 28), look="twice"))
 
-
-READ = {
-    "one pass": AskOptions(seek="fast"),
-    "seeks": AskOptions(seek="exact", encode="all"),
-    "anew": AskOptions(seek="exact"),
-    "twice": AskOptions(look="twice"),
-    "an odd number": AskOptions(sampling=Sampling(frames=7)),
-}

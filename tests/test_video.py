@@ -1,3 +1,4 @@
+import itertools
 import os
 import random
 import subprocess
@@ -6,6 +7,7 @@ import weakref
 from fractions import Fraction
 
 import av
+import decord
 import numpy as np
 import pytest
 import torch
@@ -398,6 +400,20 @@ def no_decord(monkeypatch):
         raise RuntimeError
 
     monkeypatch.setattr("decord.VideoReader", broken)
+
+
+def test_a_clip_that_decord_gives_up_on_is_read_anew(tmp_path, monkeypatch):
+    path, give, given = write_clip(tmp_path / "clip.mp4", steady(75)), decord.VideoReader.next, itertools.count(1)
+    whole = decode(path, Sampling(), unchanged, "exact")
+
+    def give_up(reader):
+        if next(given) % 3 == 0:
+            raise decord.DECORDError("no more")
+        return give(reader)
+
+    monkeypatch.setattr(decord.VideoReader, "next", give_up)
+    read = decode(path, Sampling(), unchanged, "exact")
+    assert next(given) > 3 and read.timestamps == whole.timestamps and len(read.frames) == len(whole.frames)
 
 
 def damaged_at_a_fifth_second(path, between="0"):

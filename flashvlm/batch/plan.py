@@ -97,8 +97,8 @@ def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], f
     """
     weights = models.fingerprint_here(model["model"])
     settings = {**model, "weights": weights, **asdict(options), "keep": str(options.keep)}
-    # Where features come from, and when they are made, does not change any answer.
-    del settings["cache"], settings["overlap"]
+    # Where features come from does not change any answer.
+    del settings["cache"]
     plan = Plan(settings, (), ())
     run = plan.run
     alike: dict[str, int] = {}

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 # All tokens, by transformers' own encoder: the baseline.
 TRANSFORMERS = "transformers"
-# The last row's budget, encoded while frames are still being decoded; in the other rows one follows the other, so that
-# each can be timed.
-OVERLAPPED = "flashvlm, overlapped"
 UNPRUNED = "100%"
 STAGES = ("decode", "encode", "select", "prefill", "generate")
 WARM_UP_FRAMES = 4
@@ -46,8 +43,6 @@ Row = dict[str, Any]
 class Settings:
     """What is measured: the budgets `keep`, `repeats` times, with the same `options` otherwise.
 
-    `overlap`: measure the last row once more, encoding while frames are still being decoded.
-
     Raises:
         UsageError: a value that makes no sense.
     """
@@ -56,7 +51,6 @@ class Settings:
     options: AskOptions = field(default_factory=AskOptions)
     repeats: int = 3
     question: str = QUESTION
-    overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -70,8 +64,7 @@ class Settings:
     def rows(self) -> tuple[tuple[str, str], ...]:
         """(encoder, budget) of each row: transformers' with all tokens, ours with all, ours with the other budgets."""
         budgets = [UNPRUNED, *(text for text in dict.fromkeys(self.keep) if Keep.parse(text).share != 1)]
-        overlapped = [(OVERLAPPED, budgets[-1])] if self.overlap else []
-        return ((TRANSFORMERS, UNPRUNED), *(("flashvlm", text) for text in budgets), *overlapped)
+        return ((TRANSFORMERS, UNPRUNED), *(("flashvlm", text) for text in budgets))
 
 
 class SpeedRun:
@@ -123,7 +116,7 @@ class SpeedRun:
 
     def _answer(self, path: Path, row: tuple[str, str], options: AskOptions) -> Answer:
         encoder, keep = row
-        options = replace(options, keep=Keep.parse(keep), overlap=encoder == OVERLAPPED)
+        options = replace(options, keep=Keep.parse(keep))
         watched = as_transformers(self.qa, path, options) if encoder == TRANSFORMERS else self.qa.watch(path, options)
         return self.qa.answer(watched, self.settings.question, options)
 
@@ -133,7 +126,6 @@ class SpeedRun:
         `decode_ratio`, `encode_ratio`, `prefill_ratio` and `first_ratio` (time to the first token) say how many times
         less time a row takes than transformers' encoder with all tokens; `first_to_unpruned` and `prefill_to_unpruned`,
         than ours with all tokens. `peak_bytes` is the largest of all rounds; None if the system does not report it.
-        With overlap, `decode` lasts until the last frame is there and `encode` from then on, so they have no ratio.
         """
         import torch
 
@@ -183,8 +175,8 @@ class SpeedRun:
             },
             "tokens_a_second": statistics.median(rates) if rates else None,
             "peak_bytes": max(taken) if taken else None,
-            "decode_ratio": None if row[0] == OVERLAPPED else ratio("decode", theirs),
-            "encode_ratio": None if row[0] == OVERLAPPED else ratio("encode", theirs),
+            "decode_ratio": ratio("decode", theirs),
+            "encode_ratio": ratio("encode", theirs),
             "prefill_ratio": ratio("prefill", theirs),
             "first_ratio": ratio("time_to_first_token", theirs),
             "prefill_to_unpruned": ratio("prefill", unpruned),
