@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from flashvlm.errors import VideoError
+from flashvlm.video.reader import Reader, Source
 
 if TYPE_CHECKING:
     import torch
@@ -15,81 +17,98 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
-# How long a frame of an animation is shown that does not say it, in milliseconds.
-UNTIMED = 100
-# EXIF orientations without mirroring, in degrees clockwise.
-EXIF_ROTATIONS = {3: 180, 6: 90, 8: 270}
-# Containers round times, and decord returns them as float32: times closer than this are the same, in seconds.
+# How long a frame of an animation is shown that does not say it, in seconds.
+UNTIMED = 0.1
+# EXIF orientations in degrees clockwise; 2, 4, 5 and 7 are mirrored left to right before that.
+EXIF_ROTATIONS = {3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270}
 
 
-class Picture:
+class Picture(Reader):
     """A still picture."""
 
-    keys: Sequence[int] = ()
-
     def __init__(self, image: torch.Tensor, rotation: int):
-        self.starts: Sequence[float] = (0.0,)
-        self.duration, self.rotation = 0.0, rotation
+        self.starts, self.rotation = (0.0,), rotation
         self._image = image
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
         yield from (self._image for _ in chosen)
 
 
-class Animation:
-    """An animated PNG or WebP, which FFmpeg does not play, read with Pillow."""
+class Animation(Reader):
+    """An animated PNG or WebP, which FFmpeg does not play: decoded up to the last frame that is asked for."""
 
-    keys: Sequence[int] = ()
-
-    def __init__(self, path: Path, image: ImageFile, rotation: int):
-        self._path, self.rotation = path, rotation
+    def __init__(self, source: Source, image: ImageFile, rotation: int):
+        self._source, self.rotation = source, rotation
         # The picture that a PNG shows where animations are not played is not part of its own.
         self._first = int(bool(image.info.get("default_image")))
-        ends = [0.0]
-        for number in range(self._first, image.n_frames):  # type: ignore[attr-defined]
-            image.seek(number)
-            # WebP says how long a frame is shown when it is decoded.
-            image.load()
-            ends.append(round(ends[-1] + (image.info.get("duration") or UNTIMED) / 1000, 6))
-        *starts, self.duration = ends
-        self.starts: Sequence[float] = starts
+        count = image.n_frames - self._first  # type: ignore[attr-defined]
+        lengths = list(_lengths(source, image.format == "WEBP"))[:count]
+        if len(lengths) < count:
+            raise EOFError("it claims to have more frames than there are")
+        *self.starts, self.duration = (round(end, 6) for end in accumulate(lengths, initial=0.0))
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
         from PIL import ImageOps
 
-        with _pictures(self._path) as image:
-            for number in chosen:
+        wanted = set(chosen)
+        with _pictures(self._source) as image:
+            for number in range(chosen[-1] + 1):
+                self._source.seconds_left()
                 image.seek(self._first + number)
-                yield _rgb(ImageOps.exif_transpose(image))
+                image.load()
+                if number in wanted:
+                    yield _rgb(ImageOps.exif_transpose(image))
 
 
-def open_picture(path: Path) -> Picture | Animation | None:
-    """The picture at `path`; None if the file is not one."""
+def open_picture(source: Source) -> Picture | Animation | None:
+    """The picture that a file holds; None if it is not one."""
     from PIL import ExifTags, ImageOps, UnidentifiedImageError
 
     try:
-        with _pictures(path) as image:
+        with _pictures(source) as image:
             rotation = EXIF_ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), 0)
             # The second picture of a JPEG is the same in another size.
             if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
-                return Animation(path, image, rotation)
+                return Animation(source, image, rotation)
             return Picture(_rgb(ImageOps.exif_transpose(image)), rotation)
     except UnidentifiedImageError:
         return None
 
 
 @contextlib.contextmanager
-def _pictures(path: Path) -> Iterator[ImageFile]:
-    """The file at `path`, opened with Pillow; raises UnidentifiedImageError if it is not a picture."""
+def _pictures(source: Source) -> Iterator[ImageFile]:
+    """A file opened with Pillow; raises UnidentifiedImageError if it is not a picture."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as image:
+        with Image.open(source.path, formats=PICTURE_FORMATS) as image:
+            source.check_size(*image.size)
             yield image
     except UnidentifiedImageError:
         raise
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path}: the picture cannot be read; it is damaged, cut short or too large.") from error
+    except (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise VideoError(
+            f"{source.path}: the picture cannot be read; it is damaged, cut short or too large."
+        ) from error
+
+
+def _lengths(source: Source, is_webp: bool) -> Iterator[float]:
+    """How long each frame of an animated WebP or PNG is shown, in seconds.
+
+    https://developers.google.com/speed/webp/docs/riff_container, https://www.w3.org/TR/png-3/#fcTL-chunk
+    """
+    with open(source.path, "rb") as file:
+        file.seek(12 if is_webp else 8)
+        while len(header := file.read(8)) == 8:
+            source.seconds_left()
+            length, kind = struct.unpack("<4sI", header)[::-1] if is_webp else struct.unpack(">I4s", header)
+            after = file.tell() + length + (length % 2 if is_webp else 4)
+            if is_webp and kind == b"ANMF":
+                yield int.from_bytes(file.read(15)[12:], "little") / 1000 or UNTIMED
+            elif kind == b"fcTL":
+                numerator, denominator = struct.unpack_from(">HH", file.read(24), 20)
+                yield numerator / (denominator or 100) or UNTIMED
+            file.seek(after)
 
 
 def _rgb(picture: Image) -> torch.Tensor:

@@ -1,166 +1,179 @@
-"""Videos read with decord.
-
-What is known of it (decord2 3.4, checked by the tests) shapes this module:
-
-- It turns frames upright itself, by the container's display matrix, and does not say by how much.
-- A seek is exact only if the n-th packet of the file is the n-th frame to be shown. With open groups of pictures
-  (x265's default) it is not, and decord then silently returns a wrong frame. So every seek is checked here, and once
-  one fails the video is read forward from its first frame.
-- It numbers the frames that an edit list hides (a trimmed MP4), but never returns them.
-- It fails on HEVC with closed groups of pictures and reordered B-frames, and it cannot rewind MPEG-TS.
-- Where frames are missing it repeats another one, unless `fault_tol` forbids it. It does not report damaged ones.
-- If FFmpeg pads the lines of a very narrow picture to a multiple of its width, decord sees more colour channels.
-"""
+"""Videos read with decord, in a process of its own: some damaged files end the process that decord reads them in."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import json
+import mmap
 import os
-import threading
-import time
-from bisect import bisect_left, bisect_right
+import subprocess
+import sys
+import weakref
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from flashvlm.video.plan import TIME_TOLERANCE
-from flashvlm.video.reader import InexactError, duration_of
+from flashvlm.video.containers import Orientation
+from flashvlm.video.reader import InexactError, Reader, Source
+from flashvlm.video.with_pyav import opened, orientation_of
 
 if TYPE_CHECKING:
     import torch
 
-# decord returns a missing timestamp as far more seconds than this, before or after 0.
-NO_TIMESTAMP = 1e9
-# The strictest setting of decord: not one frame may stand in for another.
-NO_REPEATED_FRAMES = "0.000000001"
-# decord stops skipping when its decoding thread is slow; without a frame for this long it is stuck.
-STALL_SECONDS = 20.0
-_SILENCE = threading.RLock()
+# How long a process may take to start, in seconds.
+START_SECONDS = 60.0
+# How long it may take to let go of a video.
+CLOSE_SECONDS = 5.0
 
 
-class DecordReader:
-    """A video read with decord.
+class DecordReader(Reader):
+    """A video read with decord, which seeks.
 
-    Frames have decord's numbers here, which count those that an edit list hides. decord's own position is the number of
-    the frame it returns next, less `_behind`: after a start from the beginning, the hidden frames that never came.
+    decord turns frames by the container's display matrix, but neither by one that mirrors or by other angles, nor by
+    what the frames themselves say. So frames that are not stored upright are left to other readers.
     """
 
-    keys: Sequence[int] = ()
-
-    def __init__(self, path: Path, rotation: int):
-        # decord reads it without asking whether it is set.
-        os.environ.setdefault("PATH", os.defpath)
-        import decord
-
-        decord.logging.set_level(decord.logging.QUIET)
-        self._decord = decord
-        self._errors = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, StopIteration)
-        try:
-            with _silent_stderr():
-                # The prefix keeps FFmpeg from taking a colon in the name for a protocol.
-                self._video = decord.VideoReader(f"file:{path}", num_threads=0, fault_tol=NO_REPEATED_FRAMES)
-                spans = self._video.get_frame_timestamp(list(range(len(self._video))))
-                self._keys = self._video.get_key_indices()
-        except (*self._errors, AssertionError, IndexError, UnicodeError) as error:
-            raise InexactError from error
-        starts, ends = spans.T.astype(float).round(6).tolist()
-        if len(starts) == 1:
-            starts, ends = [0.0], [ends[0] - starts[0]]
-        rising = all(earlier < later for earlier, later in pairwise(starts))
-        if not rising or abs(starts[0]) > NO_TIMESTAMP or starts[-1] < 0 or self._keys[:1] != [0]:
-            raise InexactError
-        self._hidden = bisect_left(starts, -TIME_TOLERANCE)
-        self.starts: Sequence[float] = starts[self._hidden :]
-        self.duration = duration_of(self.starts, ends[-1])
-        self.rotation = rotation
-        self._count = len(starts)
-        self._seekable = True
-        self._last = -1
-        self._behind = 0
+    def __init__(self, source: Source):
+        self._source = source
+        with opened(source) as (container, stream):
+            first = next(container.decode(stream), None)
+            if first is None or first.rotation or orientation_of(first) != Orientation():
+                raise InexactError
+        self._process = _Process.idle()
+        weakref.finalize(self, self._process.release).atexit = False
+        self.starts, self.duration = self._ask("open", os.path.abspath(source.path))
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
         for index in chosen:
-            try:
-                picture = self._frame(index + self._hidden)
-            except self._errors as error:
-                raise InexactError from error
-            yield picture
-
-    def _frame(self, number: int) -> torch.Tensor:
-        """Frame `number`, which comes after those returned so far."""
-        key = self._keys[bisect_right(self._keys, number) - 1]
-        picture = None
-        if self._last < 0 or (self._seekable and key > self._last + 1):
-            picture = self._land(key)
-            if picture is None and key > 0:
-                self._seekable = False
-                picture = self._land(0)
+            height, width = self._ask("frame", index)
+            self._source.check_size(width, height)
+            picture = self._process.picture(height, width)
             if picture is None:
                 raise InexactError
-        while picture is None or self._last < number:
-            picture = self._step(number)
-        return picture
+            yield picture
 
-    def _land(self, key: int) -> torch.Tensor | None:
-        """Seek to key frame `key` and return it; None if decord landed elsewhere."""
-        if self._position() == key:
-            # decord treats a seek to its current position as done, and checks nothing.
-            self._next()
-        with _silent_stderr():
-            self._video.seek_accurate(key)
-        # decord looks at the timestamp of what it landed on, and only counts that frame as read if it is the key frame.
-        exact = self._position() == key + 1
-        if not exact and (key > 0 or not self._hidden):
-            return None
-        self._behind = 0 if exact else self._hidden
-        self._last = key + self._behind
-        return self._next()
-
-    def _step(self, number: int) -> torch.Tensor:
-        """Skip to frame `number` or the last one before a key frame, whichever is first, without a seek; return it."""
-        position = self._position()
-        after = bisect_right(self._keys, position)
-        # Within a group of pictures decord's seek only skips.
-        stop = min(number - self._behind, self._keys[after] - 1 if after < len(self._keys) else self._count)
-        deadline = time.monotonic() + STALL_SECONDS
-        while position < stop:
-            with _silent_stderr():
-                self._video.seek_accurate(stop)
-            if self._position() > position:
-                deadline = time.monotonic() + STALL_SECONDS
-            elif time.monotonic() > deadline:
-                raise InexactError
-            position = self._position()
-        self._last = position + self._behind
-        return self._next()
-
-    def _next(self) -> torch.Tensor:
-        with self._decord.bridge.use_torch():
-            picture = self._video.next()
-        if picture.shape[2] != 3:
-            # It takes the padding of a very narrow picture's lines for colour channels.
+    def _ask(self, *request: Any) -> Any:
+        answer = self._process.ask(self._source.seconds_left(), *request)
+        if answer is None:
+            # It may have been ended because it took too long.
+            self._source.seconds_left()
             raise InexactError
-        return picture
-
-    def _position(self) -> int:
-        return self._decord.video_reader._CAPI_VideoReaderGetCurrentPosition(self._video._handle)
+        return answer
 
 
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Silence decord, which writes warnings straight to file descriptor 2: one thread at a time, because the last one
-    out must restore what the first one found."""
-    with _SILENCE:
+class _Process:
+    """A process that reads one video at a time with decord (see `decord_process`).
+
+    It is started when none is idle, and killed when it does not answer.
+    """
+
+    _idle: ClassVar[list[_Process]] = []
+    _running: ClassVar[set[_Process]] = set()
+
+    @classmethod
+    def idle(cls) -> _Process:
+        """A process that no other reader uses.
+
+        Raises:
+            InexactError: there is none, and none can be started.
+        """
+        with contextlib.suppress(IndexError):
+            return cls._idle.pop()
+        return cls()
+
+    @classmethod
+    def kill_all(cls) -> None:
+        for process in list(cls._running):
+            process.kill()
+
+    @classmethod
+    def forget_all(cls) -> None:
+        """Leave the processes to the parent: this one has just been forked from it."""
+        cls._idle.clear()
+        cls._running.clear()
+
+    def __init__(self) -> None:
+        # Both sides map this file, which has no name.
+        if sys.platform == "linux":
+            self._memory = os.memfd_create("frame")
+        else:
+            with TemporaryFile() as file:
+                self._memory = os.dup(file.fileno())
+        self._connection, other = Pipe()
+        # It imports what this process would, whatever its command line was, and runs none of its start-up files.
+        paths = [*sys.path, str(Path(__file__).parents[2])]
+        start = f"import sys; sys.path[:] = {paths!r}; from flashvlm.video.decord_process import serve; serve()"
+        # decord reads PATH without asking whether it is set.
+        environment = {"PATH": os.defpath, **os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
-            kept = os.dup(2)
-        except OSError:  # closed
-            yield
-            return
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
+            self._popen = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", start],
+                stdin=other.fileno(),
+                stdout=self._memory,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                # Ctrl-C is for this process alone.
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            self._close()
+            raise InexactError from error
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            other.close()
+        self._running.add(self)
+        if self._answer(START_SECONDS) is None:
+            raise InexactError
+
+    def ask(self, seconds: float, *request: Any) -> Any:
+        """Its answer to a request; None if it cannot answer, or has not within these seconds and is killed."""
+        try:
+            self._connection.send_bytes(json.dumps([seconds, *request]).encode())
+        except OSError:
+            return self.kill()
+        return self._answer(seconds)
+
+    def _answer(self, seconds: float) -> Any:
+        try:
+            if self._connection.poll(seconds):
+                return json.loads(self._connection.recv_bytes())
+        except (OSError, EOFError):
+            pass
+        except BaseException:
+            # An answer that nobody waited for would be taken for the next one.
+            self.kill()
+            raise
+        return self.kill()
+
+    def picture(self, height: int, width: int) -> torch.Tensor | None:
+        """A copy of the frame that it has answered with, (H, W, 3) uint8; None if it is not there."""
+        import torch
+
+        size = height * width * 3
+        if os.fstat(self._memory).st_size < size:
+            return None
+        with mmap.mmap(self._memory, size, access=mmap.ACCESS_READ) as shared:
+            return torch.frombuffer(bytearray(shared), dtype=torch.uint8).view(height, width, 3)
+
+    def release(self) -> None:
+        """Leave it to the next video."""
+        if self in self._running and self.ask(CLOSE_SECONDS, "close") is not None:
+            os.ftruncate(self._memory, 0)
+            self._idle.append(self)
+
+    def kill(self) -> None:
+        if self in self._running:
+            self._running.discard(self)
+            self._popen.kill()
+            self._popen.wait()
+            self._close()
+
+    def _close(self) -> None:
+        self._connection.close()
+        os.close(self._memory)
+
+
+atexit.register(_Process.kill_all)
+os.register_at_fork(after_in_child=_Process.forget_all)

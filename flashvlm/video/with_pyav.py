@@ -12,18 +12,29 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashvlm.errors import VideoError
-from flashvlm.video.reader import InexactError, duration_of
+from flashvlm.video.containers import Orientation, orientation, upright
+from flashvlm.video.reader import InexactError, Reader, Source, duration_of
 
 if TYPE_CHECKING:
     import torch
 
 # No codec here shows as many frames as this before one that they refer to.
 MOST_REORDERED = 16
+# FFmpeg's readers of files that hold pictures or sound themselves. Others open further files (playlists, scripts of
+# `concat`), devices or addresses. `image2` does so too, unless told that a name has no pattern in it.
+FORMATS = (
+    "3gp,aac,aiff,asf,av1,avi,bmp_pipe,cavsvideo,dds_pipe,dhav,dirac,dnxhd,dpx_pipe,dv,evc,"
+    "exr_pipe,flac,flv,gif,gif_pipe,gxf,h261,h263,h264,hdr_pipe,hevc,image2,ivf,j2k_pipe,jpeg_pipe,"
+    "jpegls_pipe,jpegxl_anim,jpegxl_pipe,kux,live_flv,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,"
+    "mpegvideo,mxf,nsv,nut,nuv,obu,ogg,pam_pipe,pbm_pipe,pcx_pipe,pfm_pipe,pgm_pipe,pgmyuv_pipe,"
+    "png_pipe,ppm_pipe,psd_pipe,qoi_pipe,rm,sgi_pipe,smk,sunrast_pipe,swf,tiff_pipe,vc1,vc1test,vvc,"
+    "wav,webp_pipe,wtv,xbm_pipe,xpm_pipe,xwd_pipe,yuv4mpegpipe"
+)
 UNREADABLE = "this is not a video or a picture that can be read"
+UNKNOWN_CODEC = "it is in a format of video that cannot be decoded here"
 NO_VIDEO = "there is no video in this file"
 DAMAGED = "the video is damaged and cannot be decoded"
 HIDDEN = "it has no frame to show, and may be damaged"
@@ -56,25 +67,22 @@ class _Held:
         return sure
 
 
-class PyAVReader:
+class PyAVReader(Reader):
     """A video read with PyAV from its first frame on: slower than decord, but right where decord is not.
 
     If `strict`, damaged frames are refused like missing ones.
     """
 
-    keys: Sequence[int] = ()
-
-    def __init__(self, path: Path, rotation: int, strict: bool = True):
-        import av
-
-        self._av, self._path, self.rotation, self._strict = av, path, rotation, strict
-        with self._opened() as (container, stream):
+    def __init__(self, source: Source, strict: bool = True):
+        self._source, self._strict = source, strict
+        with opened(source) as (container, stream):
             # AVI says when a frame is decoded, not when it is shown. If the two orders may differ, frames are
             # identified by their number alone.
             self._in_turn = container.format.name == "avi" and stream.codec_context.has_b_frames
             # In decoding order.
             packets, timeless = [], False
             for packet in container.demux(stream):
+                source.seconds_left()
                 moment = packet.dts if self._in_turn else packet.pts
                 if moment is not None:
                     packets.append((moment, packet.duration or 0, packet.is_keyframe, packet.is_discard))
@@ -86,15 +94,15 @@ class PyAVReader:
         first = next((moment for moment, _, is_key, _ in packets if is_key), math.inf)
         shown = sorted((moment, length) for moment, length, _, hidden in packets if moment >= first and not hidden)
         if not shown:
-            raise VideoError(f"{path}: {NO_TIMES if timeless else HIDDEN if packets else NO_VIDEO}.")
+            raise VideoError(f"{source.path}: {NO_TIMES if timeless else HIDDEN if packets else NO_VIDEO}.")
         self._times = [moment for moment, _ in shown]
-        self.starts: Sequence[float] = [round((moment - self._times[0]) * unit, 6) for moment in self._times]
+        self.starts = [round((moment - self._times[0]) * unit, 6) for moment in self._times]
         self.duration = duration_of(self.starts, self.starts[-1] + shown[-1][1] * unit)
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
         wanted, held, damaged = set(chosen), _Held(), False
-        with self._opened() as (container, stream):
-            for number, frame in enumerate(container.decode(stream)):
+        with opened(self._source) as (container, stream):
+            for number, frame in enumerate(self._decoded(container.demux(stream))):
                 if number >= len(self._times) or not (self._in_turn or frame.pts == self._times[number]):
                     break
                 # What is shown after a damaged frame, up to the next key frame, may depend on it.
@@ -115,36 +123,66 @@ class PyAVReader:
             if not wanted:
                 return
         raise VideoError(
-            f"{self._path}: the video is damaged; its frame at {self.starts[min(wanted)]:.2f} s cannot be read."
+            f"{self._source.path}: the video is damaged; its frame at {self.starts[min(wanted)]:.2f} s cannot be read."
         )
 
-    @staticmethod
-    def _upright(frame: Any) -> torch.Tensor:
-        """A PyAV frame as (H, W, 3) uint8, rotated as it says."""
-        import numpy as np
+    def _decoded(self, packets: Iterator[Any]) -> Iterator[Any]:
+        for packet in packets:
+            self._source.seconds_left()
+            yield from packet.decode()
+
+    def _upright(self, frame: Any) -> torch.Tensor:
+        """A PyAV frame as (H, W, 3) uint8, turned as it says."""
         import torch
 
+        turned = orientation_of(frame)
+        self.rotation = turned.rotation
         if max(part.bits for part in frame.format.components) > 8:
-            return torch.from_numpy(_filtered(frame).to_ndarray())
-        picture = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-        return torch.from_numpy(np.ascontiguousarray(picture))
-
-    @contextlib.contextmanager
-    def _opened(self):
-        problem = UNREADABLE
-        try:
-            with self._av.open(f"file:{self._path}", metadata_errors="replace") as container:
-                if not container.streams.video:
-                    raise VideoError(f"{self._path}: {NO_VIDEO}.")
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                problem = DAMAGED
-                yield container, stream
-        except (self._av.FFmpegError, UnicodeError) as error:
-            raise VideoError(f"{self._path}: {problem}.") from error
+            return torch.from_numpy(_filtered(frame, turned).to_ndarray())
+        return torch.from_numpy(upright(frame.to_ndarray(format="rgb24"), turned))
 
 
-def _filtered(frame: Any) -> Any:
+@contextlib.contextmanager
+def opened(source: Source) -> Iterator[tuple[Any, Any]]:
+    """A file as PyAV's container, and its first video stream; what goes wrong while it is used is a `VideoError`."""
+    import av
+
+    path, most = source.path, {"max_pixels": str(source.limits.max_source_pixels)}
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "pattern_type": "none", **most}
+    problem = UNREADABLE
+    try:
+        # The prefix keeps FFmpeg from taking a colon in the name for a protocol.
+        with av.open(
+            f"file:{path}", options=options, metadata_errors="replace", timeout=source.seconds_left()
+        ) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path}: {NO_VIDEO}.")
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError(f"{path}: {UNKNOWN_CODEC}.")
+            source.check_size(stream.codec_context.width, stream.codec_context.height)
+            stream.codec_context.options = most
+            stream.thread_type = "AUTO"
+            problem = DAMAGED
+            yield container, stream
+    except (av.FFmpegError, UnicodeError) as error:
+        source.seconds_left()
+        raise VideoError(f"{path}: {problem}.") from error
+
+
+def orientation_of(frame: Any) -> Orientation:
+    """How a PyAV frame becomes upright."""
+    import numpy as np
+
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV does not know all that may come with a frame. This much it says of any.
+        return Orientation(-frame.rotation % 360 // 90 * 90)
+    return Orientation() if matrix is None else orientation(np.frombuffer(matrix, np.int32).tolist())
+
+
+def _filtered(frame: Any, turned: Orientation) -> Any:
     """A PyAV frame, upright and in RGB by FFmpeg's filters, as decord has them: with more than 8 bits, PyAV's own
     conversion places colours differently."""
     from av.filter import Graph
@@ -152,7 +190,8 @@ def _filtered(frame: Any) -> Any:
     graph = Graph()
     unit = frame.time_base or Fraction(1)
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=unit)
-    turns = [graph.add("transpose", "cclock") for _ in range(frame.rotation // 90 % 4)]
+    turns = [graph.add("hflip")] if turned.mirrored else []
+    turns += [graph.add("transpose", "clock") for _ in range(turned.rotation // 90)]
     chain = [source, *turns, graph.add("format", "pix_fmts=rgb24"), graph.add("buffersink")]
     for one, following in pairwise(chain):
         one.link_to(following)
@@ -168,15 +207,13 @@ class ForwardReader(PyAVReader):
     that no other one refers to. `keys` are the indices of the key frames.
     """
 
-    def __init__(self, path: Path, rotation: int):
-        super().__init__(path, rotation)
+    def __init__(self, source: Source):
+        super().__init__(source)
         if self._in_turn:
-            raise VideoError(f"{path}: AVI does not say which packet holds which frame.")
-        self.keys = [bisect_left(self._times, moment) for moment in self._key_times()]
-
-    def _key_times(self) -> list[int]:
-        shown = set(self._times)
-        return sorted(moment for moment, is_key in self._packets if is_key and moment in shown)
+            # AVI does not say which packet holds which frame.
+            raise InexactError
+        shown, keys = set(self._times), sorted(moment for moment, is_key in self._packets if is_key)
+        self.keys = [bisect_left(self._times, moment) for moment in keys if moment in shown]
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
         wanted = {self._times[index] for index in chosen}
@@ -184,10 +221,11 @@ class ForwardReader(PyAVReader):
         last = self._last_needed(wanted, ahead)
         found: dict[int, torch.Tensor] = {}
         held = _Held()
-        with self._opened() as (container, stream):
+        with opened(self._source) as (container, stream):
             number = group = -1
             latest = -math.inf
             for packet in container.demux(stream):
+                self._source.seconds_left()
                 if packet.pts is not None:
                     number += 1
                     group += packet.is_keyframe
@@ -199,7 +237,7 @@ class ForwardReader(PyAVReader):
                     if frame.pts is not None:
                         if frame.pts < latest:
                             # One that others refer to is missing, and they have been mixed up.
-                            raise VideoError(f"{self._path}: its frames do not come in the order of their times.")
+                            raise InexactError
                         latest = frame.pts
                     if frame.is_corrupt and (frame.pts in wanted or frame.pts not in ahead):
                         raise InexactError
@@ -214,7 +252,7 @@ class ForwardReader(PyAVReader):
                     chosen = chosen[1:]
                 if not chosen:
                     return
-        raise VideoError(f"{self._path}: its frame at {self.starts[chosen[0]]:.2f} s was not to be had in one pass.")
+        raise InexactError
 
     def _ahead_of_their_keys(self) -> set[int]:
         """The times of frames that follow a key frame in the file but are shown before it: they may depend on the group
