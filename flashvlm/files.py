@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,17 +38,18 @@ def user_folder(kind: str) -> Path:
 
 
 def check_video(path: str | Path) -> os.stat_result:
-    """Refuse a video that does not exist, before anything is loaded for it; returns the status of its file.
+    """Refuse what cannot be a video, before anything is loaded for it or read; returns the status of its file.
 
     Raises:
         UsageError: it is not a path at all.
-        VideoError: there is no such file, its name is empty, its folder may not be entered, or it is a web address.
+        VideoError: there is no such file, its name is empty, its folder may not be entered, it is a web address or a
+            folder, it is not an ordinary file but a device or a pipe, say, or it is empty.
     """
     if not isinstance(path, str | os.PathLike):
         raise UsageError(f"A video is given as a path, not as {path!r:.80}.")
     refuse_address(path)
     try:
-        return os.stat(path)
+        status = os.stat(path)
     except PermissionError:
         raise VideoError(f"{path}: there is no permission to read it.") from None
     except (OSError, ValueError):
@@ -56,6 +58,14 @@ def check_video(path: str | Path) -> os.stat_result:
         # Reading a container jumps back and forth, which a pipe does not allow.
         only = "; a video is not read from standard input" if str(path) == "-" else ""
         raise VideoError(f"{path}: there is no such file{only}.") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise VideoError(f"{path}: this is a folder, not a video.")
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(f"{path}: this is not an ordinary file.")
+    if not status.st_size:
+        # The files that the kernel makes up have no size either, and may block whoever reads them.
+        raise VideoError(f"{path}: the file is empty.")
+    return status
 
 
 def refuse_address(path: str | Path) -> None:

@@ -259,4 +259,3 @@ def test_a_model_of_one_size_looks_once(tmp_path: Path) -> None:
     qa = VideoQA.from_pretrained(tiny_video_llava(tmp_path), device="cpu", dtype="float32")
     with pytest.raises(UsageError, match="frames of any size"):
         qa.encode(decoded(noise(4, 28, 28), look="twice"))
-

@@ -1,0 +1,183 @@
+"""Decode: a path and a sampling plan in, upright frames with their true timestamps out.
+
+Pictures are read with Pillow; videos with PyAV in one pass, or with decord, which seeks. What neither can read exactly
+is read with PyAV from its first frame on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashvlm.errors import VideoError
+from flashvlm.options import Sampling
+from flashvlm.report import VideoFacts
+from flashvlm.video.containers import checked
+from flashvlm.video.pictures import open_picture
+from flashvlm.video.plan import TIME_TOLERANCE, choose_frames, near_keys, nearest
+from flashvlm.video.reader import DEFAULT_LIMITS, InexactError, Limits, Reader, Source
+from flashvlm.video.with_decord import DecordReader
+from flashvlm.video.with_pyav import ForwardReader, PyAVReader
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Clip", "Limits", "choose_frames", "decode", "frames_at", "near_keys", "times"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames that were looked at, (F, 3, h, w) uint8 as displayed, and the second at which each of them appears.
+
+    Time counts from the beginning of the video; timestamps are those of the file, even if its frame rate varies.
+    `seconds_per_frame` is the length of what was looked at over the number of frames: what Qwen calls 1 / sample fps.
+    """
+
+    facts: VideoFacts
+    frames: torch.Tensor
+    timestamps: tuple[float, ...]
+    seconds_per_frame: float
+
+
+def decode(
+    path: str | Path,
+    sampling: Sampling,
+    transform: Callable[[torch.Tensor], torch.Tensor],
+    seek: str = "exact",
+    on_frame: Callable[[int, torch.Tensor], None] = lambda number, frame: None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Clip:
+    """Read the frames that `sampling` asks for (see `choose_frames`) from a video or a still picture.
+
+    Every frame is decoded at its own size, turned upright, passed to `transform` as (3, H, W) uint8, and dropped:
+    memory holds what `transform` returned, which must be of one size, and what decord decodes ahead in the meantime. A
+    picture (JPEG, PNG, WebP) counts as a video of one frame, with no duration and no frame rate; an animated one, as a
+    GIF, is a video. `facts.rotation` is how far frames had to be turned for display.
+
+    Args:
+        seek: `exact`, or `fast`: if every frame asked for has a key frame of its own within the mean time from one of
+            them to the next, these key frames are read instead; else the same frames as with `exact`, in one pass that
+            decodes nothing that they do not depend on. Timestamps are those of the frames that were read.
+        on_frame: gets each frame's number and the transformed frame as soon as it is there; from 0 again if they must
+            be read another way.
+        limits: what reading may cost.
+
+    Raises:
+        VideoError: the file is missing, cannot be read, is cut short, holds no video, is damaged in the part looked at,
+            to the extent that the reader reports it, or exceeds the limits.
+        UsageError: `sampling.start` is at or past the end of the video.
+    """
+    source = checked(path, limits)
+
+    def read(opened: _Opened) -> Clip:
+        return _clip(source, opened(source), sampling, transform, seek, on_frame)
+
+    *others, last = _readers(source, [ForwardReader] if seek == "fast" else [DecordReader, ForwardReader], PyAVReader)
+    for opened in others:
+        with contextlib.suppress(InexactError, VideoError):
+            return read(opened)
+    return read(last)
+
+
+def frames_at(path: str | Path, timestamps: Sequence[float], limits: Limits = DEFAULT_LIMITS) -> Iterator[torch.Tensor]:
+    """Read again the frames that appear at `timestamps` (ascending): one by one, (3, H, W) uint8 as displayed.
+
+    Raises:
+        VideoError: as `decode`.
+    """
+    source = checked(path, limits)
+    given = 0
+
+    def read(opened: _Opened) -> Iterator[torch.Tensor]:
+        nonlocal given
+        reader = opened(source)
+        for frame in _frames(source, reader, [nearest(reader.starts, moment) for moment in timestamps[given:]]):
+            yield frame
+            given += 1
+
+    # Frames other than those that were looked at may be damaged.
+    *others, last = _readers(source, [ForwardReader], partial(PyAVReader, strict=False))
+    for opened in others:
+        with contextlib.suppress(InexactError, VideoError):
+            yield from read(opened)
+            return
+    yield from read(last)
+
+
+def times(
+    path: str | Path, start: float, end: float, fps: float | None = None, limits: Limits = DEFAULT_LIMITS
+) -> list[float]:
+    """The times of the frames that are shown from `start` to `end` (seconds, inclusive), as `frames_at` takes them.
+
+    Args:
+        fps: at most this many a second, evenly spaced; None is all of them.
+
+    Raises:
+        VideoError: as `decode`.
+    """
+    source = checked(path, limits)
+    (opened,) = _readers(source, [], PyAVReader)
+    starts = opened(source).starts
+    first, last = nearest(starts, start), nearest(starts, end)
+    chosen = range(first, last + 1)
+    if fps is not None and len(chosen) > (steps := math.floor((end - start) * fps + TIME_TOLERANCE) + 1):
+        return [starts[index] for index in sorted({nearest(starts, start + step / fps) for step in range(steps)})]
+    return [starts[index] for index in chosen]
+
+
+_Opened = Callable[[Source], Reader]
+
+
+def _readers(source: Source, quick: Sequence[_Opened], patient: _Opened) -> Sequence[_Opened]:
+    """The readers to try on a file, one after the other; the last one says best what is wrong with it."""
+    picture = open_picture(source)
+    return [*quick, patient] if picture is None else [lambda _: picture]
+
+
+def _frames(source: Source, reader: Reader, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
+    """The frames at these indices, (3, H, W) uint8, each with a time of its own to come in."""
+    for picture in reader.read(chosen):
+        yield picture.permute(2, 0, 1)
+        source.restart()
+
+
+def _clip(
+    source: Source,
+    reader: Reader,
+    sampling: Sampling,
+    transform: Callable[[torch.Tensor], torch.Tensor],
+    seek: str,
+    on_frame: Callable[[int, torch.Tensor], None],
+) -> Clip:
+    import torch
+
+    count, duration = len(reader.starts), reader.duration
+    chosen = choose_frames(reader.starts, duration, sampling)
+    if seek == "fast":
+        # Nothing outside the part that is asked about is looked at.
+        keys = [key for key in reader.keys if chosen[0] <= key <= chosen[-1]]
+        chosen = near_keys(reader.starts, keys, chosen) or chosen
+    frames = []
+    for frame in _frames(source, reader, chosen):
+        height, width = frame.shape[1:]
+        frames.append(transform(frame))
+        on_frame(len(frames) - 1, frames[-1])
+    facts = VideoFacts(
+        path="",
+        width=width,
+        height=height,
+        frame_count=count,
+        fps=count / duration if duration else 0.0,
+        duration=duration,
+        rotation=reader.rotation,
+    ).of(source.path, source.status)
+    end = duration if sampling.end is None else min(sampling.end, duration)
+    length = max(end - (sampling.start or 0.0), 0.0)
+    # Rounded, so that the noise of a container's times does not turn a whole second into 0.99999.
+    seconds_per_frame = round(length / len(chosen), 4)
+    return Clip(facts, torch.stack(frames), tuple(reader.starts[index] for index in chosen), seconds_per_frame)
