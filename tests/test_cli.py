@@ -5,6 +5,7 @@ The library is faked, so that these tests load no model; `python tests/test_cli.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -533,7 +534,7 @@ def test_unknown_selector_is_told_the_close_one(flash, clip):
 
 @pytest.mark.parametrize("question", ["", "  \n"])
 def test_empty_question_is_wrong_usage(flash, clip, question, monkeypatch):
-    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(read=lambda: question))
+    monkeypatch.setattr("sys.stdin", io.StringIO(question))
     assert flash("ask", clip, question) == (2, "", "flashvlm: The question is empty.\n")
     assert flash("ask", clip, "-") == (2, "", "flashvlm: The question is empty.\n")
 
