@@ -1,8 +1,9 @@
 """The feature cache: encoder output kept on disk, so that no video is decoded and encoded twice.
 
 An entry is one safetensors file, named by the digest of everything that decides its content (`entry_key`). It is
-written to a temporary folder and moved into place, so that a reader finds it whole or not at all; a checksum detects
-damage. The size is bounded: the least recently used entries go first. This module imports torch only when it is used.
+written to a temporary folder and moved into place, so that a reader finds it whole or not at all. It holds its key and
+a checksum of all that is in it: neither a damaged entry is taken nor one that lies in another's place. The size is
+bounded: the least recently used entries go first. This module imports torch only when it is used.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import zlib
@@ -70,16 +72,23 @@ class FeatureCache:
         return cls(user_folder("cache") / "features", parse_size(os.environ.get(SIZE_VARIABLE)))
 
     def get(self, key: str, device: torch.device) -> Features | None:
-        """The entry with this key, its facts those of no file (see `VideoFacts.of`); None if there is none or it is
-        damaged."""
+        """The entry with this key, its facts those of no file (see `VideoFacts.of`); None if there is none, it is
+        damaged, or it was made for another key."""
         import safetensors
 
         entry = self._entry(key)
         try:
+            status = entry.stat()
+            # To open a pipe would wait for its writer.
+            if not stat.S_ISREG(status.st_mode) or status.st_size > self.limit:
+                return None
             with safetensors.safe_open(str(entry), framework="pt") as file:
-                about = json.loads((file.metadata() or {})["flashvlm"])
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if about["checksum"] != _checksum(tensors):
+            if metadata["checksum"] != _checksum(metadata["flashvlm"], tensors):
+                return None
+            about = json.loads(metadata["flashvlm"])
+            if about["key"] != key:
                 return None
             features = _joined(about, {name: tensor.to(device) for name, tensor in tensors.items()})
         except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError):
@@ -97,7 +106,8 @@ class FeatureCache:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        about, tensors = _parted(features)
+        parted, tensors = _parted(features)
+        about = json.dumps({"key": key, **parted})
         size = sum(tensor.nbytes for tensor in tensors.values())
         if size > self.limit * FILLED:
             return
@@ -106,7 +116,7 @@ class FeatureCache:
         with tempfile.TemporaryDirectory(UNFINISHED, dir=self.folder) as unfinished:
             written = Path(unfinished) / "entry"
             try:
-                save_file(tensors, written, {"flashvlm": json.dumps(about)})
+                save_file(tensors, written, {"flashvlm": about, "checksum": _checksum(about, tensors)})
             except SafetensorError as error:
                 # A full disk, say.
                 raise OSError(str(error)) from error
@@ -219,7 +229,6 @@ def _parted(features: Features) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     about = {
         "facts": asdict(replace(features.facts, path="", size=0, modified=0)),
         "encoded": {name: value for name, value in values.items() if name not in tensors},
-        "checksum": _checksum(tensors),
     }
     return about, tensors
 
@@ -231,13 +240,15 @@ def _joined(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Features
     return Features(VideoFacts(**about["facts"]), encoded)
 
 
-def _checksum(tensors: dict[str, torch.Tensor]) -> int:
+def _checksum(about: str, tensors: dict[str, torch.Tensor]) -> str:
+    """Changes with every bit of what is said about the tensors, and of their names, types, shapes and values."""
     import torch
 
-    total = 0
-    for _, tensor in sorted(tensors.items()):
+    total = zlib.crc32(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        total = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), total)
         total = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, total)
-    return total
+    return str(total)
 
 
 def _remove(path: Path) -> bool:

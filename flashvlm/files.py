@@ -139,21 +139,36 @@ def held(path: Path) -> Iterator[None]:
     # The lock lies beside the real file, whatever link names it.
     real = Path(os.path.realpath(path))
     lock = real.with_name(f".{real.name}.lock")
-    try:
-        if real.exists() and not real.is_file():
-            raise UsageError(f"{path} is not an ordinary file; without -o there is standard output.")
-        real.parent.mkdir(parents=True, exist_ok=True)
-        holding = FileLock(lock, blocking=False).acquire()
-    except Timeout:
-        raise UsageError(f"Another run is writing to {path}; wait for it, or give another file.") from None
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
-    with holding:
+    with contextlib.ExitStack() as stack:
         try:
-            yield
-        finally:
+            # Not the real path: the pipe that /dev/stdout leads to has none.
+            if path.exists() and not path.is_file():
+                raise UsageError(f"{path} is not an ordinary file; without -o there is standard output.")
+            real.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(lock, blocking=False).acquire())
             # Before the lock is released, so that nothing is left beside the file.
-            lock.unlink(missing_ok=True)
+            stack.callback(lock.unlink, missing_ok=True)
+            if real.exists() and real.stat().st_nlink > 1:
+                stack.enter_context(_itself_locked(real))
+        except (Timeout, BlockingIOError):
+            raise UsageError(f"Another run is writing to {path}; wait for it, or give another file.") from None
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+        yield
+
+
+@contextlib.contextmanager
+def _itself_locked(path: Path) -> Iterator[None]:
+    """Lock the file, which all its names share: a lock beside one of them is not beside the others."""
+    try:
+        import fcntl
+    except ImportError:
+        # Windows.
+        yield
+        return
+    with open(path, "rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 @contextlib.contextmanager

@@ -439,6 +439,9 @@ class VideoQA:
             # A stray byte on the command line, or half of a surrogate pair in JSON: no tokenizer takes either.
             if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
                 raise UsageError(f"The {name} is not valid Unicode.")
+            if text is not None and self.backend.too_long(text):
+                most = self.backend.text_config.max_position_embeddings
+                raise UsageError(f"The {name} is longer than the {most} tokens that this model reads.")
 
     @cached_property
     def _cache(self) -> FeatureCache:

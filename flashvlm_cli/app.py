@@ -113,5 +113,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(ended.__context__, BrokenPipeError):
             raise
         failure = failures.explain(ended.__context__)
-    output.report(failure, as_json=output.json_wanted(arguments))
+    output.fail(failure, as_json=output.json_wanted(arguments))
     return failure.exit_code

@@ -30,6 +30,6 @@ def cache(
         return
     if clear:
         print(f"removed  {units.plural(len(removed), 'video')}, {units.scaled(sum(removed), 'B')}")
-    print(f"folder   {kept.folder}")
+    output.print_text(f"folder   {kept.folder}")
     print(f"videos   {units.count(len(sizes))}")
     print(f"size     {units.scaled(sum(sizes), 'B')} of {units.scaled(kept.limit, 'B')}")

@@ -133,7 +133,7 @@ class Chat:
                 failure = _in_chat(explain(error))
                 code = failure.exit_code
                 about = {"command" if line.startswith("/") else "question": line}
-                output.report(failure, self.as_json, about)
+                output.fail(failure, self.as_json, about)
         return code
 
     def take(self, line: str) -> None:
@@ -315,12 +315,16 @@ def _in_chat(failure: Failure) -> Failure:
 
 
 def _paths(text: str) -> Iterator[str]:
-    """The files and folders whose paths begin with `text`, folders with a slash; hidden ones only if asked for."""
+    """The files and folders whose paths begin with `text`, folders with a slash; hidden ones only if asked for.
+
+    What cannot be shown as it is is left out: readline prints what it completes.
+    """
     folder, beginning = os.path.split(text)
     try:
         entries = sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name)
     except OSError:
         return
     for entry in entries:
-        if entry.name.startswith(beginning) and (beginning or not entry.name.startswith(".")):
+        hidden = not beginning and entry.name.startswith(".")
+        if entry.name.startswith(beginning) and not hidden and not output.COMMANDS.search(entry.name):
             yield os.path.join(folder, entry.name) + ("/" if entry.is_dir() else "")

@@ -276,7 +276,7 @@ class RowProgress:
         if self._columns.disable:
             output.say(sentence)
         else:
-            self._columns.console.print(f"flashvlm: {sentence}", soft_wrap=True)
+            self._columns.console.print(output.shown(f"flashvlm: {sentence}", sys.stderr), soft_wrap=True)
 
 
 def _rate(number: float) -> str:
@@ -603,6 +603,8 @@ def _print(lines: Sequence[Text], stream: TextIO, plain: bool, width: int | None
         width=width or max((len(line) for line in lines), default=1) + 1,
     )
     for line in lines:
+        pieces = ((output.shown(piece.text, stream), piece.style or "") for piece in line.render(console))
+        line = Text.assemble(*pieces)
         line.rstrip()
         console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
     text = drawn.getvalue()

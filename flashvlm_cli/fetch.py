@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from flashvlm_cli import output
 from flashvlm_cli.options import suggest_models
 from flashvlm_cli.running import prepare_libraries
 
@@ -27,4 +28,4 @@ def fetch(
     with Progress() as progress:
         progress.stage("fetch")
         folder = download(model, revision, progress.fetched)
-    print(folder)
+    output.print_text(str(folder))

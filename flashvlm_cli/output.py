@@ -16,6 +16,10 @@ from typing import Any, TextIO
 from flashvlm.errors import to_json
 from flashvlm_cli.failures import READER_GONE, Failure
 
+# What a terminal takes for more than text: controls (C0, DEL, C1), marks that turn the direction of writing, separators
+# of lines, and the stray bytes of a file name.
+COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def debugging() -> bool:
     """Whether the user asked for tracebacks and the messages of the underlying libraries."""
@@ -28,17 +32,31 @@ def json_wanted(arguments: Sequence[str]) -> bool:
     return "--json" in (options[: options.index("--")] if "--" in options else options)
 
 
-def print_json(value: Any) -> None:
+def shown(text: str, stream: TextIO, but: str = "") -> str:
+    """What to write for `text`: a terminal gets COMMANDS escaped as in JSON, all `but` these; a pipe gets it as it is.
+
+    File names, answers and what libraries say are not ours, and may hold anything.
+    """
+    if not stream.isatty():
+        return text
+    return COMMANDS.sub(lambda found: found[0] if found[0] in but else f"\\u{ord(found[0]):04x}", text)
+
+
+def print_text(text: str) -> None:
+    """Print a line on standard output."""
+    print(shown(text, sys.stdout), flush=True)
+
+
+def print_json(value: Any, indent: int | None = 2) -> None:
     """Print `value` as JSON in UTF-8, whatever the locale."""
     # backslashreplace writes what is not Unicode (a stray byte in a file name) as the JSON escape \udcXX.
     reconfigure(sys.stdout, encoding="utf-8", errors="backslashreplace")
-    print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
+    print(shown(json.dumps(value, ensure_ascii=False, indent=indent), sys.stdout, "\n"), flush=True)
 
 
 def print_line(value: Any) -> None:
     """Print `value` as one line of JSON in UTF-8, whatever the locale."""
-    reconfigure(sys.stdout, encoding="utf-8", errors="backslashreplace")
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print_json(value, indent=None)
 
 
 def warn(message: str) -> None:
@@ -55,8 +73,8 @@ def keep_stderr() -> None:
             )
 
 
-def report(failure: Failure, as_json: bool, about: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Report a failure: a sentence on standard error, or with `--json` an object on a line of standard output.
+def fail(failure: Failure, as_json: bool, about: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Tell a failure: a sentence on standard error, or with `--json` an object on a line of standard output.
 
     `about` holds further entries of that object.
     """
@@ -65,8 +83,9 @@ def report(failure: Failure, as_json: bool, about: Mapping[str, str] = MappingPr
         _abandon(sys.stderr)
         return
     try:
-        if debugging() and failure.error is not None:
-            traceback.print_exception(failure.error)
+        if debugging() and failure.error is not None and sys.stderr is not None:
+            trace = "".join(traceback.format_exception(failure.error))
+            print(shown(trace, sys.stderr, "\n"), end="", file=sys.stderr)
         if as_json and sys.stdout is not None:
             print_line({**about, "error": to_json(failure.message, failure.exit_code)})
         else:
@@ -83,7 +102,7 @@ def report(failure: Failure, as_json: bool, about: Mapping[str, str] = MappingPr
 
 def say(sentence: str) -> None:
     if sys.stderr is not None:
-        print(f"flashvlm: {sentence}", file=sys.stderr, flush=True)
+        print(shown(f"flashvlm: {sentence}", sys.stderr), file=sys.stderr, flush=True)
 
 
 def flush() -> None:
@@ -127,14 +146,16 @@ class AnswerStream:
         text = self._held + piece
         if not self.started:
             text = text.lstrip()
-        shown = text.rstrip()
-        self._held = text[len(shown) :]
-        if not shown:
+        said = text.rstrip()
+        self._held = text[len(said) :]
+        if not said:
             return
         if not self.started:
             self.started = True
             self._before_first()
-        print(re.sub(r"\s*[\r\n]\s*", " ", shown) if self._one_line else shown, end="", flush=True)
+        if self._one_line:
+            said = re.sub(r"\s*[\r\n]\s*", " ", said)
+        print(shown(said, sys.stdout, "\n\t"), end="", flush=True)
 
     def finish(self) -> None:
         """End the answer's last line."""

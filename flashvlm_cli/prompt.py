@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -68,8 +69,15 @@ class _History:
             return
         with self._telling():
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Questions are private.
-            os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
+            handle = os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                # To read a pipe would wait for its writer.
+                if not stat.S_ISREG(os.fstat(handle).st_mode):
+                    raise OSError("it is not an ordinary file")
+                # Questions are private, also in a file that others could read so far.
+                os.fchmod(handle, 0o600)
+            finally:
+                os.close(handle)
             readline.read_history_file(self._file)
 
     def add(self, line: str) -> None:

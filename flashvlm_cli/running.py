@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from flashvlm.report import Answer, Inspection, Seen
     from flashvlm_cli.console import Progress
 
+# No model reads so many characters, and what is piped in may have no end.
+LONGEST_QUESTION = 10_000_000
+
 
 def prepare_libraries() -> None:
     """Before libraries are loaded: keep their messages, which are for developers, off standard error.
@@ -60,9 +63,11 @@ def read_question(text: str) -> str:
     """The question itself, or standard input if it is `-`."""
     if text == "-":
         try:
-            text = standard_input().read()
+            text = standard_input().read(LONGEST_QUESTION + 1)
         except UnicodeDecodeError:
             raise UsageError("The question on standard input is not text.") from None
+        if len(text) > LONGEST_QUESTION:
+            raise UsageError(f"The question on standard input has more than {LONGEST_QUESTION} characters.")
     question = text.strip()
     if not question:
         raise UsageError("The question is empty.")

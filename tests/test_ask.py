@@ -273,3 +273,22 @@ def test_options_of_another_type_are_refused_by_name(demo: VideoQA, wrong: dict)
 def test_a_question_that_is_no_text_is_refused(demo: VideoQA) -> None:
     with pytest.raises(UsageError, match="question must be a text"):
         demo.ask(SAMPLES / "still.jpg", 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("asked", ["car " * 33_000, "x" * 3_000_000, "What?"])
+def test_what_is_longer_than_the_model_reads_is_refused_before_anything_is_looked_at(
+    demo: VideoQA, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr(demo, "watch", None)
+    system = "A car. " * 33_000 if asked == "What?" else None
+    name = "system prompt" if system else "question"
+    with pytest.raises(UsageError, match=f"The {name} is longer than the 32768 tokens that this model reads"):
+        demo.ask(SAMPLES / "still.jpg", asked, system=system)
+
+
+def test_a_question_without_end_is_not_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", open("/dev/zero", encoding="utf-8"))  # noqa: SIM115
+    assert main(["ask", str(SAMPLES / "still.jpg"), "-", *ASK]) == 2
+    assert "has more than 10000000 characters" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,41 @@ def test_a_damaged_entry_is_made_anew(fresh: VideoQA, folder: Path, damage: str)
     watched = fresh.watch(CLIP, CACHED)
     assert not watched.cached and torch.equal(watched.encoded.tokens, whole)
     assert fresh.watch(CLIP, CACHED).cached
+
+
+@pytest.mark.parametrize("there", ["another's entry", "a pipe", "an endless device", "a folder"])
+def test_what_is_not_the_entry_of_this_video_is_not_taken(fresh: VideoQA, folder: Path, there: str) -> None:
+    whole = fresh.watch(CLIP, CACHED).encoded.tokens
+    (entry,) = entries(folder)
+    entry.unlink()
+    match there:
+        case "another's entry":
+            fresh.watch(samples_dir() / "one.mp4", CACHED)
+            entries(folder)[0].rename(entry)
+        case "a pipe":
+            os.mkfifo(entry)
+        case "an endless device":
+            entry.symlink_to("/dev/zero")
+        case "a folder":
+            entry.mkdir()
+    watched = fresh.watch(CLIP, CACHED)
+    assert not watched.cached and torch.equal(watched.encoded.tokens, whole)
+    # What can be replaced is; what cannot is told.
+    assert fresh.watch(CLIP, CACHED).cached == (not watched.warnings) == (there != "a folder")
+
+
+def test_no_flipped_bit_is_taken(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    cache.put("a", features(600))
+    (entry,) = entries(tmp_path)
+    content = entry.read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(content)), 2000):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        entry.write_bytes(flipped)
+        assert cache.get("a", torch.device("cpu")) is None, f"bit {bit} of {content!r}"
+    entry.write_bytes(content)
+    assert cache.get("a", torch.device("cpu")) is not None
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(demo: VideoQA, folder: Path) -> None:

@@ -458,6 +458,8 @@ def test_lines_are_edited_completed_and_remembered_by_the_next_chat(tmp_path: Pa
 
 def test_files_are_completed(tmp_path: Path) -> None:
     (tmp_path / "a clip.mp4").touch()
+    # What would speak to the terminal is not offered.
+    (tmp_path / "a c\x9b2J.mp4").touch()
     terminal = Terminal(tmp_path)
     terminal.expect("> ")
     terminal.press(f"/video {tmp_path}/a{TAB}\r")
@@ -479,13 +481,32 @@ def test_the_prompt_never_reaches_a_piped_output(tmp_path: Path) -> None:
     assert "One" not in terminal.seen
 
 
-def test_a_history_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
-    (tmp_path / "flashvlm").touch()
+@pytest.mark.parametrize("there", ["a file for its folder", "a pipe"])
+def test_a_history_that_cannot_be_kept_is_a_warning(tmp_path: Path, there: str) -> None:
+    folder = tmp_path / "flashvlm"
+    if there == "a pipe":
+        folder.mkdir()
+        os.mkfifo(folder / "history")
+    else:
+        folder.touch()
     terminal = Terminal(tmp_path)
     assert "warning: The history cannot be kept in" in terminal.expect("> ")
     terminal.press("What?\r")
     terminal.expect("One two three.")
     assert terminal.leave() == 0
+
+
+def test_a_history_that_others_could_read_is_private_from_now_on(tmp_path: Path) -> None:
+    history = tmp_path / "flashvlm" / "history"
+    history.parent.mkdir()
+    history.write_text("Earlier?\n")
+    history.chmod(0o644)
+    terminal = Terminal(tmp_path)
+    terminal.expect("> ")
+    terminal.press("What?\r")
+    terminal.expect("One two three.")
+    assert terminal.leave() == 0
+    assert (history.stat().st_mode & 0o777, history.read_text()) == (0o600, "Earlier?\nWhat?\n")
 
 
 def test_an_interrupt_ends_a_chat_that_is_piped_in(tmp_path: Path) -> None:

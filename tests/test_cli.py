@@ -5,6 +5,7 @@ The library is faked, so that these tests load no model.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -59,7 +60,7 @@ def flash(capsys):
     return run
 
 
-def on_terminal(*arguments, stdout_too=True, no_color=False, **settings):
+def on_terminal(*arguments, stdout_too=True, no_color=False, code=0, **settings):
     """Run with standard error (and output) on a terminal: what that terminal got, what a piped output got."""
     command, environment = child(*arguments, **settings)
     if no_color:
@@ -79,7 +80,7 @@ def on_terminal(*arguments, stdout_too=True, no_color=False, **settings):
             break
         seen += part
     piped = process.stdout.read().decode() if process.stdout else ""
-    assert process.wait(60) == 0
+    assert process.wait(60) == code
     os.close(ours)
     return seen.decode(), piped
 
@@ -413,7 +414,7 @@ def test_unknown_selector_is_told_the_close_one(flash, clip):
 
 @pytest.mark.parametrize("question", ["", "  \n"])
 def test_empty_question_is_wrong_usage(flash, clip, question, monkeypatch):
-    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(read=lambda: question))
+    monkeypatch.setattr("sys.stdin", io.StringIO(question))
     assert flash("ask", clip, question) == (2, "", "flashvlm: The question is empty.\n")
     assert flash("ask", clip, "-") == (2, "", "flashvlm: The question is empty.\n")
 
@@ -575,6 +576,26 @@ def test_spinner_leaves_a_piped_answer_alone(clip):
 @pytest.mark.parametrize(("model", "told"), [("demo", "loading the model"), ("qwen2-vl-2b", "fetching the model")])
 def test_spinner_says_when_the_model_has_to_be_fetched(clip, model, told):
     assert told in on_terminal("ask", clip, "What?", "--model", model, loading=0.3)[0]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--quiet"]])
+def test_nothing_that_is_read_speaks_to_the_terminal(tmp_path, options):
+    speaking = "a\x1b]0;title\x07\x1b[2Jb\x9b2J\u202ec\x7f"
+    quiet = r"a\u001b]0;title\u0007\u001b[2Jb\u009b2J\u202ec\u007f"
+    video = tmp_path / f"{speaking}.mp4"
+    video.touch()
+    settings = {"pieces": [f"{speaking}\nnext"]}
+    seen, _ = on_terminal("ask", str(video), speaking, *options, no_color=True, **settings)
+    own = re.sub(r"\x1b\[(\?25[lh]|[0-9;]*[mKA])|\r", "", seen)
+    assert quiet in own and not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", own)
+    # Into a pipe, the answer goes as it is.
+    assert on_terminal("ask", str(video), "What?", "--quiet", stdout_too=False, **settings)[1] == f"{speaking}\nnext\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_error_does_not_speak_to_the_terminal_either(options):
+    seen, _ = on_terminal("ask", "\x1b[2Jnone\u202e.mp4", "What?", *options, code=3)
+    assert r"\u001b[2Jnone\u202e.mp4: there is no such file." in seen and not re.search("[\x1b\u202e]", seen)
 
 
 def test_no_color_has_no_colours_on_a_terminal(clip):

@@ -239,6 +239,12 @@ class Backend(ABC):
         ids = self.tokenizer(question, add_special_tokens=False).input_ids
         return self.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=self.device))
 
+    def too_long(self, text: str) -> bool:
+        """Whether the tokens of `text` alone are more than the model has positions."""
+        most = self.text_config.max_position_embeddings
+        # No tokenizer makes tokens of so many characters on average, and it may take minutes to find that out.
+        return len(text) > 64 * most or len(self.tokenizer(text, add_special_tokens=False, verbose=False)[0]) > most
+
     def unknown_words(self, text: str) -> list[str]:
         """The words of `text` that the tokenizer has no token for, each once."""
         unknown = self.tokenizer.unk_token_id
