@@ -19,18 +19,31 @@ QWEN_SPECIAL = {
 }  # fmt: skip
 
 
+# The language model of the families that have an ordinary one.
+TINY_TEXT = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 8192, "bos_token_id": 300, "eos_token_id": 302,
+    "pad_token_id": 300,
+}  # fmt: skip
+TINY_TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
 def tiny(
-    name: str, special: dict[str, int], text: dict[str, Any], vision: dict[str, Any], **others: Any
+    name: str,
+    special: dict[str, int],
+    text: dict[str, Any],
+    vision: dict[str, Any],
+    files: dict[str, dict[str, Any]] | None = None,
+    **others: Any,
 ) -> Architecture:
-    """A published architecture at other sizes."""
+    """A published architecture at other sizes; `files` are changes to other files than `config.json`."""
     published = ARCHITECTURES[name]
-    config = {
-        **published.config,
-        "text_config": {**published.config["text_config"], **text},
-        "vision_config": {**published.config["vision_config"], **vision},
-        **others,
-    }
-    return replace(published, config=config, special=special)
+    text = {**published.config["text_config"], **text}
+    ids = {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    changed = {file: {**content, **(files or {}).get(file, {})} for file, content in published.files.items()}
+    return replace(published, files={**changed, "generation_config.json": ids}, special={**special}).with_config(
+        text_config=text, vision_config={**published.config["vision_config"], **vision}, **others
+    )
 
 
 def tiny_qwen2_5_vl(folder: Path, **vision: Any) -> Path:
@@ -97,8 +110,126 @@ def tiny_video_llava(folder: Path, **settings: Any) -> Path:
         video_token_index=301,
         **settings,
     )
-    frames = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
-    return write(folder, replace(architecture, frames=frames), scale=0.2)
+    return write(folder, architecture, scale=0.2)
+
+
+def tiny_qwen3_vl(folder: Path, **vision: Any) -> Path:
+    """Features of two of four vision blocks are added in the two layers of the decoder; 32 pixels a token."""
+    architecture = tiny(
+        "qwen3-vl-2b",
+        QWEN_SPECIAL,
+        {
+            **TINY_TEXT,
+            "head_dim": 16,
+            "rope_theta": 10000,
+            "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [4, 2, 2]},
+        },
+        {
+            "depth": 4,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "intermediate_size": 48,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 2],
+            **vision,
+        },
+        {"preprocessor_config.json": {"size": {"longest_edge": 65536, "shortest_edge": 4096}}},
+        vision_start_token_id=303,
+        vision_end_token_id=304,
+        image_token_id=305,
+        video_token_id=306,
+    )
+    return write(folder, architecture, scale=0.2)
+
+
+LLAVA_SPECIAL = {"<|endoftext|>": 300, "<|im_start|>": 301, "<|im_end|>": 302, "<image>": 305, "<video>": 306}
+
+
+def tiny_llava_onevision(folder: Path) -> Path:
+    """Frames of 70 x 70 pixels in 5 x 5 patches: 3 x 3 tokens each."""
+    sizes = [[height, width] for height in (70, 140) for width in (70, 140)]
+    square = {"size": {"height": 70, "width": 70}}
+    architecture = tiny(
+        "llava-onevision-0.5b",
+        LLAVA_SPECIAL,
+        TINY_TEXT,
+        {**TINY_TOWER, "image_size": 70},
+        {
+            "preprocessor_config.json": {**square, "image_grid_pinpoints": sizes},
+            "video_preprocessor_config.json": square,
+            "processor_config.json": {"num_image_tokens": 25},
+        },
+        image_token_index=305,
+        video_token_index=306,
+        image_grid_pinpoints=sizes,
+    )
+    return write(folder, architecture, scale=0.2)
+
+
+def tiny_llava(folder: Path) -> Path:
+    """Pictures of 56 x 56 pixels in 4 x 4 patches: 16 tokens each."""
+    architecture = tiny(
+        "llava-1.5-7b",
+        {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": 305, "<pad>": 306},
+        {**TINY_TEXT, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 306},
+        {**TINY_TOWER, "image_size": 56, "projection_dim": 16},
+        {"preprocessor_config.json": {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}},
+        image_token_index=305,
+        pad_token_id=306,
+    )
+    return write(folder, architecture, scale=0.2)
+
+
+def tiny_internvl(folder: Path) -> Path:
+    """Frames and tiles of 56 x 56 pixels in 4 x 4 patches: 2 x 2 tokens each."""
+    square = {"size": {"height": 56, "width": 56}}
+    architecture = tiny(
+        "internvl3-1b",
+        {
+            "<|endoftext|>": 300,
+            "<|im_start|>": 301,
+            "<|im_end|>": 302,
+            "<img>": 303,
+            "</img>": 304,
+            "<IMG_CONTEXT>": 305,
+            "<video>": 306,
+        },
+        TINY_TEXT,
+        {**TINY_TOWER, "image_size": [56, 56]},
+        {
+            "preprocessor_config.json": square,
+            "video_preprocessor_config.json": square,
+            "processor_config.json": {"image_seq_length": 4},
+        },
+        image_token_id=305,
+        image_seq_length=4,
+    )
+    return write(folder, architecture, scale=0.2)
+
+
+def tiny_smolvlm(folder: Path) -> Path:
+    """Frames and tiles of 64 x 64 pixels in 8 x 8 patches: 2 x 2 tokens each."""
+    architecture = tiny(
+        "smolvlm2-500m",
+        {
+            "<|endoftext|>": 300,
+            "<|im_start|>": 301,
+            "<|im_end|>": 302,
+            "<fake_token_around_image>": 303,
+            "<global-img>": 304,
+            "<image>": 305,
+            "<end_of_utterance>": 306,
+        },
+        {**TINY_TEXT, "head_dim": 16, "eos_token_id": 306, "pad_token_id": 302},
+        {**TINY_TOWER, "image_size": 64, "patch_size": 8},
+        {
+            "preprocessor_config.json": {"size": {"longest_edge": 256}, "max_image_size": {"longest_edge": 64}},
+            "processor_config.json": {"image_seq_len": 4},
+        },
+        image_token_id=305,
+    )
+    return write(folder, architecture, scale=0.2)
 
 
 # `model_type` -> a checkpoint of that family, written into a folder.

@@ -11,12 +11,24 @@ from flashvlm.errors import UsageError
 
 
 # Billions of parameters, as their safetensors files have them on the hub; Video-LLaVA with two vision towers.
-@pytest.mark.parametrize("name, billions", [("qwen2-vl-2b", 2.21), ("qwen2.5-vl-3b", 3.75), ("video-llava-7b", 7.37)])
+@pytest.mark.parametrize(
+    "name, billions",
+    [
+        ("qwen2-vl-2b", 2.21),
+        ("qwen2.5-vl-3b", 3.75),
+        ("video-llava-7b", 7.37),
+        ("qwen3-vl-2b", 2.13),
+        ("llava-onevision-0.5b", 0.894),
+        ("llava-1.5-7b", 7.06),
+        ("internvl3-1b", 0.938),
+        ("smolvlm2-500m", 0.507),
+    ],
+)
 def test_sizes_are_the_published_ones(name: str, billions: float) -> None:
     architecture = ARCHITECTURES[name]
-    config = getattr(transformers, architecture.config_class)(**architecture.config)
+    config = architecture.model_config()
     with torch.device("meta"):
-        model = getattr(transformers, architecture.model_class)(config)
+        model = getattr(transformers, config.architectures[0])(config)
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.006)
 
 
