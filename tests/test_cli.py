@@ -13,7 +13,6 @@ import re
 import signal
 import subprocess
 import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 
