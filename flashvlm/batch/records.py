@@ -15,11 +15,10 @@ from typing import Any
 from flashvlm.batch.plan import DIGITS, Plan, Record
 from flashvlm.errors import FlashVLMError, OutputError, UsageError
 from flashvlm.files import held
+from flashvlm.options import OF_ROWS
 
 # A kill loses nothing that was written; a power cut loses at most this many seconds of it.
 SYNC_SECONDS = 1.0
-# The settings that a row may override, in columns of these names.
-OWN = ("keep", "selector", "start", "end")
 
 
 def line_of(record: Record) -> bytes:
@@ -141,7 +140,7 @@ class Records:
         )
         columns = record["row"].keys() if isinstance(record["row"], dict) else set()
         for name, value in _flat(plan.settings).items():
-            if name in there and str(there[name]) != str(value) and not (name in OWN and name in columns):
+            if name in there and str(there[name]) != str(value) and not (name in OF_ROWS and name in columns):
                 what = f"{name} is {_shown(there[name])} there and {_shown(value)} here"
                 break
         else:
