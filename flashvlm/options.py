@@ -95,6 +95,7 @@ def allowed(test: Callable[[Any], bool], otherwise: str) -> Callable[[str, Any],
 
 
 def at_least(least: int, what: str = "") -> Callable[[str, Any], None]:
+    """A check that refuses what is less; `what` says what the least is."""
     return allowed(lambda value: value >= least, f"must be at least {least}{what}, not {{}}")
 
 
@@ -125,6 +126,7 @@ def named(kind: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def kind_of(one: Field) -> str:
+    """What a field is annotated with, without the None that it may also be."""
     return str(one.type).removesuffix(" | None")
 
 
@@ -138,21 +140,27 @@ def check_fields(options: object) -> None:
         UsageError: a value makes no sense, or two that exclude each other are given.
     """
     for one in fields(options):  # type: ignore[arg-type]
-        value, known_of = getattr(options, one.name), one.metadata.get("option")
-        flag = flag_of(one.name)
-        if known_of and known_of.parse:
-            value = known_of.parse(value, flag)
-        if kind_of(one) in KINDS and (value is not None or not str(one.type).endswith(" | None")):
-            kind, told = KINDS[kind_of(one)]
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        value, about, kind, flag = (
+            getattr(options, one.name),
+            one.metadata.get("option"),
+            kind_of(one),
+            flag_of(one.name),
+        )
+        if value is None and kind != one.type:
+            continue
+        if about and about.parse:
+            value = about.parse(value, flag)
+        if kind in KINDS:
+            wanted, told = KINDS[kind]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
                 raise UsageError(f"{one.name} must be {told}, not {value!r}.")
             if isinstance(value, Real) and not isinstance(value, bool | int | float):
                 value = int(value) if isinstance(value, Integral) else float(value)
         object.__setattr__(options, one.name, value)
-        if known_of and value is not None:
-            known_of.check(flag, value)
-            if known_of.instead_of and getattr(options, known_of.instead_of) is not None:
-                raise UsageError(f"Give {flag} or {flag_of(known_of.instead_of)}, not both.")
+        if about:
+            about.check(flag, value)
+            if about.instead_of and getattr(options, about.instead_of) is not None:
+                raise UsageError(f"Give {flag} or {flag_of(about.instead_of)}, not both.")
 
 
 def declared(owner: type) -> dict[str, Option]:

@@ -47,10 +47,8 @@ def share(text: str, name: str) -> float:
     return value / 100 if text.endswith("%") else value
 
 
-def sides(text: str | None, name: str) -> tuple[int, int] | None:
+def sides(text: str, name: str) -> tuple[int, int]:
     """Width and height of `448x448`."""
-    if text is None:
-        return None
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise UsageError(f"{name} takes width and height such as 1280x720, not {text!r}.")
@@ -81,12 +79,7 @@ class Accuracy:
         "100%,22.2%,11.1%,5.6%,2.8%", "Budgets, as ask takes them.", MEASURED, metavar="A,B,...", parse=split
     )
     limit: int | None = option(
-        None,
-        "Number of videos.",
-        MEASURED,
-        metavar="N",
-        unset="300; all of easy-vqa or a file",
-        check=at_least(1),
+        None, "Number of videos.", MEASURED, metavar="N", unset="300; all of easy-vqa or a file", check=at_least(1)
     )
     begin: int | None = option(
         None,
@@ -158,11 +151,7 @@ class Speed:
         flags=("--random-weights",),
     )
     layers: int | None = option(
-        None,
-        "With --random-weights, fewer layers of the language model.",
-        MEASURED,
-        metavar="N",
-        unset="as published",
+        None, "With --random-weights, fewer layers of the language model.", MEASURED, metavar="N", unset="as published"
     )
     keep: tuple[str, ...] = option("100%,10%", "Budgets, as ask takes them.", MEASURED, metavar="A,B,...", parse=split)
     clip: str | None = option(

@@ -148,14 +148,14 @@ class Pictures:
         "Draw what was kept: the moments (.png), or the clip (.mp4, .webp, .gif).",
         FILES,
         metavar="FILE",
-        parse=lambda file, name: None if file is None else check_overlay(file),
+        parse=lambda file, name: check_overlay(file),
     )
     report: Path | None = option(
         None,
         "Write a page (.html) to look through what was kept.",
         FILES,
         metavar="FILE",
-        parse=lambda file, name: None if file is None else check_report(file),
+        parse=lambda file, name: check_report(file),
     )
 
     @property
