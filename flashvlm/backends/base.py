@@ -20,7 +20,7 @@ from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPena
 
 from flashvlm.backends.loading import choose_device, choose_dtype, first_line, load_tokenizer, load_weights
 from flashvlm.errors import ModelError, UsageError
-from flashvlm.options import DEFAULT_FPS, Sampling
+from flashvlm.options import DEFAULT_FPS, AskOptions, Sampling
 from flashvlm.report import Area, BeforeAfter
 
 # How many cells go through the vision encoder together: on a CPU (True) as many as its cache holds the activations of,
@@ -161,8 +161,8 @@ class Backend(ABC):
         """How many frames make one temporal group."""
 
     @abstractmethod
-    def frame_size(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
-        """The (height, width) in pixels that a frame of this size is resized to."""
+    def frame_size(self, height: int, width: int, options: AskOptions) -> tuple[int, int]:
+        """The (height, width) in pixels that a frame of this size is resized to, within the options' bounds."""
 
     def area(self, height: int, width: int) -> Area:
         """The part of a frame of this size, as displayed, that the grid of its tokens divides into equal cells."""
