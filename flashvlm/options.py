@@ -1,4 +1,8 @@
-"""What a user may ask for: the options of one question, and how they are parsed.
+"""What a user may ask for: the options of one question, each declared once, and how they are parsed.
+
+All that is known of an option stands in the field of `AskOptions` or `Sampling` that holds its value. From there come
+the command line, the settings of `chat`, the columns of `batch`, the options of `bench`, the table in
+docs/reference.md, the key of the feature cache, and what is refused.
 
 This module imports neither torch nor transformers, so that the command line can refuse bad usage at once.
 """
@@ -7,8 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from decimal import ROUND_HALF_UP, Decimal
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -18,14 +22,9 @@ from flashvlm.selection import BY_CONTENT, METRICS, SELECTORS
 
 DEFAULT_KEEP = "10%"
 DEFAULT_SELECTOR = BY_CONTENT
-DEFAULT_METRIC = "cosine"
 ENCODES = ("changed", "all")
-DEFAULT_ENCODE = "changed"
 SEEKS = ("fast", "exact")
-DEFAULT_SEEK = "fast"
 LOOKS = ("once", "twice")
-DEFAULT_LOOK = "once"
-DEFAULT_MAX_NEW_TOKENS = 128
 # Below this, logits divided by the temperature overflow.
 LEAST_TEMPERATURE = 0.0001
 
@@ -33,16 +32,149 @@ LEAST_TEMPERATURE = 0.0001
 DEFAULT_FPS = 2.0
 MAX_FPS = 100_000
 MIN_FRAMES = 4
-DEFAULT_MAX_FRAMES = 64
-DEFAULT_MAX_PIXELS = 768 * 28 * 28
+# The area that one token stands for, in pixels of a frame.
+TOKEN_PIXELS = 28 * 28
 
-# The options of a question that do not change what the encoder makes of the video.
-AFTER_ENCODING = frozenset(
-    {"keep", "selector", "metric", "merge", "system", "max_new_tokens", "temperature", "seed", "cache"}
-)
+# Where an option matters. FRAMES decide what the encoder makes of a video, and nothing else does.
+FRAMES = "Which frames"
+TOKENS = "Which tokens"
+ANSWER = "The answer"
+MODEL = "The model"
+
+# The types of fields that are checked, as their annotations name them.
+KINDS: dict[str, tuple[type, str]] = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool, "True or False"),
+    "str": (str, "a text"),
+}
 
 
-KINDS: dict[type, str] = {Real: "a number", Integral: "a whole number", bool: "True or False", str: "a text"}
+@dataclass(frozen=True)
+class Option:
+    """What is known of an option besides its name and its type, which are those of its field."""
+
+    default: Any
+    # A sentence or two.
+    help: str
+    # FRAMES, TOKENS, ANSWER or MODEL; the panel of the help that it stands in.
+    stage: str
+    # What the help writes for the value; nothing for a switch.
+    metavar: str | None = None
+    # What is done if the value is None.
+    unset: str = ""
+    # Completes the beginning of a value (`incomplete`) to values, each with its meaning or "".
+    suggest: Callable[[str], list[tuple[str, str]]] | None = None
+    # Gets what errors call the option, and a value; raises UsageError if the value is out of range.
+    check: Callable[[str, Any], None] = lambda name, value: None
+    # Makes the value of what a user writes, if that is more than a text or a number; may get what errors call it, too.
+    parse: Callable[..., Any] | None = None
+    # The option that it cannot be given with.
+    instead_of: str = ""
+    # What sets it, if that is not `--` and its name.
+    flags: tuple[str, ...] = ()
+    # Whether a row of a batch may have its own, in a column of this name: as a text, or in any way that `parse` takes.
+    row: bool = False
+    # Its field's type: a key of KINDS, or the name of a class.
+    kind: str = ""
+
+
+def option(default: Any, help: str, stage: str, **more: Any) -> Any:
+    """A field of a dataclass that is an option; the arguments are those of `Option`."""
+    return field(default=default, metadata={"option": Option(default, help, stage, **more)})
+
+
+def allowed(test: Callable[[Any], bool], otherwise: str) -> Callable[[str, Any], None]:
+    """A check that refuses what fails the test; `otherwise` says what is wrong, with {} for the value."""
+
+    def check(name: str, value: Any) -> None:
+        if not test(value):
+            raise UsageError(f"{name} {otherwise.format(value)}.")
+
+    return check
+
+
+def at_least(least: int, what: str = "") -> Callable[[str, Any], None]:
+    """A check that refuses what is less; `what` says what the least is."""
+    return allowed(lambda value: value >= least, f"must be at least {least}{what}, not {{}}")
+
+
+def among(values: Mapping[str, str]) -> Callable[[str], list[tuple[str, str]]]:
+    """Completions of one of the values, which stand with their meanings."""
+    return lambda incomplete: [pair for pair in values.items() if pair[0].startswith(incomplete)]
+
+
+def some_of(values: Iterable[str]) -> Callable[[str], list[tuple[str, str]]]:
+    """Completions of the last value in a list with commas."""
+
+    def suggest(incomplete: str) -> list[tuple[str, str]]:
+        before, comma, last = incomplete.rpartition(",")
+        return [(before + comma + value, "") for value in values if value.startswith(last)]
+
+    return suggest
+
+
+def one_of(*values: str) -> dict[str, Any]:
+    """What there is to say of an option that takes these values only."""
+    told = f"is one of {', '.join(values)}, not {{!r}}"
+    return {"suggest": among(dict.fromkeys(values, "")), "check": allowed(values.__contains__, told)}
+
+
+def named(kind: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """What there is to say of an option that takes a name."""
+    return {"suggest": among(dict.fromkeys(names, "")), "check": lambda name, value: known(kind, value, names)}
+
+
+def kind_of(one: Field) -> str:
+    """What a field is annotated with, without the None that it may also be."""
+    return str(one.type).removesuffix(" | None")
+
+
+def check_fields(options: object) -> None:
+    """Refuse values of another type than their field's, and values that their option does not allow.
+
+    From Python anything may come, and some of it would be taken for True. What a user may write as a text becomes its
+    value, and numbers of other libraries become Python's, which JSON knows.
+
+    Raises:
+        UsageError: a value makes no sense, or two that exclude each other are given.
+    """
+    for one in fields(options):  # type: ignore[arg-type]
+        value, about, kind, flag = (
+            getattr(options, one.name),
+            one.metadata.get("option"),
+            kind_of(one),
+            flag_of(one.name),
+        )
+        if value is None and kind != one.type:
+            continue
+        if about and about.parse:
+            value = about.parse(value, flag)
+        if kind in KINDS:
+            wanted, told = KINDS[kind]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+                raise UsageError(f"{one.name} must be {told}, not {value!r}.")
+            if isinstance(value, Real) and not isinstance(value, bool | int | float):
+                value = int(value) if isinstance(value, Integral) else float(value)
+        object.__setattr__(options, one.name, value)
+        if about:
+            about.check(flag, value)
+            if about.instead_of and getattr(options, about.instead_of) is not None:
+                raise UsageError(f"Give {flag} or {flag_of(about.instead_of)}, not both.")
+
+
+def declared(owner: type) -> dict[str, Option]:
+    """The options of a dataclass by their names, those of a field `sampling` among them."""
+    return {
+        one.name: replace(one.metadata["option"], kind=kind_of(one))
+        for outer in fields(owner)
+        for one in (fields(Sampling) if outer.name == "sampling" else [outer])
+    }
+
+
+def flag_of(name: str) -> str:
+    """The option of the command line that sets a field."""
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -63,14 +195,14 @@ class Keep:
             raise UsageError("Keep takes a share, a count or a delta, one of the three.")
         if self.share is not None and not (isinstance(self.share, Decimal) and 0 < self.share <= 1):
             raise UsageError(f"share must be a Decimal, more than 0 and at most 1, not {self.share!r}.")
-        _check_types(self, {}, {"count": Integral, "delta": Real})
+        check_fields(self)
         if self.count is not None and self.count < 1:
             raise UsageError(f"count must be at least 1, not {self.count}.")
         if self.delta is not None and not 0 <= self.delta < math.inf:
             raise UsageError(f"delta must be a distance of 0 or more, not {self.delta}.")
 
     @classmethod
-    def parse(cls, value: str | float | Keep) -> Keep:
+    def parse(cls, value: str | float | Keep, name: str = "--keep") -> Keep:
         """Parse `10%`, a fraction with a point (`0.1`, `1.0`, a Python float), a count (`256`), `delta=0.3` or `auto`.
 
         Raises:
@@ -79,7 +211,7 @@ class Keep:
         if isinstance(value, Keep):
             return value
         text = str(value).strip()
-        wanted = f"--keep takes a share such as 10% or 0.1, a count such as 256, delta=0.3 or auto; not {text!r}."
+        wanted = f"{name} takes a share such as 10% or 0.1, a count such as 256, delta=0.3 or auto; not {text!r}."
         if isinstance(value, bool):
             raise UsageError(wanted)
         if isinstance(value, float):
@@ -91,7 +223,7 @@ class Keep:
             return cls(delta=float(radius[1]))
         if re.fullmatch(r"[0-9]{1,18}", text):
             if int(text) == 0:
-                raise UsageError("--keep must leave at least one token; 0 keeps none.")
+                raise UsageError(f"{name} must leave at least one token; 0 keeps none.")
             return cls(count=int(text))
         if re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*%", text):
             share = Decimal(text.rstrip("% ")) / 100
@@ -100,7 +232,7 @@ class Keep:
         else:
             raise UsageError(wanted)
         if not 0 < share <= 1:
-            raise UsageError(f"--keep must be more than 0 and at most 100%, not {text}.")
+            raise UsageError(f"{name} must be more than 0 and at most 100%, not {text}.")
         return cls(share=share)
 
     def budget(self, tokens: int) -> int | Literal["auto"] | None:
@@ -127,30 +259,14 @@ class Keep:
         return "auto" if self.share is None else f"{(self.share * 100).normalize():f}%"
 
 
-def _check_types(options: object, kinds: Mapping[str, type], optional: Mapping[str, type]) -> None:
-    """Refuse values of other types: from Python anything may come, and some of it would be taken for True.
-
-    Numbers of other libraries become Python's, which JSON knows.
-
-    Args:
-        kinds: the type of each field.
-        optional: the type of each field that may also be None.
-    """
-    for name, kind in {**kinds, **optional}.items():
-        value = getattr(options, name)
-        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if not fits and not (value is None and name in optional):
-            raise UsageError(f"{name} must be {KINDS[kind]}, not {value!r}.")
-        if isinstance(value, Real) and not isinstance(value, bool | int | float):
-            object.__setattr__(options, name, int(value) if isinstance(value, Integral) else float(value))
-
-
-def parse_time(text: str, name: str = "A time") -> float:
-    """Parse a time in a video, in seconds: `90`, `1:30`, `0:01:30.5`.
+def parse_time(text: Any, name: str = "A time") -> Any:
+    """Parse a time in a video, in seconds: `90`, `1:30`, `0:01:30.5`. What is no text is returned as it is.
 
     Raises:
         UsageError: anything else.
     """
+    if not isinstance(text, str):
+        return text
     if not re.fullmatch(r"([0-9]{1,9}:){0,2}[0-9]{1,9}(\.[0-9]*)?", text.strip()):
         raise UsageError(f"{name} is given as 90, 1:30 or 0:01:30.5, not {text!r}.")
     *larger, seconds = text.strip().split(":")
@@ -174,31 +290,47 @@ class Sampling:
         UsageError: both `fps` and `frames` are given, a value is out of range, or the end is not after the start.
     """
 
-    fps: float | None = None
-    frames: int | None = None
-    max_frames: int = DEFAULT_MAX_FRAMES
-    start: float | None = None
-    end: float | None = None
+    fps: float | None = option(
+        None,
+        f"Frames to look at per second, at least {MIN_FRAMES} in all.",
+        FRAMES,
+        metavar="F",
+        unset=f"{DEFAULT_FPS:g}; Video-LLaVA: 8 frames in all",
+        check=allowed(lambda fps: 0 < fps <= MAX_FPS, f"must be more than 0 and at most {MAX_FPS}, not {{:g}}"),
+        instead_of="frames",
+    )
+    frames: int | None = option(
+        None,
+        "Exactly this many frames, instead of --fps and --max-frames.",
+        FRAMES,
+        metavar="N",
+        check=at_least(1),
+        instead_of="fps",
+    )
+    max_frames: int = option(64, "The most frames that --fps may give.", FRAMES, metavar="N", check=at_least(1))
+    start: float | None = option(
+        None,
+        "Look at the video from here on: 90, 1:30, 0:01:30.5.",
+        FRAMES,
+        metavar="T",
+        unset="the video's start",
+        check=allowed(lambda at: 0 <= at < math.inf, "must be a time in seconds, 0 or more; not {:g}"),
+        parse=parse_time,
+        row=True,
+    )
+    end: float | None = option(
+        None,
+        "Look at the video up to here.",
+        FRAMES,
+        metavar="T",
+        unset="the video's end",
+        check=allowed(math.isfinite, "must be a time in seconds, not {}"),
+        parse=parse_time,
+        row=True,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("start", "end"):
-            # From Python, a time may be given as on the command line.
-            if isinstance(given := getattr(self, name), str):
-                object.__setattr__(self, name, parse_time(given, f"--{name}"))
-        _check_types(self, {"max_frames": Integral}, {"fps": Real, "frames": Integral, "start": Real, "end": Real})
-        if self.fps is not None and self.frames is not None:
-            raise UsageError("Give --fps or --frames, not both.")
-        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
-            raise UsageError(f"--fps must be more than 0 and at most {MAX_FPS}, not {self.fps:g}.")
-        if self.frames is not None and self.frames < 1:
-            raise UsageError(f"--frames must be at least 1, not {self.frames}.")
-        if self.max_frames < 1:
-            raise UsageError(f"--max-frames must be at least 1, not {self.max_frames}.")
-        for name, time in (("--start", self.start), ("--end", self.end)):
-            if time is not None and not math.isfinite(time):
-                raise UsageError(f"{name} must be a time in seconds, not {time}.")
-        if self.start is not None and self.start < 0:
-            raise UsageError(f"--start must not be negative, but is {self.start:g}.")
+        check_fields(self)
         if self.end is not None and self.end <= (self.start or 0):
             raise UsageError(f"--end ({self.end:g} s) must come after --start ({self.start or 0:g} s).")
 
@@ -207,64 +339,132 @@ class Sampling:
 class AskOptions:
     """The options of one question, as `flashvlm ask` names them.
 
-    `encode`: `all` moments go through the vision encoder, or only those that have `changed` from all earlier ones; the
-    others reuse the tokens of the moment that they look like.
-    `seek`: `exact` looks at exactly the frames that `sampling` asks for, `fast` at key frames near them if there are
-    enough (see `video.decode`).
-    `look`: `twice` encodes all moments small, and then the first, the last and those that the question asks about at
-    full size.
-    `cache`: the encoder's output is taken from the feature cache if it is there, and stored there if not.
+    From Python, a budget (`keep`) and times may be given as on the command line.
 
     Raises:
         UsageError: a value outside its range.
     """
 
-    keep: Keep = field(default_factory=lambda: Keep.parse(DEFAULT_KEEP))
-    selector: str = DEFAULT_SELECTOR
-    metric: str = DEFAULT_METRIC
-    merge: bool = False
+    keep: Keep = option(
+        Keep.parse(DEFAULT_KEEP),
+        "Visual tokens to keep: 10%, 0.1 or 256; 100% prunes nothing. delta=0.3 covers all tokens to that radius; auto "
+        "lets the video decide.",
+        TOKENS,
+        metavar="SHARE|COUNT|delta=D|auto",
+        suggest=among(
+            {
+                "10%": "a tenth of the tokens",
+                "5%": "a twentieth of them",
+                "100%": "all: no pruning",
+                "256": "this many tokens",
+                "auto": "the video decides",
+                "delta=0.3": "as many as cover all others to this radius",
+            }
+        ),
+        parse=Keep.parse,
+        row=True,
+    )
+    selector: str = option(
+        DEFAULT_SELECTOR,
+        f"How tokens are chosen: {', '.join(SELECTORS)}.",
+        TOKENS,
+        metavar="NAME",
+        row=True,
+        **named("selector", SELECTORS),
+    )
+    metric: str = option(
+        "cosine",
+        f"How distance between tokens is measured: {', '.join(METRICS)}.",
+        TOKENS,
+        metavar="NAME",
+        **named("metric", METRICS),
+    )
+    merge: bool = option(False, "Average dropped tokens into the kept ones nearest to them.", TOKENS)
     sampling: Sampling = Sampling()
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    encode: str = DEFAULT_ENCODE
-    seek: str = DEFAULT_SEEK
-    look: str = DEFAULT_LOOK
-    system: str | None = None
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
-    temperature: float = 0.0
-    seed: int = 0
-    cache: bool = False
+    max_pixels: int = option(
+        768 * TOKEN_PIXELS,
+        "The most pixels per frame.",
+        FRAMES,
+        metavar="P",
+        check=at_least(TOKEN_PIXELS, " (one token)"),
+    )
+    encode: str = option(
+        "changed",
+        "changed: a moment that looks like an earlier one reuses its tokens; all: every moment is encoded.",
+        FRAMES,
+        metavar="WHICH",
+        **one_of(*ENCODES),
+    )
+    seek: str = option(
+        "fast",
+        "fast: key frames instead, if each frame to look at has one nearby; exact: the very frames.",
+        FRAMES,
+        metavar="HOW",
+        **one_of(*SEEKS),
+    )
+    look: str = option(
+        "once",
+        "once: full-size frames; twice: small ones, then the ends and what is asked about at full size.",
+        FRAMES,
+        metavar="HOW",
+        **one_of(*LOOKS),
+    )
+    system: str | None = option(None, "System prompt.", ANSWER, metavar="TEXT", unset="the checkpoint's own")
+    max_new_tokens: int = option(128, "Longest answer, in tokens.", ANSWER, metavar="N", check=at_least(1))
+    temperature: float = option(
+        0.0,
+        "0 always takes the likeliest token.",
+        ANSWER,
+        metavar="X",
+        check=allowed(
+            lambda value: value == 0 or LEAST_TEMPERATURE <= value < math.inf,
+            f"must be 0, or {LEAST_TEMPERATURE} or more, not {{:g}}",
+        ),
+    )
+    seed: int = option(
+        0,
+        "Random seed of --temperature and --selector random.",
+        ANSWER,
+        metavar="N",
+        check=allowed(lambda seed: -(2**63) <= seed < 2**63, "must fit into 64 bits, which {} does not"),
+    )
+    cache: bool = option(
+        False, "Store what the encoder makes of the video, and reuse it.", MODEL, flags=("--cache/--no-cache",)
+    )
 
     def __post_init__(self) -> None:
-        # From Python, a budget may be given as on the command line.
-        object.__setattr__(self, "keep", Keep.parse(self.keep))
-        flags: dict[str, type] = dict.fromkeys(("merge", "cache"), bool)
-        counts: dict[str, type] = dict.fromkeys(("max_pixels", "max_new_tokens", "seed"), Integral)
-        _check_types(self, {**flags, **counts, "temperature": Real}, {"system": str})
+        check_fields(self)
         if not isinstance(self.sampling, Sampling):
             raise UsageError(f"sampling must be a Sampling, not {self.sampling!r}.")
-        known("selector", self.selector, SELECTORS)
-        known("metric", self.metric, METRICS)
         if self.keep.by_content and self.selector != BY_CONTENT:
             raise UsageError(
                 f"--keep {self.keep} is for --selector {BY_CONTENT}; {self.selector} takes a share or a count."
             )
-        modes = (("--encode", self.encode, ENCODES), ("--seek", self.seek, SEEKS), ("--look", self.look, LOOKS))
-        for name, value, values in modes:
-            if value not in values:
-                raise UsageError(f"{name} is one of {', '.join(values)}, not {value!r}.")
-        if self.max_pixels < 28 * 28:
-            raise UsageError(f"--max-pixels must be at least {28 * 28} (one token), not {self.max_pixels}.")
-        if self.max_new_tokens < 1:
-            raise UsageError(f"--max-new-tokens must be at least 1, not {self.max_new_tokens}.")
-        if self.temperature and not LEAST_TEMPERATURE <= self.temperature < math.inf:
-            raise UsageError(f"--temperature must be 0, or {LEAST_TEMPERATURE} or more, not {self.temperature:g}.")
-        if not -(2**63) <= self.seed < 2**63:
-            raise UsageError(f"--seed must fit into 64 bits, which {self.seed} does not.")
+
+    def flat(self) -> dict[str, Any]:
+        """The value of every option by its name, those of `sampling` among them."""
+        return {name: getattr(self.sampling if hasattr(Sampling, name) else self, name) for name in OPTIONS}
+
+    def changed(self, **values: Any) -> AskOptions:
+        """These options with other values for some, which may be fields of `sampling`.
+
+        Raises:
+            UsageError: a value makes no sense, alone or with the others.
+        """
+        times = {name: values.pop(name) for name in list(values) if hasattr(Sampling, name)}
+        return replace(self, sampling=replace(self.sampling, **times), **values)
+
+
+# Every option by its name, in the order of the help.
+OPTIONS = declared(AskOptions)
+# Those that a row of a batch may have its own value of.
+OF_ROWS = tuple(name for name, one in OPTIONS.items() if one.row)
 
 
 def watching(options: AskOptions) -> dict[str, Any]:
-    """The options that decide what the encoder makes of a video: all but AFTER_ENCODING, including any new ones.
+    """The options that decide what the encoder makes of a video: those of FRAMES.
 
     Questions that agree on them share decoding and encoding, in memory and in the feature cache.
     """
-    return {name: value for name, value in asdict(options).items() if name not in AFTER_ENCODING}
+    others = {name for name, one in OPTIONS.items() if one.stage != FRAMES}
+    return {name: value for name, value in asdict(options).items() if name not in others}

@@ -192,7 +192,7 @@ class VideoQA:
 
         def fit(frame: torch.Tensor) -> torch.Tensor:
             height, width = frame.shape[1:]
-            return pixels.resize(frame, self.backend.frame_size(height, width, options.max_pixels))
+            return pixels.resize(frame, self.backend.frame_size(height, width, options))
 
         # A second look needs frames, which the cache does not keep.
         cached = options.cache and options.look == "once"

@@ -11,7 +11,7 @@ import typer
 from flashvlm.files import check_video
 from flashvlm.options import AskOptions
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, Pictures, ask_options, model_options, picture_options, takes
+from flashvlm_cli.options import OUTPUT, Pictures, ask_options, model_options, options_of, takes
 from flashvlm_cli.running import draw, prepare_libraries, read_question, show_loading, stream_answer
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ OnText = Callable[[str], None]
 OnStage = Callable[[str], None]
 
 
-@takes(options=ask_options, loading=model_options, pictures=picture_options)
+@takes(options=ask_options(), loading=model_options, pictures=options_of(Pictures))
 def ask(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask; - reads it from standard input.")],

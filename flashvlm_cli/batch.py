@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ import typer
 
 from flashvlm.batch import rows as reading
 from flashvlm.errors import UsageError
-from flashvlm.options import AskOptions, Sampling
+from flashvlm.options import OF_ROWS, OPTIONS, AskOptions
 from flashvlm_cli import output
 from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whole_number
 from flashvlm_cli.running import prepare_libraries, standard_input
@@ -38,7 +37,7 @@ EXIT_CODES = """\
 """
 
 
-@takes(options=partial(ask_options, cache=True), loading=model_options)
+@takes(options=ask_options(cache=True), loading=model_options)
 def batch(
     inputs: Annotated[
         list[str],
@@ -148,13 +147,12 @@ def read_rows(inputs: Sequence[str], questions: Sequence[str]) -> tuple[list[rea
 
 def warn_of_columns(rows: Sequence[reading.Row]) -> None:
     """Warn of a column that is called like an option, but cannot be set for each row."""
-    from flashvlm.batch.plan import OWN
-
-    options = {*AskOptions.__dataclass_fields__, *Sampling.__dataclass_fields__} - {*OWN, "sampling"}
     given = [row.columns for row in rows if isinstance(row.columns, dict)]
-    meant = sorted(name for name in options if any(columns.get(name) not in (None, "") for columns in given))
+    meant = sorted(
+        name for name in {*OPTIONS} - {*OF_ROWS} if any(columns.get(name) not in (None, "") for columns in given)
+    )
     if meant:
-        output.warn(f"Nothing is set by the column {', '.join(meant)}: a row can have its own {', '.join(OWN)}.")
+        output.warn(f"Nothing is set by the column {', '.join(meant)}: a row can have its own {', '.join(OF_ROWS)}.")
 
 
 def is_of_rows(name: str) -> bool:

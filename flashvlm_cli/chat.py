@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +16,10 @@ from flashvlm.errors import ModelError, UsageError, VideoError, closest
 from flashvlm.files import check_video
 from flashvlm.options import AskOptions, watching
 from flashvlm_cli import output, prompt
-from flashvlm_cli.failures import Failure, explain
+from flashvlm_cli.failures import explain
 from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes
 from flashvlm_cli.running import prepare_libraries, show_loading, standard_input, stream_answer
-from flashvlm_cli.settings import DEFAULT, SETTINGS, changed, shown
+from flashvlm_cli.settings import DEFAULT, SETTINGS, changed, shown, suggested
 
 if TYPE_CHECKING:
     from flashvlm import VideoQA
@@ -38,7 +37,7 @@ COMMANDS = {
 }
 
 
-@takes(options=partial(ask_options, cache=True), loading=model_options)
+@takes(options=ask_options(cache=True), loading=model_options)
 def chat(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],
     options: AskOptions,
@@ -130,7 +129,8 @@ class Chat:
             except (ModelError, OSError):
                 raise
             except Exception as error:
-                failure = _in_chat(explain(error))
+                failure = explain(error)
+                failure = replace(failure, message=_named(failure.message))
                 code = failure.exit_code
                 about = {"command" if line.startswith("/") else "question": line}
                 output.fail(failure, self.as_json, about)
@@ -163,9 +163,7 @@ class Chat:
                 for command in (*SETTINGS, *COMMANDS)
                 if command.startswith(name)
             ]
-        values = (
-            SETTINGS[name].suggest(text) if name in SETTINGS else _paths(text) if name in ("video", "overlay") else ()
-        )
+        values = suggested(name, text) if name in SETTINGS else _paths(text) if name in ("video", "overlay") else ()
         return [f"/{name} {value}" for value in values]
 
     def _ask(self, question: str) -> None:
@@ -271,7 +269,7 @@ class Chat:
         self._rows([("video", self._missing or self.video), *((name, shown(self.options, name)) for name in SETTINGS)])
 
     def _help(self, text: str) -> None:
-        settings = [(f"/{name} {setting.values}", setting.help) for name, setting in SETTINGS.items()]
+        settings = [(f"/{name} {one.metavar or 'on|off'}", _named(one.help)) for name, one in SETTINGS.items()]
         commands = [(f"/{name} {values}".rstrip(), help) for name, (values, help) in COMMANDS.items()]
         rest = [
             (f"/NAME {DEFAULT}", "put a setting back to what it was when the chat began"),
@@ -304,14 +302,13 @@ class Chat:
                 output.warn(warning)
 
 
-def _in_chat(failure: Failure) -> Failure:
-    """The failure, with options named as chat commands (`/keep` for `--keep`)."""
-    named = re.sub(
+def _named(text: str) -> str:
+    """The text, with options named as chat commands (`/keep` for `--keep`)."""
+    return re.sub(
         r"--([a-z-]+)",
         lambda option: f"/{option[1]}" if option[1] in SETTINGS or option[1] in COMMANDS else option[0],
-        failure.message,
+        text,
     )
-    return replace(failure, message=named)
 
 
 def _paths(text: str) -> Iterator[str]:

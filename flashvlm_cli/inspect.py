@@ -11,19 +11,16 @@ import typer
 
 from flashvlm.errors import UsageError
 from flashvlm.files import check_video
-from flashvlm.options import DEFAULT_SELECTOR, AskOptions
+from flashvlm.options import DEFAULT_SELECTOR, TOKENS, AskOptions, some_of
 from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
 from flashvlm_cli.options import (
     OUTPUT,
-    TOKENS,
     Pictures,
     ask_options,
     model_options,
-    picture_options,
-    some_of,
+    options_of,
     takes,
-    without,
 )
 from flashvlm_cli.running import draw, prepare_libraries, read_question, show_loading
 
@@ -32,9 +29,9 @@ if TYPE_CHECKING:
 
 
 @takes(
-    options=without(ask_options, "system", "max_new_tokens", "temperature"),
+    options=ask_options("system", "max_new_tokens", "temperature"),
     loading=model_options,
-    pictures=picture_options,
+    pictures=options_of(Pictures),
 )
 def inspect(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],

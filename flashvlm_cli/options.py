@@ -1,51 +1,29 @@
-"""The options that commands share: declared, parsed and validated in one place.
+"""The options that commands share, as Typer takes them.
 
-A command takes them by naming a parameter after what they build: `@takes(options=ask_options, loading=model_options)`,
-or `@takes(options=partial(ask_options, cache=True))` for another default.
+A command takes them by naming a parameter after what they build, as in `@takes(options=ask_options())`. With
+`ask_options("keep", cache=True)` it takes all but `--keep`, and `--cache` is on.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
 from flashvlm.files import check_overlay, check_report
 from flashvlm.models import DEFAULT_MODEL
-from flashvlm.options import (
-    DEFAULT_ENCODE,
-    DEFAULT_FPS,
-    DEFAULT_KEEP,
-    DEFAULT_LOOK,
-    DEFAULT_MAX_FRAMES,
-    DEFAULT_MAX_NEW_TOKENS,
-    DEFAULT_MAX_PIXELS,
-    DEFAULT_METRIC,
-    DEFAULT_SEEK,
-    DEFAULT_SELECTOR,
-    ENCODES,
-    LOOKS,
-    MIN_FRAMES,
-    SEEKS,
-    AskOptions,
-    Keep,
-    Sampling,
-    parse_time,
-)
-from flashvlm.selection import METRICS, SELECTORS
+from flashvlm.options import MODEL, OPTIONS, AskOptions, Option, check_fields, declared, flag_of, option
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-FRAMES = "Which frames"
-TOKENS = "Which tokens"
-ANSWER = "The answer"
-MODEL = "The model"
+T = TypeVar("T")
+
 OUTPUT = "What is printed"
 FILES = "What is written"
 
@@ -68,36 +46,6 @@ def suggest_models(incomplete: str) -> list[tuple[str, str]]:
     from flashvlm.models import ALIASES
 
     return [(alias.name, alias.description) for alias in ALIASES.values() if alias.name.startswith(incomplete)]
-
-
-def suggest_keep(incomplete: str) -> list[tuple[str, str]]:
-    hints = {
-        "10%": "a tenth of the tokens",
-        "5%": "a twentieth of them",
-        "100%": "all: no pruning",
-        "256": "this many tokens",
-        "auto": "the video decides",
-        "delta=0.3": "as many as cover all others to this radius",
-    }
-    return [(value, meaning) for value, meaning in hints.items() if value.startswith(incomplete)]
-
-
-def among(names: Iterable[str]) -> Callable[[str], list[str]]:
-    """Completions of one of the names."""
-    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
-
-
-def some_of(names: Iterable[str]) -> Callable[[str], list[str]]:
-    """Completions of the last name in a list with commas."""
-
-    def suggest(incomplete: str) -> list[str]:
-        before, comma, last = incomplete.rpartition(",")
-        return [before + comma + name for name in names if name.startswith(last)]
-
-    return suggest
-
-
-suggest_selectors, suggest_metrics = among(SELECTORS), among(METRICS)
 
 
 def takes(**builders: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -127,182 +75,67 @@ def takes(**builders: Callable[..., Any]) -> Callable[[Callable[..., None]], Cal
     return expand
 
 
-def ask_options(
-    keep: Annotated[
-        str,
-        typer.Option(
-            metavar="SHARE|COUNT|delta=D|auto",
-            help="Visual tokens to keep: 10%, 0.1 or 256; 100% prunes nothing. delta=0.3 covers all tokens "
-            "to that radius; auto lets the video decide.",
-            rich_help_panel=TOKENS,
-            autocompletion=suggest_keep,
-        ),
-    ] = DEFAULT_KEEP,
-    selector: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help=f"How tokens are chosen: {', '.join(SELECTORS)}.",
-            rich_help_panel=TOKENS,
-            autocompletion=suggest_selectors,
-        ),
-    ] = DEFAULT_SELECTOR,
-    metric: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="How distance between tokens is measured: cosine, centered, euclidean.",
-            rich_help_panel=TOKENS,
-            autocompletion=suggest_metrics,
-        ),
-    ] = DEFAULT_METRIC,
-    merge: Annotated[
-        bool,
-        typer.Option(
-            "--merge", help="Average dropped tokens into the kept ones nearest to them.", rich_help_panel=TOKENS
-        ),
-    ] = False,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            parser=number,
-            metavar="F",
-            help=f"Frames to look at per second, at least {MIN_FRAMES} in all.",
-            show_default=f"{DEFAULT_FPS:g}; Video-LLaVA: 8 frames in all",
-            rich_help_panel=FRAMES,
-        ),
-    ] = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            parser=whole_number,
-            metavar="N",
-            help="Exactly this many frames, instead of --fps and --max-frames.",
-            rich_help_panel=FRAMES,
-        ),
-    ] = None,
-    max_frames: Annotated[
-        int,
-        typer.Option(
-            parser=whole_number, metavar="N", help="The most frames that --fps may give.", rich_help_panel=FRAMES
-        ),
-    ] = DEFAULT_MAX_FRAMES,
-    max_pixels: Annotated[
-        int,
-        typer.Option(parser=whole_number, metavar="P", help="The most pixels per frame.", rich_help_panel=FRAMES),
-    ] = DEFAULT_MAX_PIXELS,
-    encode: Annotated[
-        str,
-        typer.Option(
-            metavar="WHICH",
-            autocompletion=among(ENCODES),
-            help="changed: a moment that looks like an earlier one reuses its tokens; all: every moment is encoded.",
-            rich_help_panel=FRAMES,
-        ),
-    ] = DEFAULT_ENCODE,
-    seek: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW",
-            autocompletion=among(SEEKS),
-            help="fast: key frames instead, if each frame to look at has one nearby; exact: the very frames.",
-            rich_help_panel=FRAMES,
-        ),
-    ] = DEFAULT_SEEK,
-    look: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW",
-            autocompletion=among(LOOKS),
-            help="once: full-size frames; twice: small ones, then the ends and what is asked about at full size.",
-            rich_help_panel=FRAMES,
-        ),
-    ] = DEFAULT_LOOK,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T",
-            help="Look at the video from here on: 90, 1:30, 0:01:30.5.",
-            show_default="the video's start",
-            rich_help_panel=FRAMES,
-        ),
-    ] = None,
-    end: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T", help="Look at the video up to here.", show_default="the video's end", rich_help_panel=FRAMES
-        ),
-    ] = None,
-    system: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="System prompt.", show_default="the checkpoint's own", rich_help_panel=ANSWER
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Longest answer, in tokens.", rich_help_panel=ANSWER)
-    ] = DEFAULT_MAX_NEW_TOKENS,
-    temperature: Annotated[
-        float,
-        typer.Option(parser=number, metavar="X", help="0 always takes the likeliest token.", rich_help_panel=ANSWER),
-    ] = 0.0,
-    seed: Annotated[
-        int,
-        typer.Option(
-            parser=whole_number,
-            metavar="N",
-            help="Random seed of --temperature and --selector random.",
-            rich_help_panel=ANSWER,
-        ),
-    ] = 0,
-    cache: Annotated[
-        bool,
-        typer.Option(
-            "--cache/--no-cache",
-            help="Store what the encoder makes of the video, and reuse it.",
-            rich_help_panel=MODEL,
-        ),
-    ] = False,
-) -> AskOptions:
-    """The options for answering a question."""
-    if cache:
-        from flashvlm.cache import FeatureCache
-
-        # Without a home folder, or with an invalid size, it is refused before anything is loaded.
-        FeatureCache.of_user()
-    return AskOptions(
-        keep=Keep.parse(keep),
-        selector=selector,
-        metric=metric,
-        merge=merge,
-        sampling=Sampling(
-            fps=fps,
-            frames=frames,
-            max_frames=max_frames,
-            start=None if start is None else parse_time(start, "--start"),
-            end=None if end is None else parse_time(end, "--end"),
-        ),
-        max_pixels=max_pixels,
-        encode=encode,
-        seek=seek,
-        look=look,
-        system=system,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        cache=cache,
-    )
+# What Typer is told of an option of each kind: the type of its values, and what makes one of a text. The others are
+# texts.
+TYPES: dict[str, tuple[type, Callable[[str], Any] | None]] = {
+    "int": (int, whole_number),
+    "float": (float, number),
+    "bool": (bool, None),
+    "Path": (Path, None),
+}
 
 
-def without(builder: Callable[..., Any], *names: str) -> Callable[..., Any]:
-    """A builder without some of its options, for a command in which they have no meaning."""
+def ask_options(*without: str, **defaults: Any) -> Callable[..., AskOptions]:
+    """A builder of the options of a question: all but those `without`, some with other `defaults`."""
 
-    def build(**given: Any) -> Any:
-        return builder(**given, **{name: parameters[name].default for name in names})
+    def build(**given: Any) -> AskOptions:
+        if given.get("cache"):
+            from flashvlm.cache import FeatureCache
 
-    parameters = inspect.signature(builder, eval_str=True).parameters
-    left = [parameter for name, parameter in parameters.items() if name not in names]
-    build.__signature__ = inspect.Signature(left)  # type: ignore[attr-defined]
+            # Without a home folder, or with an invalid size, it is refused before anything is loaded.
+            FeatureCache.of_user()
+        return AskOptions().changed(**given)
+
+    return _declared(build, {name: option for name, option in OPTIONS.items() if name not in without}, defaults)
+
+
+def options_of(owner: type[T]) -> Callable[..., T]:
+    """A builder of a dataclass whose fields are options, which checks them."""
+
+    def build(**given: Any) -> T:
+        built = owner(**given)
+        check_fields(built)
+        return built
+
+    return _declared(build, declared(owner), {})
+
+
+def _declared(build: Callable[..., T], options: Mapping[str, Option], defaults: Mapping[str, Any]) -> Callable[..., T]:
+    """`build` with a parameter for each option, as Typer reads it."""
+    parameters = []
+    for name, one in options.items():
+        kind, parser = (str, None) if one.parse else TYPES.get(one.kind, (str, None))
+        # Without a name of its own, Typer would give every switch a second one that turns it off.
+        flags = one.flags or ((flag_of(name),) if kind is bool else ())
+        shown = typer.Option(
+            *flags,
+            parser=parser,
+            metavar=one.metavar,
+            help=one.help,
+            show_default=one.unset or True,
+            rich_help_panel=one.stage,
+            autocompletion=one.suggest,
+        )
+        default = defaults.get(name, one.default)
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=str(default) if one.parse and default is not None else default,
+                annotation=Annotated[kind | None, shown],
+            )
+        )
+    build.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return build
 
 
@@ -310,8 +143,20 @@ def without(builder: Callable[..., Any], *names: str) -> Callable[..., Any]:
 class Pictures:
     """The files that show what was kept; None for those not asked for."""
 
-    overlay: Path | None = None
-    report: Path | None = None
+    overlay: Path | None = option(
+        None,
+        "Draw what was kept: the moments (.png), or the clip (.mp4, .webp, .gif).",
+        FILES,
+        metavar="FILE",
+        parse=lambda file, name: check_overlay(file),
+    )
+    report: Path | None = option(
+        None,
+        "Write a page (.html) to look through what was kept.",
+        FILES,
+        metavar="FILE",
+        parse=lambda file, name: check_report(file),
+    )
 
     @property
     def wanted(self) -> bool:
@@ -325,32 +170,6 @@ class Pictures:
         """
         if self.overlay is not None:
             check_overlay(self.overlay, video)
-
-
-def picture_options(
-    overlay: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Draw what was kept: the moments (.png), or the clip (.mp4, .webp, .gif).",
-            show_default=False,
-            rich_help_panel=FILES,
-        ),
-    ] = None,
-    report: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write a page (.html) to look through what was kept.",
-            show_default=False,
-            rich_help_panel=FILES,
-        ),
-    ] = None,
-) -> Pictures:
-    """Which files show what was kept; those that cannot be written are refused here."""
-    return Pictures(
-        None if overlay is None else check_overlay(overlay), None if report is None else check_report(report)
-    )
 
 
 def model_options(

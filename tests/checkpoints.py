@@ -12,6 +12,7 @@ from flashvlm.bench.random_weights import ARCHITECTURES, Architecture, write
 from flashvlm.encode import encode
 from flashvlm.generate import generate
 from flashvlm.models import fetch
+from flashvlm.options import AskOptions
 
 QWEN_SPECIAL = {
     "<|endoftext|>": 300, "<|im_start|>": 301, "<|im_end|>": 302, "<|vision_start|>": 303, "<|vision_end|>": 304,
@@ -263,7 +264,7 @@ def our_inputs(
 def around(qa: VideoQA, question: str, system: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """The ids of the prompt before and after a video."""
     backend = qa.backend
-    prompt = backend.prompt(question, system, [encode(backend, noise(1, *backend.frame_size(56, 56, 10**6)))])
+    prompt = backend.prompt(question, system, [encode(backend, noise(1, *backend.frame_size(56, 56, AskOptions())))])
     places = (prompt.visual >= 0).nonzero()
     return prompt.ids[: places[0]], prompt.ids[places[-1] + 1 :]
 

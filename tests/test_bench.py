@@ -18,7 +18,7 @@ from flashvlm.bench.easy_vqa import EasyVQA
 from flashvlm.demo.questions import FAMILIES
 from flashvlm.errors import UsageError, VideoError
 from flashvlm.generate import answers, generate
-from flashvlm.options import AskOptions
+from flashvlm.options import OPTIONS, AskOptions
 from flashvlm.pipeline import Watched
 from flashvlm.report import code_digest
 from flashvlm.samples import samples_dir
@@ -32,7 +32,9 @@ QUICK = ["--device", "cpu", "--workers", "1", "--selectors", "uniform,random", "
 
 
 def settings(**changes) -> Settings:
-    return Settings(**{"model": "demo", "selectors": ("uniform", "random"), "keep": ("100%", "25%"), **changes})
+    own = {"model": "demo", "selectors": ("uniform", "random"), "keep": ("100%", "25%")}
+    asked = {name: changes.pop(name) for name in list(changes) if name in OPTIONS and name not in own}
+    return Settings(**{**own, "options": AskOptions(max_new_tokens=32).changed(**asked), **changes})
 
 
 def lines(folder: Path, *rows: dict) -> Path:

@@ -7,6 +7,7 @@ from checkpoints import FAMILIES, load, noise
 from flashvlm import VideoQA
 from flashvlm.encode import Encoded, encode
 from flashvlm.generate import answers
+from flashvlm.options import AskOptions
 
 QUESTION = "Why is this video funny?"
 
@@ -18,7 +19,7 @@ def qa(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
 
 def videos(qa: VideoQA, *counts: int) -> list[Encoded]:
     """Videos of so many frames."""
-    size = qa.backend.frame_size(120, 170, 10**6)
+    size = qa.backend.frame_size(120, 170, AskOptions())
     return [encode(qa.backend, noise(count, *size)) for count in counts]
 
 

@@ -43,7 +43,7 @@ def test_the_encoder_gives_the_tokens_of_transformers(
     family: str, dtype: str, height: int, width: int, tmp_path: Path
 ) -> None:
     backend = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype=dtype).backend
-    frames = noise(7, *backend.frame_size(height, width, 10**6))
+    frames = noise(7, *backend.frame_size(height, width, AskOptions()))
     theirs = their_encoding(backend, decoded(frames)).tokens.float()
     ours = encode(backend, frames)
     assert ours.tokens.dtype == getattr(torch, dtype)
@@ -55,7 +55,7 @@ def test_how_many_groups_are_encoded_at_once_changes_nothing(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype="float32").backend
-    frames = noise(8, *backend.frame_size(140, 196, 10**6))
+    frames = noise(8, *backend.frame_size(140, 196, AskOptions()))
     found = []
     for cells in (1, 10**6):
         monkeypatch.setattr("flashvlm.encode.CELLS_AT_ONCE", {True: cells, False: cells})
@@ -71,7 +71,7 @@ def test_how_weights_are_laid_out_changes_nothing(family: str, tmp_path: Path, m
         # Where memory is short, weights stay as they are.
         monkeypatch.setattr("flashvlm.backends.packing.free_memory", lambda device, free=free: free)
         backend = VideoQA.from_pretrained(folder, device="cpu", dtype="bfloat16").backend
-        frames = noise(6, *backend.frame_size(140, 196, 10**6))
+        frames = noise(6, *backend.frame_size(140, 196, AskOptions()))
         found.append(encode(backend, frames))
     torch.testing.assert_close(found[0].tokens, found[1].tokens)
     torch.testing.assert_close(found[0].saliency, found[1].saliency)
@@ -155,7 +155,7 @@ def shown(count: int, side: int = 224) -> torch.Tensor:
 def test_a_moment_that_looks_like_an_earlier_one_has_its_tokens(family: str, tmp_path: Path) -> None:
     backend = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype="float32").backend
     size = backend.frames_per_group
-    one, other = noise(2, *backend.frame_size(112, 168, 10**6))
+    one, other = noise(2, *backend.frame_size(112, 168, AskOptions()))
     frames = torch.stack([picture for picture in (one, one, other, one, other, one) for _ in range(size)])
     every = encode(backend, frames)
     changed = VideoQA(backend, family).encode(decoded(frames, encode="changed")).encoded

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from flashvlm.backends.loading import choose_device, choose_dtype, first_line, load_tokenizer, load_weights
 from flashvlm.encode import Encoded, Features
 from flashvlm.errors import ModelError, UsageError
-from flashvlm.options import Sampling
+from flashvlm.options import AskOptions, Sampling
 from flashvlm.report import Area
 
 
@@ -106,8 +106,8 @@ class Backend(ABC):
         """How many frames make one temporal group."""
 
     @abstractmethod
-    def frame_size(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
-        """The (height, width) in pixels that a frame of this size is resized to."""
+    def frame_size(self, height: int, width: int, options: AskOptions) -> tuple[int, int]:
+        """The (height, width) in pixels that a frame of this size is resized to, within the options' bounds."""
 
     @abstractmethod
     def cells(self, frame: tuple[int, int]) -> tuple[int, int]:

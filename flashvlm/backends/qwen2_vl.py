@@ -16,6 +16,7 @@ from flashvlm.backends.loading import video_settings
 from flashvlm.backends.packing import packed
 from flashvlm.backends.vision import Layout, forward, layout
 from flashvlm.encode import Encoded, Features
+from flashvlm.options import AskOptions
 from flashvlm.pixels import qwen2_vl_patches, smart_resize
 
 # Defaults of transformers' Qwen2VLVideoProcessor, for what a checkpoint does not set.
@@ -44,8 +45,8 @@ class Qwen2VL(Backend):
     def frames_per_group(self) -> int:
         return self.vision.temporal_patch_size
 
-    def frame_size(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
-        most = min(max_pixels, self.max_pixels)
+    def frame_size(self, height: int, width: int, options: AskOptions) -> tuple[int, int]:
+        most = min(options.max_pixels, self.max_pixels)
         factor = self.vision.patch_size * self.vision.spatial_merge_size
         return smart_resize(height, width, factor=factor, min_pixels=min(self.min_pixels, most), max_pixels=most)
 

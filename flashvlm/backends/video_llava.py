@@ -16,6 +16,7 @@ from flashvlm.backends.loading import video_settings
 from flashvlm.backends.packing import packed
 from flashvlm.encode import Features
 from flashvlm.errors import ModelError
+from flashvlm.options import AskOptions
 from flashvlm.pixels import clip_pixels, shortest_edge_size
 from flashvlm.report import Area
 
@@ -60,7 +61,7 @@ class VideoLlava(Backend):
         """The video tower and the projector, with their weights laid out for this machine."""
         return packed(self.model.model.video_tower), packed(self.model.model.multi_modal_projector)
 
-    def frame_size(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
+    def frame_size(self, height: int, width: int, options: AskOptions) -> tuple[int, int]:
         return shortest_edge_size(height, width, self.edge)
 
     def area(self, height: int, width: int) -> Area:

@@ -13,11 +13,9 @@ from flashvlm import models
 from flashvlm.batch.rows import Row
 from flashvlm.errors import FlashVLMError, UsageError, described
 from flashvlm.files import refuse_address
-from flashvlm.options import AskOptions, Keep, parse_time, watching
+from flashvlm.options import OF_ROWS, OPTIONS, AskOptions, watching
 
 DIGITS = 16
-# The columns that are options of their row.
-OWN = ("keep", "selector", "start", "end")
 
 Record = dict[str, Any]
 
@@ -128,20 +126,14 @@ def _asked(columns: dict[str, Any], options: AskOptions) -> tuple[str, str, AskO
         if not isinstance(value, str) or not value.strip():
             raise UsageError(f"The column {name!r} must be a non-empty text.")
     refuse_address(columns["video"])
-    given = {name: columns[name] for name in OWN if columns.get(name) not in (None, "")}
-    changes: dict[str, Any] = {}
-    if "keep" in given:
-        if not isinstance(given["keep"], str | int | float):
-            raise UsageError("The column 'keep' must be a text or a number.")
-        changes["keep"] = Keep.parse(given["keep"])
-    if "selector" in given:
-        changes["selector"] = given["selector"]
-    times: dict[str, Any] = {
-        name: parse_time(str(given[name]), f"The column {name!r}") for name in ("start", "end") if name in given
-    }
-    if times:
-        changes["sampling"] = replace(options.sampling, **times)
-    return columns["video"], columns["question"].strip(), replace(options, **changes)
+    own: dict[str, Any] = {}
+    for name in OF_ROWS:
+        if (given := columns.get(name)) not in (None, ""):
+            column, parse = f"The column {name!r}", OPTIONS[name].parse
+            if not isinstance(given, str | int | float):
+                raise UsageError(f"{column} must be a text or a number.")
+            own[name] = parse(given, column) if parse else given
+    return columns["video"], columns["question"].strip(), options.changed(**own)
 
 
 def _view(video: str, options: AskOptions) -> str:

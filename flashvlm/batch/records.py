@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashvlm.batch.plan import DIGITS, OWN, Plan, Record
+from flashvlm.batch.plan import DIGITS, Plan, Record
 from flashvlm.journal import Journal, difference
+from flashvlm.options import OF_ROWS
 
 
 class Records(Journal):
@@ -55,7 +56,7 @@ class Records(Journal):
         model = {"model": record["model"]["name"]} if "model" in record else {}
         there, here = _flat({**record.get("settings", {}), **model}), _flat(self._plan.settings)
         # A row may have options of its own; a record of an error shows none.
-        shown = [name for name in here if name in there and not (name in OWN and name in columns)]
+        shown = [name for name in here if name in there and not (name in OF_ROWS and name in columns)]
         what = difference({name: there[name] for name in shown}, {name: here[name] for name in shown})
         self.refuse(what or "the model, its weights, its dtype or an option is another")
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import TracebackType
@@ -29,18 +29,9 @@ from flashvlm.bench.ablation import ABLATIONS, ablated
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.bench.results import Results
 from flashvlm.errors import UsageError, VideoError, known, sentence_of
-from flashvlm.options import (
-    DEFAULT_ENCODE,
-    DEFAULT_LOOK,
-    DEFAULT_MAX_FRAMES,
-    DEFAULT_MAX_PIXELS,
-    DEFAULT_SEEK,
-    AskOptions,
-    Keep,
-    Sampling,
-)
+from flashvlm.options import AskOptions, Keep
 from flashvlm.report import code_digest, versions
-from flashvlm.selection import BY_CONTENT, METRICS, SELECTORS
+from flashvlm.selection import BY_CONTENT, SELECTORS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,10 +52,9 @@ class Settings:
     """What an accuracy run measures, apart from which videos.
 
     `keep` holds budgets as `Keep.parse` reads them; the unpruned model is measured whether it is among them or not.
-    `words`: selectors get the words of the `question`, or of an `unrelated` one. `noise`: selectors get tokens with
-    Gaussian noise of this share of each token's norm. The model still gets the true question and the clean tokens.
-    `merge`: dropped tokens are averaged into the kept ones that stand for them. `frames`, `max_frames`, `max_pixels`,
-    `encode`, `seek` and `look` are those of `AskOptions`.
+    `options` are those of `ask`; but answers are greedy, and `keep` and `selector` stand for nothing. `words`:
+    selectors get the words of the `question`, or of an `unrelated` one. `noise`: selectors get tokens with Gaussian
+    noise of this share of each token's norm. The model still gets the true question and the clean tokens.
 
     Raises:
         UsageError: a value that makes no sense.
@@ -73,34 +63,12 @@ class Settings:
     model: str
     selectors: tuple[str, ...]
     keep: tuple[str, ...]
+    options: AskOptions = field(default_factory=AskOptions)
     words: str = "question"
     noise: float = 0.0
-    metric: str = "cosine"
-    merge: bool = False
+    revision: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
-    seed: int = 0
-    max_new_tokens: int = 32
-    frames: int | None = None
-    max_frames: int = DEFAULT_MAX_FRAMES
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    encode: str = DEFAULT_ENCODE
-    seek: str = DEFAULT_SEEK
-    look: str = DEFAULT_LOOK
-
-    @property
-    def options(self) -> AskOptions:
-        """How videos are looked at."""
-        sampling = Sampling(frames=self.frames, max_frames=self.max_frames)
-        return AskOptions(
-            sampling=sampling,
-            max_pixels=self.max_pixels,
-            encode=self.encode,
-            seek=self.seek,
-            look=self.look,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-        )
 
     def __post_init__(self) -> None:
         for selector in self.selectors:
@@ -108,23 +76,17 @@ class Settings:
                 known("selector", selector, SELECTORS)
         if len(set(self.selectors)) < max(1, len(self.selectors)):
             raise UsageError("Name at least one selector, and each once.")
-        known("metric", self.metric, METRICS)
-        if self.words not in ("question", "unrelated"):
-            raise UsageError(f"--words is question or unrelated, not {self.words!r}.")
-        if not 0 <= self.noise < float("inf"):
-            raise UsageError(f"--noise must be a share of 0 or more, not {self.noise!r}.")
         if not self.keep:
             raise UsageError("--keep takes budgets, such as 100%,10%.")
         others = [selector for selector in self.selectors if selector != BY_CONTENT]
         for text in self.keep:
             if others and Keep.parse(text).by_content:
                 raise UsageError(f"--keep {text} is for --selectors {BY_CONTENT}; {others[0]} takes shares and counts.")
-        _ = self.options
 
     @property
     def hampered(self) -> bool:
         """Whether selectors get other words, noisy tokens or another metric than `flashvlm ask` uses by default."""
-        return (self.words, self.noise, self.metric) != (Settings.words, Settings.noise, Settings.metric)
+        return (self.words, self.noise, self.options.metric) != (Settings.words, Settings.noise, AskOptions.metric)
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -136,12 +98,13 @@ class Settings:
 
     def identity(self, data: DataSet) -> dict[str, Any]:
         """Everything that results depend on, as JSON; results with the same identity may share a file."""
+        settings = self.options.flat() | vars(self)
         return {
             **data.identity,
-            **asdict(self),
+            **{name: value for name, value in settings.items() if name not in ("options", "selector")},
             "selectors": list(self.selectors),
             "keep": [UNPRUNED, *self.budgets],
-            "weights": models.fingerprint(models.fetch(self.model)),
+            "weights": models.fingerprint(models.fetch(self.model, self.revision)),
             **versions(),
             "code": code_digest(),
         }
@@ -319,7 +282,9 @@ def load(settings: Settings) -> VideoQA:
     """The model of these settings."""
     from flashvlm import VideoQA
 
-    return VideoQA.from_pretrained(settings.model, device=settings.device, dtype=settings.dtype)
+    return VideoQA.from_pretrained(
+        settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision
+    )
 
 
 def measure(
@@ -381,7 +346,7 @@ def _answers(
             record: Record = {"kept": len(selection.indices), "seconds": round(time.perf_counter() - begin, 6)}
             record["delta"] = round(selection.delta, 6)
             if settings.hampered:
-                usual = replace(settings, metric=Settings.metric, merge=False)
+                usual = replace(settings, options=settings.options.changed(metric=AskOptions.metric, merge=False))
                 unhampered = _select(usual, encoded, encoded.tokens, own_words, selector, Keep.parse(budget))
                 record["same"] = round(torch.isin(selection.indices, unhampered.indices).float().mean().item(), 6)
             pruned[budget][selector] = record
@@ -390,7 +355,7 @@ def _answers(
     unpruned: Record = {}
     everything = torch.arange(len(encoded.tokens), device=encoded.tokens.device)
     batches.setdefault(len(everything), []).append((unpruned, everything, encoded.tokens))
-    prompt = qa.backend.prompt(text, None, [encoded])
+    prompt = qa.backend.prompt(text, settings.options.system, [encoded])
     for count, batch in batches.items():
         size = max(1, BATCH_TOKENS // count)
         for start in range(0, len(batch), size):
@@ -400,7 +365,7 @@ def _answers(
                 prompt,
                 torch.stack([indices for _, indices, _ in part]),
                 torch.stack([vectors for _, _, vectors in part]),
-                max_new_tokens=settings.max_new_tokens,
+                max_new_tokens=settings.options.max_new_tokens,
             )
             for (record, _, _), answer in zip(part, said, strict=True):
                 record |= {"said": answer, "right": scoring.right(asked, answer)}
@@ -420,12 +385,12 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
         budget=keep.budget(count),
         delta=keep.delta,
         selector=ablated(selector) if selector in ABLATIONS else selector,
-        metric=settings.metric,
-        seed=settings.seed,
+        metric=settings.options.metric,
+        seed=settings.options.seed,
     )
     if seen is not encoded.tokens:
         selection = remade(selection, encoded.tokens)
-    if settings.merge:
+    if settings.options.merge:
         selection = replace(selection, vectors=merge(selection))
     return selection
 

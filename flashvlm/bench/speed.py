@@ -58,7 +58,7 @@ class Settings:
         if not self.keep:
             raise UsageError("--keep takes budgets, such as 100%,10%.")
         for text in self.keep:
-            Keep.parse(text)
+            self.options.changed(keep=text)
 
     @property
     def rows(self) -> tuple[tuple[str, str], ...]:
