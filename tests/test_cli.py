@@ -175,7 +175,7 @@ def test_json_is_one_object_and_nothing_else(flash, clip, library):
 
 def test_json_is_utf8_whatever_the_locale_and_the_file_name(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff.mp4"
-    Path(os.fsdecode(path)).touch()
+    Path(os.fsdecode(path)).write_bytes(b"a video")
     command, environment = child("ask", os.fsdecode(path), "Was läuft?", "--json")
     done = subprocess.run(command, env={**environment, "PYTHONIOENCODING": "ascii"}, capture_output=True)
     told = json.loads(done.stdout.decode("utf-8"))
@@ -582,7 +582,7 @@ def test_nothing_that_is_read_speaks_to_the_terminal(tmp_path, options):
     speaking = "a\x1b]0;title\x07\x1b[2Jb\x9b2J\u202ec\x7f"
     quiet = r"a\u001b]0;title\u0007\u001b[2Jb\u009b2J\u202ec\u007f"
     video = tmp_path / f"{speaking}.mp4"
-    video.touch()
+    video.write_bytes(b"a video")
     settings = {"pieces": [f"{speaking}\nnext"]}
     seen, _ = on_terminal("ask", str(video), speaking, *options, no_color=True, **settings)
     own = re.sub(r"\x1b\[(\?25[lh]|[0-9;]*[mKA])|\r", "", seen)
