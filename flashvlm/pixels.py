@@ -243,7 +243,7 @@ def onevision_tiles(picture: torch.Tensor, *, side: int, sizes: Sequence[Sequenc
     return torch.cat([resize(picture, (side, side))[None], tiles(black, side)])
 
 
-def smolvlm_size(height: int, width: int, longest_edge: int) -> tuple[int, int]:
+def smolvlm_size(height: int, width: int, *, longest_edge: int) -> tuple[int, int]:
     """The (height, width) at which the longer side of a picture is `longest_edge` pixels and the other side is even."""
     edge, ratio = min(longest_edge, SMOLVLM_LONGEST), width / height
     other = int(edge / ratio) if width >= height else int(edge * ratio)
@@ -253,7 +253,7 @@ def smolvlm_size(height: int, width: int, longest_edge: int) -> tuple[int, int]:
 
 def smolvlm_frame(frame: torch.Tensor, *, longest_edge: int, side: int) -> torch.Tensor:
     """A (3, h, w) uint8 frame as SmolVLM sees it, (3, side, side): resized to `smolvlm_size`, then to a square."""
-    size = smolvlm_size(*frame.shape[1:], longest_edge)
+    size = smolvlm_size(*frame.shape[1:], longest_edge=longest_edge)
     return resize(resize(frame, size, "lanczos"), (side, side), "lanczos")
 
 
@@ -263,7 +263,7 @@ def smolvlm_tiles(picture: torch.Tensor, *, longest_edge: int, side: int) -> tup
     Returns:
         (rows * columns + 1, 3, side, side) tiles, rows and columns; one tile, 0 and 0 for a picture that fits into one.
     """
-    height, width = smolvlm_size(*picture.shape[1:], longest_edge)
+    height, width = smolvlm_size(*picture.shape[1:], longest_edge=longest_edge)
     resized, ratio = resize(picture, (height, width), "lanczos"), width / height
     if width >= height:
         columns = math.ceil(width / side)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 SCALES = ("", "k", "M", "G", "T", "P", "E")
+WORDS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
 def count(number: int) -> str:
@@ -13,6 +18,18 @@ def count(number: int) -> str:
 def plural(number: int, noun: str) -> str:
     """`1` and `token` give `1 token`, `2` gives `2 tokens`."""
     return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def in_words(number: int) -> str:
+    """`768` is `seven hundred and sixty-eight`: whole numbers below a million, as num2words (PyPI) writes them."""
+    if number < 20:
+        return WORDS[number]
+    if number < 100:
+        return TENS[number // 10 - 2] + (f"-{WORDS[number % 10]}" if number % 10 else "")
+    unit, name = (100, "hundred") if number < 1000 else (1000, "thousand")
+    many, rest = divmod(number, unit)
+    joined = " and " if rest < 100 else ", "
+    return f"{in_words(many)} {name}" + (joined + in_words(rest) if rest else "")
 
 
 def scaled(number: float, unit: str) -> str:

@@ -114,9 +114,8 @@ def tiny_video_llava(folder: Path, **settings: Any) -> Path:
     return write(folder, architecture, scale=0.2)
 
 
-def tiny_qwen3_vl(folder: Path, **vision: Any) -> Path:
-    """Features of two of four vision blocks are added in the two layers of the decoder; 32 pixels a token."""
-    architecture = tiny(
+def tiny_qwen3_vl_architecture(**vision: Any) -> Architecture:
+    return tiny(
         "qwen3-vl-2b",
         QWEN_SPECIAL,
         {
@@ -140,6 +139,23 @@ def tiny_qwen3_vl(folder: Path, **vision: Any) -> Path:
         vision_end_token_id=304,
         image_token_id=305,
         video_token_id=306,
+    )
+
+
+def tiny_qwen3_vl(folder: Path, **vision: Any) -> Path:
+    """Features of two of four vision blocks are added in the two layers of the decoder; 32 pixels a token."""
+    return write(folder, tiny_qwen3_vl_architecture(**vision), scale=0.2)
+
+
+def tiny_qwen3_vl_moe(folder: Path) -> Path:
+    """As `tiny_qwen3_vl`, with two of four experts for each token."""
+    dense = tiny_qwen3_vl_architecture()
+    experts = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+    architecture = dense.with_config(
+        architectures=["Qwen3VLMoeForConditionalGeneration"],
+        model_type="qwen3_vl_moe",
+        text_config={**dense.config["text_config"], "model_type": "qwen3_vl_moe_text", **experts},
+        vision_config={**dense.config["vision_config"], "model_type": "qwen3_vl_moe"},
     )
     return write(folder, architecture, scale=0.2)
 

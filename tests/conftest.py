@@ -1,11 +1,18 @@
 """What several test files share: the demo model, loaded once, in fp32 so that answers do not hang on the machine."""
 
+import os
 import signal
+from pathlib import Path
 
 import pytest
+import torchvision_on_cpu  # noqa: F401
 
 from flashvlm import VideoQA
 
+# For the processes that tests start: torchvision_on_cpu.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 # A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that: not those of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

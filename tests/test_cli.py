@@ -705,6 +705,8 @@ def test_completion_script_can_be_installed():
         (units.timestamp(3725.4), "1:02:05"), (units.percent(1, 1000), "0.1%"), (units.percent(1, 9999), "0.01%"),
         (units.percent(9999, 10000), "99.9%"), (units.percent(5, 5), "100%"), (units.factor(96, 10), "9.6×"),
         (units.factor(1000, 5), "200×"), (units.factor(100, 99), ""), (units.factor(5, 5), ""),
+        (units.in_words(12), "twelve"), (units.in_words(30), "thirty"),
+        (units.in_words(768), "seven hundred and sixty-eight"), (units.in_words(1021), "one thousand and twenty-one"),
     ],
 )  # fmt: skip
 def test_figures_are_three_digits_and_a_unit(text, wanted):

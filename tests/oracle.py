@@ -1,0 +1,54 @@
+"""transformers' own processor of a checkpoint folder, to compare with: torchvision and num2words are needed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flashvlm.backends.loading import no_progress_bars
+
+
+def processor(folder: Path) -> Any:
+    """`AutoProcessor` of a checkpoint folder; the test is skipped where its packages are not installed."""
+    pytest.importorskip("torchvision")
+    pytest.importorskip("num2words")
+    from transformers import AutoProcessor
+
+    with no_progress_bars():
+        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def inputs(
+    processor: Any,
+    messages: list[dict[str, Any]],
+    *,
+    videos: list[torch.Tensor] = (),  # type: ignore[assignment]
+    times: list[list[float]] = (),  # type: ignore[assignment]
+    images: list[torch.Tensor] = (),  # type: ignore[assignment]
+) -> dict[str, torch.Tensor]:
+    """What `model.generate(**inputs)` takes for a conversation about these frames, all of which are used.
+
+    Args:
+        messages: a conversation in the form that chat templates take.
+        videos: each (F, 3, H, W) uint8.
+        times: for each video, the time of each frame in seconds, in whole milliseconds.
+        images: each (3, H, W) uint8.
+    """
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    given: dict[str, Any] = {"text": [text]}
+    if videos:
+        # transformers computes a time as index / fps.
+        given["video_metadata"] = [
+            {
+                "total_num_frames": round(shown[-1] * 1000) + 1,
+                "fps": 1000.0,
+                "frames_indices": [round(time * 1000) for time in shown],
+                "duration": shown[-1],
+            }
+            for shown in times
+        ]
+        given |= {"videos": list(videos), "do_sample_frames": False}
+    if images:
+        given["images"] = list(images)
+    return dict(processor(**given, return_tensors="pt"))
