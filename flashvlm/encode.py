@@ -73,6 +73,8 @@ class Encoded:
     seconds_per_group: float = 0.0
     # The second at which each frame of the groups appears.
     timestamps: tuple[float, ...] = ()
+    # How long the video lasts, in seconds.
+    duration: float = 0.0
     # (groups,) int64: the group that each takes its tokens from, itself or an earlier one that shows the same.
     # None if all have their own.
     sources: Tensor | None = None
@@ -98,6 +100,7 @@ def encode(
     look: str = "once",
     seconds_per_frame: float = 1 / DEFAULT_FPS,
     timestamps: Sequence[float] | None = None,
+    duration: float | None = None,
 ) -> Encoded:
     """Encode a video as visual tokens with their saliency.
 
@@ -107,6 +110,7 @@ def encode(
         look: `once`, or `twice`: from small frames, but on the grid of the full ones, for a `second_look`.
         seconds_per_frame: how long each frame stands for.
         timestamps: the second at which each frame appears; None is evenly from 0 on.
+        duration: how long the video lasts, in seconds; None is as long as its frames.
 
     Raises:
         UsageError: a second look is asked for, and the model takes frames of only one size or has class tokens.
@@ -135,6 +139,7 @@ def encode(
         class_tokens=backend.class_tokens,
         seconds_per_group=seconds_per_frame * backend.frames_per_group,
         timestamps=tuple(timestamps or (number * seconds_per_frame for number in range(count))),
+        duration=count * seconds_per_frame if duration is None else duration,
         sources=None if len(own) == len(groups) else sources,
         planes=torch.cat(planes, dim=1)[:, places].flatten(1, 2) if planes else None,
         fixed=backend.fixed_tokens(),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from flashvlm import backends, files, models, pixels, video
+from flashvlm import backends, files, models, video
 from flashvlm.backends.base import Backend
 from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import FeatureCache, Features, entry_key
@@ -190,10 +190,6 @@ class VideoQA:
         on_stage("decode")
         begin = time.perf_counter()
 
-        def fit(frame: torch.Tensor) -> torch.Tensor:
-            height, width = frame.shape[1:]
-            return pixels.resize(frame, self.backend.frame_size(height, width, options))
-
         # A second look needs frames, which the cache does not keep.
         cached = options.cache and options.look == "once"
         key = entry_key(path, self.backend, self._fingerprint, options) if cached else None
@@ -201,7 +197,12 @@ class VideoQA:
         if found is not None:
             found = replace(found, facts=found.facts.of(path, status))
             return Decoded(None, found, time.perf_counter() - begin, options)
-        clip = video.decode(path, self.backend.sampling(options.sampling), fit, options.seek)
+        clip = video.decode(
+            path,
+            self.backend.sampling(options.sampling),
+            lambda frame, frames: self.backend.fit(frame, options, frames),
+            options.seek,
+        )
         return Decoded(clip, None, time.perf_counter() - begin, options, key)
 
     def encode(self, decoded: Decoded, *, on_stage: Callable[[str], None] = lambda stage: None) -> Watched:
@@ -219,6 +220,7 @@ class VideoQA:
             look=options.look,
             seconds_per_frame=clip.seconds_per_frame,
             timestamps=clip.timestamps,
+            duration=clip.facts.duration,
         )
         clock.stop()
         warnings: tuple[str, ...] = ()

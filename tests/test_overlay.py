@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -233,16 +234,22 @@ def test_a_video_that_was_replaced_since_is_not_drawn(demo: VideoQA, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
-def test_a_video_that_was_replaced_while_it_was_read_is_not_drawn(demo: VideoQA, tmp_path: Path) -> None:
+def test_a_video_that_was_replaced_while_it_was_read_is_not_drawn(
+    demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip, other = tmp_path / "clip.mp4", tmp_path / "other.mp4"
     shutil.copy(SAMPLES / "one.mp4", clip)
     shutil.copy(SAMPLES / "sequence.mp4", other)
 
-    def replace(number: int, frame: torch.Tensor) -> None:
-        if number == 1:
-            other.replace(clip)
+    fit = demo.backend.fit
 
-    watched = demo.encode(demo.decode(clip, AskOptions(), on_frame=replace))
+    def replace(frame: torch.Tensor, *about: Any) -> torch.Tensor:
+        if other.exists():
+            other.replace(clip)
+        return fit(frame, *about)
+
+    monkeypatch.setattr(demo.backend, "fit", replace)
+    watched = demo.watch(clip, AskOptions())
     inspection = demo.inspect(demo.choose(watched, None, AskOptions()))
     with pytest.raises(VideoError, match="has changed"):
         overlay.write(tmp_path / "drawn.png", [inspection])

@@ -57,7 +57,7 @@ def unable(source):
     raise InexactError
 
 
-def unchanged(frame):
+def unchanged(frame, frames=1):
     return frame
 
 

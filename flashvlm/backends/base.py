@@ -19,6 +19,7 @@ from flashvlm.backends.loading import choose_device, choose_dtype, first_line, l
 from flashvlm.encode import Encoded, Features
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import AskOptions, Sampling
+from flashvlm.pixels import resize
 from flashvlm.report import Area
 
 
@@ -106,8 +107,12 @@ class Backend(ABC):
         """How many frames make one temporal group."""
 
     @abstractmethod
-    def frame_size(self, height: int, width: int, options: AskOptions) -> tuple[int, int]:
-        """The (height, width) in pixels that a frame of this size is resized to, within the options' bounds."""
+    def frame_size(self, height: int, width: int, options: AskOptions, frames: int = 1) -> tuple[int, int]:
+        """The (height, width) in pixels that a frame of this size is resized to, within the options' bounds.
+
+        Args:
+            frames: how many frames are looked at, for families whose bound is for the whole video.
+        """
 
     @abstractmethod
     def cells(self, frame: tuple[int, int]) -> tuple[int, int]:
@@ -126,6 +131,10 @@ class Backend(ABC):
         """
 
     # What a family may define.
+
+    def fit(self, frame: Tensor, options: AskOptions, frames: int) -> Tensor:
+        """A (3, H, W) uint8 frame of a video, of which this many are looked at, resized to `frame_size`."""
+        return resize(frame, self.frame_size(frame.shape[1], frame.shape[2], options, frames))
 
     def area(self, height: int, width: int) -> Area:
         """The part of a frame of this size, as displayed, that the grid of its tokens divides into equal cells."""

@@ -45,7 +45,7 @@ class Qwen2VL(Backend):
     def frames_per_group(self) -> int:
         return self.vision.temporal_patch_size
 
-    def frame_size(self, height: int, width: int, options: AskOptions) -> tuple[int, int]:
+    def frame_size(self, height: int, width: int, options: AskOptions, frames: int = 1) -> tuple[int, int]:
         most = min(options.max_pixels, self.max_pixels)
         factor = self.vision.patch_size * self.vision.spatial_merge_size
         return smart_resize(height, width, factor=factor, min_pixels=min(self.min_pixels, most), max_pixels=most)

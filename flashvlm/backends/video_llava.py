@@ -61,7 +61,7 @@ class VideoLlava(Backend):
         """The video tower and the projector, with their weights laid out for this machine."""
         return packed(self.model.model.video_tower), packed(self.model.model.multi_modal_projector)
 
-    def frame_size(self, height: int, width: int, options: AskOptions) -> tuple[int, int]:
+    def frame_size(self, height: int, width: int, options: AskOptions, frames: int = 1) -> tuple[int, int]:
         return shortest_edge_size(height, width, self.edge)
 
     def area(self, height: int, width: int) -> Area:

@@ -47,24 +47,21 @@ class Clip:
 def decode(
     path: str | Path,
     sampling: Sampling,
-    transform: Callable[[torch.Tensor], torch.Tensor],
+    fit: Callable[[torch.Tensor, int], torch.Tensor],
     seek: str = "exact",
-    on_frame: Callable[[int, torch.Tensor], None] = lambda number, frame: None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Clip:
     """Read the frames that `sampling` asks for (see `choose_frames`) from a video or a still picture.
 
-    Every frame is decoded at its own size, turned upright, passed to `transform` as (3, H, W) uint8, and dropped:
-    memory holds what `transform` returned, which must be of one size, and what decord decodes ahead in the meantime. A
-    picture (JPEG, PNG, WebP) counts as a video of one frame, with no duration and no frame rate; an animated one, as a
+    Every frame is decoded at its own size, turned upright, passed to `fit` as (3, H, W) uint8 with the number of
+    frames in all, and dropped: memory holds what `fit` returned, which must be of one size, and what decord decodes
+    ahead in the meantime. A picture (JPEG, PNG, WebP) counts as a video of one frame, with no duration and no frame rate; an animated one, as a
     GIF, is a video. `facts.rotation` is how far frames had to be turned for display.
 
     Args:
         seek: `exact`, or `fast`: if every frame asked for has a key frame of its own within the mean time from one of
             them to the next, these key frames are read instead; else the same frames as with `exact`, in one pass that
             decodes nothing that they do not depend on. Timestamps are those of the frames that were read.
-        on_frame: gets each frame's number and the transformed frame as soon as it is there; from 0 again if they must
-            be read another way.
         limits: what reading may cost.
 
     Raises:
@@ -75,7 +72,7 @@ def decode(
     source = checked(path, limits)
 
     def read(opened: _Opened) -> Clip:
-        return _clip(source, opened(source), sampling, transform, seek, on_frame)
+        return _clip(source, opened(source), sampling, fit, seek)
 
     *others, last = _readers(source, [ForwardReader] if seek == "fast" else [DecordReader, ForwardReader], PyAVReader)
     for opened in others:
@@ -150,9 +147,8 @@ def _clip(
     source: Source,
     reader: Reader,
     sampling: Sampling,
-    transform: Callable[[torch.Tensor], torch.Tensor],
+    fit: Callable[[torch.Tensor, int], torch.Tensor],
     seek: str,
-    on_frame: Callable[[int, torch.Tensor], None],
 ) -> Clip:
     import torch
 
@@ -165,8 +161,7 @@ def _clip(
     frames = []
     for frame in _frames(source, reader, chosen):
         height, width = frame.shape[1:]
-        frames.append(transform(frame))
-        on_frame(len(frames) - 1, frames[-1])
+        frames.append(fit(frame, len(chosen)))
     facts = VideoFacts(
         path="",
         width=width,
