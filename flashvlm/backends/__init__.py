@@ -13,6 +13,8 @@ from flashvlm.errors import ModelError
 FAMILIES = {
     "qwen2_vl": "flashvlm.backends.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "flashvlm.backends.qwen2_5_vl:Qwen25VL",
+    "qwen3_vl": "flashvlm.backends.qwen3_vl:Qwen3VL",
+    "qwen3_vl_moe": "flashvlm.backends.qwen3_vl:Qwen3VLMoe",
     "video_llava": "flashvlm.backends.video_llava:VideoLlava",
 }
 
