@@ -18,7 +18,7 @@ from flashvlm.cache import FeatureCache, Features, entry_key
 from flashvlm.encode import Encoded, encode, second_look
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.generate import generate, kv_cache_bytes, prefill_flops
-from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, AskOptions, Keep, Sampling
+from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, OPTIONS, AskOptions, Keep
 from flashvlm.report import (
     Answer,
     BeforeAfter,
@@ -492,11 +492,7 @@ def _check_options(options: AskOptions) -> None:
 
 def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
     _check_options(options)
-    sampling = {name: settings.pop(name) for name in list(settings) if name in Sampling.__dataclass_fields__}
-    unknown = [name for name in settings if name not in AskOptions.__dataclass_fields__]
+    unknown = [name for name in settings if name not in OPTIONS]
     if unknown:
         raise UsageError(f"There is no option {unknown[0]!r}.")
-    if "keep" in settings:
-        settings["keep"] = Keep.parse(settings["keep"])
-    options = replace(options, **settings)
-    return replace(options, sampling=replace(options.sampling, **sampling))
+    return options.changed(**settings)

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 # The commands besides the settings: name -> its argument, what it does.
 COMMANDS = {
-    "video": ("PATH", "look at another video"),
-    "overlay": ("PATH", "draw what the last answer kept: .png, .gif, .webp or .mp4"),
-    "summary": ("", "all figures of the last answer"),
-    "settings": ("", "what is set"),
-    "help": ("", "this list"),
-    "quit": ("", "end the chat, as Ctrl-D does"),
+    "video": ("PATH", "Look at another video."),
+    "overlay": ("PATH", "Draw what the last answer kept: .png, .gif, .webp or .mp4."),
+    "summary": ("", "All figures of the last answer."),
+    "settings": ("", "What is set."),
+    "help": ("", "This list."),
+    "quit": ("", "End the chat, as Ctrl-D does."),
 }
 
 
@@ -272,9 +272,9 @@ class Chat:
         settings = [(f"/{name} {one.metavar or 'on|off'}", _named(one.help)) for name, one in SETTINGS.items()]
         commands = [(f"/{name} {values}".rstrip(), help) for name, (values, help) in COMMANDS.items()]
         rest = [
-            (f"/NAME {DEFAULT}", "put a setting back to what it was when the chat began"),
-            ("anything else", "a question; each stands alone"),
-            ("Ctrl-C, Ctrl-D", "stop the answer, end the chat"),
+            (f"/NAME {DEFAULT}", "Put a setting back to what it was when the chat began."),
+            ("anything else", "A question; each stands alone."),
+            ("Ctrl-C, Ctrl-D", "Stop the answer, end the chat."),
         ]
         self._rows([*settings, *commands, *rest])
 

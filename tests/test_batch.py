@@ -461,6 +461,7 @@ def test_a_folder_trained_further_is_another_model(tmp_path: Path) -> None:
     [
         ({"keep": Keep.parse("5%")}, "keep is 10% there and 5% here"),
         ({"max_pixels": 40_000}, "max_pixels"),
+        ({"min_pixels": 40_000}, "min_pixels is null there and 40000 here"),
         ({"sampling": Sampling(fps=3.0)}, "fps is null there and 3.0 here"),
         ({"system": "Be brief."}, "system"),
         ({"temperature": 0.5}, "temperature"),

@@ -564,7 +564,7 @@ def test_everything_kept_says_what_the_unpruned_model_says(demo: VideoQA, three:
         assert {one["said"] for one in record["pruned"]["100000"].values()} == {record["unpruned"]["said"]}
 
 
-@pytest.mark.parametrize("change", [{"look": "twice"}, {"encode": "all"}, {"seek": "exact"}])
+@pytest.mark.parametrize("change", [{"look": "twice"}, {"encode": "all"}, {"seek": "exact"}, {"min_pixels": 784}])
 def test_clips_are_looked_at_as_ask_looks_at_them(
     demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict
 ) -> None:
@@ -695,6 +695,7 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
         (["--noise", "-5%"], "--noise"),
         (["--metric", "taxi"], "There is no metric 'taxi'"),
         (["--max-pixels", "9"], "--max-pixels must be at least"),
+        (["--min-pixels", "9"], "--min-pixels must be at least 784 (one token), not 9"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--keep", ""], "--keep takes budgets"),
         (["--limit", "1" + "0" * 35], "clips makes at most 100,000 videos a run"),

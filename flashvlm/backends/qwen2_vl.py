@@ -48,8 +48,9 @@ class Qwen2VL(Backend):
 
     def frame_size(self, height: int, width: int, options: AskOptions, frames: int = 1) -> tuple[int, int]:
         most = min(options.max_pixels, self.max_pixels)
+        least = min(options.min_pixels or self.min_pixels, most)
         factor = self.vision.patch_size * self.vision.spatial_merge_size
-        return smart_resize(height, width, factor=factor, min_pixels=min(self.min_pixels, most), max_pixels=most)
+        return smart_resize(height, width, factor=factor, min_pixels=least, max_pixels=most)
 
     def cells(self, frame: tuple[int, int]) -> tuple[int, int]:
         side = self.vision.patch_size * self.vision.spatial_merge_size

@@ -33,7 +33,7 @@ class Qwen3VL(Qwen2VL):
             frames,
             factor=self.vision.patch_size * self.vision.spatial_merge_size,
             temporal_patch_size=self.vision.temporal_patch_size,
-            min_pixels=min(self.min_pixels, most),
+            min_pixels=min((options.min_pixels or 0) * frames or self.min_pixels, most),
             max_pixels=most,
         )
 
