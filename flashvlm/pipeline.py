@@ -33,10 +33,9 @@ from flashvlm.report import (
 from flashvlm.reporting import moments, selection_facts, settings_of, signal
 from flashvlm.seeing import Seeing
 from flashvlm.selection import select
-from flashvlm.selection.directions import Directions
-from flashvlm.selection.merge import merge
+from flashvlm.selection.blocks import Directions
+from flashvlm.selection.flashvlm import relevance
 from flashvlm.selection.result import Selection
-from flashvlm.selection.weights import standing_out
 
 
 @dataclass(frozen=True)
@@ -367,9 +366,10 @@ class VideoQA:
             dtype = self._facts().dtype
             why = f"its weights are damaged, or too large for {dtype}"
             raise ModelError(f"{self.name} makes tokens that are not finite numbers: {why}.") from error
-        vectors = merge(selection) if options.merge else selection.vectors
+        if options.merge:
+            selection = selection.merged()
         clock.stop()
-        return Choice(question, options, selection, vectors, clock.seconds["select"])
+        return Choice(question, options, selection, selection.vectors, clock.seconds["select"])
 
     def respond(
         self,
@@ -442,7 +442,7 @@ class VideoQA:
         clock.stop()
         signals = {"saliency": encoded.saliency}
         if choice.question is not None:
-            signals["relevance"] = standing_out(Directions.of(encoded.tokens), backend.words(choice.question))
+            signals["relevance"] = relevance(Directions.of(encoded.tokens), backend.words(choice.question))
         if selection.scores.any():
             signals["score"] = selection.scores
         return Inspection(

@@ -26,7 +26,7 @@ def selection_facts(options: AskOptions, selection: Selection) -> SelectionFacts
         count,
         important,
         # A selector that does not distinguish them has neither.
-        count - important if selection.told_apart else 0,
+        count - important if selection.distinguishes else 0,
         selection.delta,
         options.metric,
         options.merge or selection.merged_into is not None,

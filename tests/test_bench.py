@@ -22,7 +22,6 @@ from flashvlm.pipeline import Watched
 from flashvlm.report import code_digest
 from flashvlm.samples import samples_dir
 from flashvlm.selection import select
-from flashvlm.selection.merge import remade
 from flashvlm.selection.result import Selection
 from flashvlm_cli.app import main
 
@@ -651,7 +650,7 @@ def test_selectors_see_the_noise_and_the_other_words(
 def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
     demo: VideoQA, three: Path, monkeypatch: pytest.MonkeyPatch, selector: str
 ) -> None:
-    answers, chosen, got = demo.backend.answers, [], []
+    answers, remade, chosen, got = demo.backend.answers, Selection.remade, [], []
 
     def choosing(selection: Selection, tokens: torch.Tensor) -> Selection:
         chosen.append(selection)
@@ -667,7 +666,7 @@ def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
             got.append(torch.allclose(given, expected, atol=1e-5))
         return answers(prompt, encoded, kept, vectors, **options)
 
-    monkeypatch.setattr("flashvlm.selection.merge.remade", choosing)
+    monkeypatch.setattr(Selection, "remade", choosing)
     monkeypatch.setattr(demo.backend, "answers", watching)
     measure(demo, settings(selectors=(selector,), noise=0.3), Lines(three), 0, [0])
     assert len(got) > 1 and all(got) and len(chosen) == len(got) - 1
