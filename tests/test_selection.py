@@ -1,5 +1,6 @@
 """Selection: the published indices, valid sets from any input, and the coverage measured."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,11 @@ from flashvlm.errors import UsageError
 from flashvlm.selection import METRICS, SELECTORS, geometry, select
 from flashvlm.selection.geometry import Space
 from flashvlm.selection.published import cdpruner, divprune, mmtok, paper
+from flashvlm.selection.result import Selection
 
 GOLDEN = Path(__file__).parent / "golden" / "selection_reference.npz"
+# What the published code of video methods keeps and merges.
+VIDEO = Path(__file__).parent / "golden" / "selection_video.npz"
 every_selector = pytest.mark.parametrize("selector", SELECTORS)
 
 
@@ -238,6 +242,40 @@ def test_what_tome_merged_can_be_merged_from_other_tokens():
     assert torch.allclose(selection.remade(3 * tokens + 1).vectors, 3 * selection.vectors + 1, atol=1e-5)
     plain = keep((tokens, saliency, words), 12, selector="uniform")
     assert torch.equal(plain.remade(-tokens).vectors, -plain.vectors)
+
+
+def published(case: str, method: str, selector: str, most: int = 2**30) -> tuple[Selection, dict[str, np.ndarray]]:
+    """What a selector keeps if it keeps as many tokens as a method's published code, or `most`; and what that keeps."""
+    golden = np.load(VIDEO)
+    about = json.loads(str(golden["meta_json"]))[case]
+    tokens, saliency, words = (
+        torch.from_numpy(golden[f"{case}/{name}"]).float() for name in ("tokens", "saliency", "words")
+    )
+    sizes, name = [about["per_group"]] * about["groups"], f"{case}/{method}/"
+    kept = {key.removeprefix(name): golden[key] for key in golden.files if key.startswith(name)}
+    selection = select(
+        tokens, saliency, words, group_sizes=sizes, budget=min(most, len(kept["kept"])), selector=selector
+    )
+    return selection, kept
+
+
+every_case = pytest.mark.parametrize("case", ["clip", "still", "long", "generous"])
+
+
+@every_case
+@pytest.mark.parametrize("selector", ["divprune", "mmtok", "vidcom2"])
+def test_as_many_tokens_as_the_published_code_keeps_are_the_same_tokens(case, selector):
+    selection, kept = published(case, selector, selector)
+    assert selection.indices.tolist() == kept["kept"].tolist()
+
+
+@every_case
+def test_cdpruner_keeps_what_its_published_code_does_until_the_kept_tokens_span_all(monkeypatch, case):
+    monkeypatch.setattr(cdpruner, "RELEVANCE_SIGN", -1.0)
+    width = np.load(VIDEO)[f"{case}/tokens"].shape[1]
+    selection, kept = published(case, "cdpruner", "cdpruner", most=width)
+    # From then on the published code follows the last digits.
+    assert set(selection.indices.tolist()) <= set(kept["kept"].tolist())
 
 
 @pytest.mark.parametrize("selector", ["flashvlm", "tome"])

@@ -31,6 +31,7 @@ _REGISTRY = {
     "cdpruner": ("published.cdpruner", "cdpruner"),
     "mmtok": ("published.mmtok", "mmtok"),
     "tome": ("published.tome", "tome"),
+    "vidcom2": ("published.vidcom2", "vidcom2"),
 }
 SELECTORS = tuple(_REGISTRY)
 # The selector that can be asked for a radius, or to choose the budget itself.
