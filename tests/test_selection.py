@@ -1,9 +1,11 @@
 """Selection: the published indices, valid sets from any input, and the coverage measured."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from torch import Tensor
 from flashvlm.errors import UsageError
 from flashvlm.selection import METRICS, SELECTORS, geometry, select
 from flashvlm.selection.geometry import Space
-from flashvlm.selection.published import cdpruner, divprune, mmtok, paper
+from flashvlm.selection.inputs import Inputs
+from flashvlm.selection.published import cdpruner, divprune, holitom, mmtok, paper
 from flashvlm.selection.result import Selection
 
 GOLDEN = Path(__file__).parent / "golden" / "selection_reference.npz"
@@ -244,19 +247,14 @@ def test_what_tome_merged_can_be_merged_from_other_tokens():
     assert torch.equal(plain.remade(-tokens).vectors, -plain.vectors)
 
 
-def published(case: str, method: str, selector: str, most: int = 2**30) -> tuple[Selection, dict[str, np.ndarray]]:
-    """What a selector keeps if it keeps as many tokens as a method's published code, or `most`; and what that keeps."""
+def published(case: str, method: str) -> tuple[dict[str, Any], float, dict[str, Tensor]]:
+    """Arguments of `select` but for the budget, the share of the tokens asked for, and what published code keeps."""
     golden = np.load(VIDEO)
     about = json.loads(str(golden["meta_json"]))[case]
-    tokens, saliency, words = (
-        torch.from_numpy(golden[f"{case}/{name}"]).float() for name in ("tokens", "saliency", "words")
-    )
-    sizes, name = [about["per_group"]] * about["groups"], f"{case}/{method}/"
-    kept = {key.removeprefix(name): golden[key] for key in golden.files if key.startswith(name)}
-    selection = select(
-        tokens, saliency, words, group_sizes=sizes, budget=min(most, len(kept["kept"])), selector=selector
-    )
-    return selection, kept
+    video = {name: torch.from_numpy(golden[f"{case}/{name}"]).float() for name in ("tokens", "saliency", "words")}
+    name = f"{case}/{method}/"
+    kept = {key.removeprefix(name): torch.from_numpy(golden[key]) for key in golden.files if key.startswith(name)}
+    return {**video, "group_sizes": (about["per_group"],) * about["groups"]}, about["ratio"], kept
 
 
 every_case = pytest.mark.parametrize("case", ["clip", "still", "long", "generous"])
@@ -265,20 +263,37 @@ every_case = pytest.mark.parametrize("case", ["clip", "still", "long", "generous
 @every_case
 @pytest.mark.parametrize("selector", ["divprune", "mmtok", "vidcom2"])
 def test_as_many_tokens_as_the_published_code_keeps_are_the_same_tokens(case, selector):
-    selection, kept = published(case, selector, selector)
-    assert selection.indices.tolist() == kept["kept"].tolist()
+    video, _, expected = published(case, selector)
+    selection = select(**video, budget=len(expected["kept"]), selector=selector)
+    assert torch.equal(selection.indices, expected["kept"])
 
 
 @every_case
 def test_cdpruner_keeps_what_its_published_code_does_until_the_kept_tokens_span_all(monkeypatch, case):
     monkeypatch.setattr(cdpruner, "RELEVANCE_SIGN", -1.0)
-    width = np.load(VIDEO)[f"{case}/tokens"].shape[1]
-    selection, kept = published(case, "cdpruner", "cdpruner", most=width)
+    video, _, expected = published(case, "cdpruner")
+    budget = min(video["tokens"].shape[1], len(expected["kept"]))
+    selection = select(**video, budget=budget, selector="cdpruner")
     # From then on the published code follows the last digits.
-    assert set(selection.indices.tolist()) <= set(kept["kept"].tolist())
+    assert torch.isin(selection.indices, expected["kept"]).all()
 
 
-@pytest.mark.parametrize("selector", ["flashvlm", "tome"])
+def assert_merged_as_published(selection: Selection, expected: dict[str, Tensor]) -> None:
+    assert torch.equal(selection.indices, expected["kept"])
+    assert torch.allclose(selection.vectors, expected["vectors"], atol=1e-5)
+
+
+@every_case
+def test_holitom_merges_as_its_published_code_does_if_it_rounds_as_that_does(case):
+    video, ratio, expected = published(case, "holitom")
+    inputs = Inputs.checked(**video, budget=1, delta=None, metric="cosine", seed=0)
+    parts = holitom.windows(inputs)
+    share = ratio * len(inputs.tokens) / sum(part.shape[1] for part in parts)
+    counts = [(round if len(part) > 1 else math.ceil)(share * part.shape[1]) for part in parts]
+    assert_merged_as_published(holitom.compress(inputs, parts, counts), expected)
+
+
+@pytest.mark.parametrize("selector", ["flashvlm", "tome", "holitom"])
 @pytest.mark.parametrize("merged", [False, True], ids=["as chosen", "merged"])
 def test_other_values_of_the_tokens_are_reduced_as_the_tokens_are(selector, merged):
     tokens, saliency, words = clip(41)

@@ -32,6 +32,7 @@ _REGISTRY = {
     "mmtok": ("published.mmtok", "mmtok"),
     "tome": ("published.tome", "tome"),
     "vidcom2": ("published.vidcom2", "vidcom2"),
+    "holitom": ("published.holitom", "holitom"),
 }
 SELECTORS = tuple(_REGISTRY)
 # The selector that can be asked for a radius, or to choose the budget itself.

@@ -39,9 +39,11 @@ class Selection:
     # Whether the selector distinguishes tokens for the question from tokens for coverage. If not, `important` is all
     # False and says nothing.
     distinguishes: bool = False
-    # (N,) int64: for each token, the position in `indices` of the kept one that it was merged into. None if nothing was
-    # merged.
+    # (N,) int64: for each token, the position in `indices` of the kept one that it was merged into; -1 if it was
+    # dropped. None if nothing was merged.
     merged_into: Tensor | None = field(default=None, repr=False)
+    # (N,) float32: the weight of each token in that. None if `vectors` are plain means.
+    weights: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -72,6 +74,21 @@ class Selection:
         kept, scores = inputs.tokens[indices], scores.to(device)
         return cls(indices, for_question, scores, kept, inputs.tokens, inputs.metric, redundancy, distinguishes)
 
+    @classmethod
+    def mixed(cls, inputs: Inputs, into: Tensor, weights: Tensor) -> Selection:
+        """Keep tokens as weighted sums of tokens.
+
+        Args:
+            into: (N,) int64, the kept token that each one is merged into, itself if it is kept; -1 if it is dropped.
+            weights: (N,) float32, the weight of each token in that.
+        """
+        selection, there = cls.of(inputs, into[into >= 0].unique()), into >= 0
+        if len(selection.indices) == int(there.sum()):
+            return selection
+        places = torch.full_like(into, -1)
+        places[there] = torch.searchsorted(selection.indices, into[there])
+        return replace(selection, merged_into=places, weights=weights).remade(inputs.tokens)
+
     def pooled(self, values: Tensor) -> Tensor:
         """Reduce other values of the N tokens to the K kept ones, as `vectors` reduces `tokens`.
 
@@ -84,14 +101,19 @@ class Selection:
         """
         if self.merged_into is None:
             return values.index_select(-2, self.indices)
-        order, sizes = gathered(self.merged_into, len(self.indices))
+        # Those at -1, which were dropped, come first.
+        order, sizes = gathered(self.merged_into + 1, len(self.indices) + 1)
+        order, sizes = order[int(sizes[0]) :], sizes[1:]
         rows = values.movedim(-2, 0)
-        means = torch.segment_reduce(rows[order].flatten(1).float(), "mean", lengths=sizes)
-        return means.to(values.dtype).view(-1, *rows.shape[1:]).movedim(0, -2)
+        parts, way = rows[order].flatten(1).float(), "mean"
+        if self.weights is not None:
+            parts, way = parts * self.weights[order, None], "sum"
+        pooled = torch.segment_reduce(parts, way, lengths=sizes)
+        return pooled.to(values.dtype).view(-1, *rows.shape[1:]).movedim(0, -2)
 
     def merged(self) -> Selection:
         """The same choice, with every dropped token merged into its nearest kept one."""
-        selection = replace(self, merged_into=self.nearest)
+        selection = replace(self, merged_into=self.nearest, weights=None)
         selection = replace(selection, vectors=selection.pooled(self.tokens))
         # Neither the tokens nor the kept ones have changed: the cover, which is slow to measure, is still right.
         vars(selection)["_cover"] = self._cover
