@@ -29,7 +29,7 @@ def selection_facts(options: AskOptions, selection: Selection) -> SelectionFacts
         count - important if selection.distinguishes else 0,
         selection.delta,
         options.metric,
-        options.merge or selection.merged_into is not None,
+        options.merge or selection.merges,
         selection.redundancy,
         selection.little_to_drop,
     )

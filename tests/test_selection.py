@@ -284,6 +284,12 @@ def assert_merged_as_published(selection: Selection, expected: dict[str, Tensor]
 
 
 @every_case
+def test_fastvid_merges_as_its_published_code_does(case):
+    video, _, expected = published(case, "fastvid")
+    assert_merged_as_published(select(**video, budget=len(expected["kept"]), selector="fastvid"), expected)
+
+
+@every_case
 def test_holitom_merges_as_its_published_code_does_if_it_rounds_as_that_does(case):
     video, ratio, expected = published(case, "holitom")
     inputs = Inputs.checked(**video, budget=1, delta=None, metric="cosine", seed=0)
@@ -293,7 +299,7 @@ def test_holitom_merges_as_its_published_code_does_if_it_rounds_as_that_does(cas
     assert_merged_as_published(holitom.compress(inputs, parts, counts), expected)
 
 
-@pytest.mark.parametrize("selector", ["flashvlm", "tome", "holitom"])
+@pytest.mark.parametrize("selector", ["flashvlm", "tome", "holitom", "fastvid"])
 @pytest.mark.parametrize("merged", [False, True], ids=["as chosen", "merged"])
 def test_other_values_of_the_tokens_are_reduced_as_the_tokens_are(selector, merged):
     tokens, saliency, words = clip(41)

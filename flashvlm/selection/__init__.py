@@ -33,6 +33,7 @@ _REGISTRY = {
     "tome": ("published.tome", "tome"),
     "vidcom2": ("published.vidcom2", "vidcom2"),
     "holitom": ("published.holitom", "holitom"),
+    "fastvid": ("published.fastvid", "fastvid"),
 }
 SELECTORS = tuple(_REGISTRY)
 # The selector that can be asked for a radius, or to choose the budget itself.

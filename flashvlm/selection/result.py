@@ -39,11 +39,12 @@ class Selection:
     # Whether the selector distinguishes tokens for the question from tokens for coverage. If not, `important` is all
     # False and says nothing.
     distinguishes: bool = False
-    # (N,) int64: for each token, the position in `indices` of the kept one that it was merged into; -1 if it was
-    # dropped. None if nothing was merged.
+    # (N,) int64: for each token, the position in `indices` of the kept one whose mean it is part of. None if `vectors`
+    # are not plain means of all tokens.
     merged_into: Tensor | None = field(default=None, repr=False)
-    # (N,) float32: the weight of each token in that. None if `vectors` are plain means.
-    weights: Tensor | None = field(default=None, repr=False)
+    # If `vectors` are weighted sums: the (M,) tokens of the first, of the second, ...; how many each has (K,); and the
+    # weights (M,) of these tokens.
+    sums: tuple[Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -75,19 +76,24 @@ class Selection:
         return cls(indices, for_question, scores, kept, inputs.tokens, inputs.metric, redundancy, distinguishes)
 
     @classmethod
-    def mixed(cls, inputs: Inputs, into: Tensor, weights: Tensor) -> Selection:
-        """Keep tokens as weighted sums of tokens.
+    def mixed(cls, inputs: Inputs, kept: Tensor, tokens: Tensor, weights: Tensor) -> Selection:
+        """Keep weighted sums of tokens.
 
         Args:
-            into: (N,) int64, the kept token that each one is merged into, itself if it is kept; -1 if it is dropped.
-            weights: (N,) float32, the weight of each token in that.
+            kept: (M,) int64, the kept token that each of `tokens` is added to; each of its own adds itself, too.
+            tokens: (M,) int64, in any order; a token may be added to several.
+            weights: (M,) float32.
         """
-        selection, there = cls.of(inputs, into[into >= 0].unique()), into >= 0
-        if len(selection.indices) == int(there.sum()):
+        selection = cls.of(inputs, kept.unique())
+        if len(selection.indices) == len(kept):
             return selection
-        places = torch.full_like(into, -1)
-        places[there] = torch.searchsorted(selection.indices, into[there])
-        return replace(selection, merged_into=places, weights=weights).remade(inputs.tokens)
+        order, sizes = gathered(torch.searchsorted(selection.indices, kept), len(selection.indices))
+        return replace(selection, sums=(tokens[order], sizes, weights[order])).remade(inputs.tokens)
+
+    @property
+    def merges(self) -> bool:
+        """Whether some `vectors` are made of several tokens."""
+        return self.merged_into is not None or self.sums is not None
 
     def pooled(self, values: Tensor) -> Tensor:
         """Reduce other values of the N tokens to the K kept ones, as `vectors` reduces `tokens`.
@@ -96,24 +102,23 @@ class Selection:
             values: (..., N, D) of any float dtype, on the device of the tokens.
 
         Returns:
-            (..., K, D) in the same dtype: the rows of the kept tokens; or, if the selector merges tokens, the means of
-            the rows that were merged into each, summed in float32. The same on every run.
+            (..., K, D) in the same dtype: the rows of the kept tokens; or, if the selector merges tokens, the means or
+            sums of the rows that were merged into each, in float32. The same on every run.
         """
-        if self.merged_into is None:
-            return values.index_select(-2, self.indices)
-        # Those at -1, which were dropped, come first.
-        order, sizes = gathered(self.merged_into + 1, len(self.indices) + 1)
-        order, sizes = order[int(sizes[0]) :], sizes[1:]
         rows = values.movedim(-2, 0)
-        parts, way = rows[order].flatten(1).float(), "mean"
-        if self.weights is not None:
-            parts, way = parts * self.weights[order, None], "sum"
-        pooled = torch.segment_reduce(parts, way, lengths=sizes)
+        if self.merged_into is not None:
+            order, sizes = gathered(self.merged_into, len(self.indices))
+            pooled = torch.segment_reduce(rows[order].flatten(1).float(), "mean", lengths=sizes)
+        elif self.sums is not None:
+            tokens, sizes, weights = self.sums
+            pooled = torch.segment_reduce(rows[tokens].flatten(1).float() * weights[:, None], "sum", lengths=sizes)
+        else:
+            return values.index_select(-2, self.indices)
         return pooled.to(values.dtype).view(-1, *rows.shape[1:]).movedim(0, -2)
 
     def merged(self) -> Selection:
         """The same choice, with every dropped token merged into its nearest kept one."""
-        selection = replace(self, merged_into=self.nearest, weights=None)
+        selection = replace(self, merged_into=self.nearest, sums=None)
         selection = replace(selection, vectors=selection.pooled(self.tokens))
         # Neither the tokens nor the kept ones have changed: the cover, which is slow to measure, is still right.
         vars(selection)["_cover"] = self._cover

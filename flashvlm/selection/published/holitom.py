@@ -98,7 +98,8 @@ def compress(inputs: Inputs, parts: list[Tensor], counts: list[int]) -> Selectio
             cells, shares = _clusters(inputs.tokens[part].float().mean(0), count)
             into[part] = part[0, cells].expand_as(part)
             weights[part] = (shares / len(part)).expand_as(part)
-    return Selection.mixed(inputs, into, weights)
+    tokens = (into >= 0).nonzero().flatten()
+    return Selection.mixed(inputs, into[tokens], tokens, weights[tokens])
 
 
 def _clusters(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
