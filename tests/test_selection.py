@@ -16,7 +16,7 @@ from flashvlm.errors import UsageError
 from flashvlm.selection import METRICS, SELECTORS, geometry, select
 from flashvlm.selection.geometry import Space
 from flashvlm.selection.inputs import Inputs
-from flashvlm.selection.published import cdpruner, divprune, holitom, mmtok, paper
+from flashvlm.selection.published import cdpruner, density, divprune, flashvid, holitom, mmtok, paper
 from flashvlm.selection.result import Selection
 
 GOLDEN = Path(__file__).parent / "golden" / "selection_reference.npz"
@@ -290,6 +290,41 @@ def test_fastvid_merges_as_its_published_code_does(case):
 
 
 @every_case
+@pytest.mark.parametrize(
+    ("method", "events", "segments"), [("flashvid_attn_div", False, 4), ("flashvid_attn_div_v2", True, 8)]
+)
+def test_flashvid_merges_as_its_published_code_does_if_it_rounds_as_that_does(
+    monkeypatch, case, method, events, segments
+):
+    def noisy_peaks(distance: Tensor, neighbours: int) -> Tensor:
+        density = (-distance.topk(neighbours, largest=False).values.square().mean(1)).exp()
+        density += 1e-6 * torch.rand(density.shape, generator=generator)
+        return torch.where(density[None] > density[:, None], distance, distance.max()).amin(1) * density
+
+    monkeypatch.setattr(density, "peaks", noisy_peaks)
+    monkeypatch.setattr(flashvid, "EVENTS", events)
+    monkeypatch.setattr(flashvid, "SEGMENTS", segments)
+    video, ratio, expected = published(case, method)
+    inputs = Inputs.checked(**video, budget=1, delta=None, metric="cosine", seed=0)
+    budgets = [math.ceil(ratio * size) for size in inputs.group_sizes]
+    found = torch.zeros(len(expected["kept"]), dtype=torch.bool)
+    # Of two tokens that are each other's nearest, the noise of the published code decides which is a centre.
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        whole, entries = flashvid.compress(inputs, budgets, lambda shares, *_: shares.ceil().long(), twice=True)
+        centres, (into, tokens, weights) = entries[0].unique(), entries
+        parts = [inputs.tokens[tokens[into == centre]].T @ weights[into == centre] for centre in centres]
+        kept = torch.cat([whole, centres])
+        vectors = torch.cat([inputs.tokens[whole], *(part[None] for part in parts)])
+        assert len(kept) == len(found)
+        alike = (expected["vectors"][:, None] - vectors).abs().amax(2) < 1e-5
+        found |= (alike & (expected["kept"][:, None] == kept)).any(1)
+        if found.all():
+            break
+    assert found.all()
+
+
+@every_case
 def test_holitom_merges_as_its_published_code_does_if_it_rounds_as_that_does(case):
     video, ratio, expected = published(case, "holitom")
     inputs = Inputs.checked(**video, budget=1, delta=None, metric="cosine", seed=0)
@@ -299,7 +334,7 @@ def test_holitom_merges_as_its_published_code_does_if_it_rounds_as_that_does(cas
     assert_merged_as_published(holitom.compress(inputs, parts, counts), expected)
 
 
-@pytest.mark.parametrize("selector", ["flashvlm", "tome", "holitom", "fastvid"])
+@pytest.mark.parametrize("selector", ["flashvlm", "tome", "holitom", "fastvid", "flashvid"])
 @pytest.mark.parametrize("merged", [False, True], ids=["as chosen", "merged"])
 def test_other_values_of_the_tokens_are_reduced_as_the_tokens_are(selector, merged):
     tokens, saliency, words = clip(41)

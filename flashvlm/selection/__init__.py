@@ -34,6 +34,7 @@ _REGISTRY = {
     "vidcom2": ("published.vidcom2", "vidcom2"),
     "holitom": ("published.holitom", "holitom"),
     "fastvid": ("published.fastvid", "fastvid"),
+    "flashvid": ("published.flashvid", "flashvid"),
 }
 SELECTORS = tuple(_REGISTRY)
 # The selector that can be asked for a radius, or to choose the budget itself.

@@ -30,3 +30,18 @@ def peaks(distance: Tensor, neighbours: int) -> Tensor:
     rank[density.argsort(descending=True, stable=True)] = torch.arange(len(density), device=density.device)
     denser = rank[None] < rank[:, None]
     return torch.where(denser, distance, distance.max()).amin(1) * density
+
+
+def clusters(points: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Assign (M, D) points to the `count` highest density peaks among them.
+
+    Returns:
+        centres: (count,) int64, ascending.
+        nearest: (M,) int64, the position in `centres` of the nearest one; for a centre, its own.
+    """
+    distance = distances(points)
+    ranked = peaks(distance, min(neighbours, count)).argsort(descending=True, stable=True)
+    centres = ranked[:count].sort().values
+    nearest = distance[:, centres].argmin(1)
+    nearest[centres] = torch.arange(count, device=centres.device)
+    return centres, nearest

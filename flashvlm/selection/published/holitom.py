@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flashvlm.selection.geometry import unit_vectors
 from flashvlm.selection.inputs import Inputs
-from flashvlm.selection.published.density import distances, peaks
+from flashvlm.selection.published.density import clusters
 from flashvlm.selection.published.shares import apportion
 from flashvlm.selection.result import Selection
 
@@ -104,10 +104,7 @@ def compress(inputs: Inputs, parts: list[Tensor], counts: list[int]) -> Selectio
 
 def _clusters(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """For each of (M, D) points, the density peak (M,) that takes it in, and its weight there (M,)."""
-    distance = distances(points)
-    centres = peaks(distance, min(NEIGHBOURS, count)).argsort(descending=True, stable=True)[:count].sort().values
-    nearest = distance[:, centres].argmin(1)
-    nearest[centres] = torch.arange(count, device=centres.device)
+    centres, nearest = clusters(points, count, NEIGHBOURS)
     others = torch.bincount(nearest, minlength=count) - 1
     weights = (1 - CENTRE) / others.clamp(min=1)[nearest]
     weights[centres] = torch.where(others > 0, CENTRE, 1.0).to(weights)
