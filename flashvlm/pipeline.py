@@ -33,10 +33,9 @@ from flashvlm.report import (
     versions,
 )
 from flashvlm.selection import select
-from flashvlm.selection.directions import Directions
-from flashvlm.selection.merge import merge, pooled
+from flashvlm.selection.blocks import Directions
+from flashvlm.selection.flashvlm import relevance
 from flashvlm.selection.result import Selection
-from flashvlm.selection.weights import standing_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +89,7 @@ class Choice:
     # The video that they were chosen from, after any second look.
     watched: Watched
     selection: Selection
-    # (K, D): what the language model gets for the chosen tokens.
-    vectors: torch.Tensor
-    # (P, K, D): their further features, if the model has any.
+    # (P, K, D): the chosen tokens' further features, if the model has any.
     planes: torch.Tensor | None
     # How long the choice took.
     seconds: float
@@ -297,12 +294,13 @@ class VideoQA:
         clock = _Clock(on_stage, self.backend)
         clock.start("select")
         selection = self._select(watched, question, options)
-        vectors = merge(selection) if options.merge else selection.vectors
+        if options.merge:
+            selection = selection.merged()
         planes = watched.encoded.planes
         if planes is not None:
-            planes = torch.stack([pooled(selection, plane, options.merge) for plane in planes])
+            planes = selection.pooled(planes)
         clock.stop()
-        return Choice(question, options, watched, selection, vectors, planes, clock.seconds["select"])
+        return Choice(question, options, watched, selection, planes, clock.seconds["select"])
 
     def _select(self, watched: Watched, question: str | None, options: AskOptions) -> Selection:
         encoded = watched.encoded
@@ -347,7 +345,7 @@ class VideoQA:
             self.backend,
             prompt,
             choice.selection.indices,
-            choice.vectors,
+            choice.selection.vectors,
             choice.planes,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
@@ -362,7 +360,9 @@ class VideoQA:
         seconds = before | clock.seconds
         first = sum(seconds[stage] for stage in ("decode", "encode", "select", "prefill"))
         shared = self._shared(choice)
-        prompt_tokens = BeforeAfter(*(prompt.staying + count for count in (prompt.tokens, len(choice.vectors))))
+        prompt_tokens = BeforeAfter(
+            *(prompt.staying + count for count in (prompt.tokens, len(choice.selection.indices)))
+        )
         return Answer(
             **shared,
             answer=generated.text,
@@ -390,7 +390,7 @@ class VideoQA:
         encoded = watched.encoded
         signals = {"saliency": encoded.saliency}
         if choice.question is not None:
-            signals["relevance"] = standing_out(Directions.of(encoded.tokens), backend.words(choice.question))
+            signals["relevance"] = relevance(Directions.of(encoded.tokens), backend.words(choice.question))
         if selection.scores.any():
             signals["score"] = selection.scores
         return Inspection(

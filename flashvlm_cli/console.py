@@ -22,7 +22,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from flashvlm import units
-from flashvlm.report import Answer, BeforeAfter, Inspection, Seen, VideoFacts, overlap, told_apart
+from flashvlm.report import Answer, BeforeAfter, Inspection, Seen, VideoFacts, distinguishes, overlap
 from flashvlm_cli import charts, output
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ def print_inspections(seen: Sequence[Inspection]) -> None:
         rows = [["selector", "kept", "for the question", "radius", f"also kept by {first.selection.selector}"]]
         for one in seen:
             shared = "" if one is first else units.percent(overlap(first, one), one.tokens.after)
-            asked = units.count(one.selection.important) if told_apart(one) else ""
+            asked = units.count(one.selection.important) if distinguishes(one) else ""
             chosen = (units.count(one.tokens.after), asked, f"{one.selection.delta:.3f}")
             rows.append([one.selection.selector, *chosen, shared])
         if first.question is None:
@@ -509,7 +509,7 @@ def _savings(figures: Sequence[tuple[str, BeforeAfter, Callable[[int], str]]], w
 def _moments(answer: Seen, width: int) -> list[Text]:
     """The kept tokens along the video's time, with a legend."""
     chosen = answer.selection
-    apart = told_apart(answer)
+    apart = distinguishes(answer)
     drawn = charts.columns(answer.moments, apart, width, CHART_HEIGHT)
     name, number = ("important", chosen.important) if apart else ("kept", answer.tokens.after)
     above = [""] * (len(drawn.above) - 2) + [name, units.count(number)]

@@ -23,7 +23,6 @@ from flashvlm.pipeline import Watched
 from flashvlm.report import code_digest
 from flashvlm.samples import samples_dir
 from flashvlm.selection import select
-from flashvlm.selection.merge import remade
 from flashvlm.selection.result import Selection
 from flashvlm_cli.app import main
 
@@ -641,7 +640,7 @@ def test_selectors_see_the_noise_and_the_other_words(
 def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
     demo: VideoQA, three: Path, monkeypatch: pytest.MonkeyPatch, selector: str
 ) -> None:
-    chosen, got = [], []
+    remade, chosen, got = Selection.remade, [], []
     encoded = demo.watch(Lines(three).video(0, three), AskOptions()).encoded
 
     def choosing(selection: Selection, tokens: torch.Tensor) -> Selection:
@@ -658,7 +657,7 @@ def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
             got.append(torch.allclose(given, expected, atol=1e-5))
         return answers(backend, prompt, kept, vectors, **options)
 
-    monkeypatch.setattr("flashvlm.selection.merge.remade", choosing)
+    monkeypatch.setattr(Selection, "remade", choosing)
     monkeypatch.setattr("flashvlm.generate.answers", watching)
     measure(demo, settings(selectors=(selector,), noise=0.3), Lines(three), 0, [0])
     assert len(got) > 1 and all(got) and len(chosen) == len(got) - 1

@@ -374,7 +374,6 @@ def _answers(
 
 def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, selector: str, keep: Keep) -> Selection:
     from flashvlm.selection import select
-    from flashvlm.selection.merge import merge, remade
 
     count = len(seen)
     selection = select(
@@ -389,10 +388,8 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
         seed=settings.options.seed,
     )
     if seen is not encoded.tokens:
-        selection = remade(selection, encoded.tokens)
-    if settings.options.merge:
-        selection = replace(selection, vectors=merge(selection))
-    return selection
+        selection = selection.remade(encoded.tokens)
+    return selection.merged() if settings.options.merge else selection
 
 
 def _noisy(tokens: Tensor, share: float, seed: int) -> Tensor:

@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 # Name -> module and function in this package; a selector is a function of `Inputs` that returns a `Selection`.
 _REGISTRY = {
     "flashvlm": ("flashvlm", "flashvlm"),
-    "paper": ("paper", "paper"),
-    "uniform": ("baselines", "uniform"),
-    "random": ("baselines", "random"),
-    "frames": ("baselines", "frames"),
-    "saliency": ("baselines", "saliency"),
-    "temporal": ("temporal", "temporal"),
-    "vispruner": ("vispruner", "vispruner"),
-    "divprune": ("divprune", "divprune"),
-    "cdpruner": ("cdpruner", "cdpruner"),
-    "mmtok": ("mmtok", "mmtok"),
-    "tome": ("tome", "tome"),
+    "paper": ("published.paper", "paper"),
+    "uniform": ("published.baselines", "uniform"),
+    "random": ("published.baselines", "random"),
+    "frames": ("published.baselines", "frames"),
+    "saliency": ("published.baselines", "saliency"),
+    "temporal": ("published.baselines", "temporal"),
+    "vispruner": ("published.paper", "vispruner"),
+    "divprune": ("published.divprune", "divprune"),
+    "cdpruner": ("published.cdpruner", "cdpruner"),
+    "mmtok": ("published.mmtok", "mmtok"),
+    "tome": ("published.tome", "tome"),
+    "vidcom2": ("published.vidcom2", "vidcom2"),
+    "holitom": ("published.holitom", "holitom"),
+    "fastvid": ("published.fastvid", "fastvid"),
+    "flashvid": ("published.flashvid", "flashvid"),
 }
 SELECTORS = tuple(_REGISTRY)
 # The selector that can be asked for a radius, or to choose the budget itself.
