@@ -284,24 +284,20 @@ def _rate(number: float) -> str:
     return units.count(round(number)) if number >= 99.95 else f"{number:.3g}"
 
 
-def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print a title and rows of equal length on standard output; the first row holds the column heads.
+def print_table(title: str, columns: Mapping[str, Sequence[str]]) -> None:
+    """Print a title and columns of equal length, by their heads, on standard output.
 
-    A column is right-aligned if any of its entries begins with a digit or sign, else left-aligned.
+    A column is right-aligned if any of its entries begins with a digit or sign, and left out if all are empty.
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    figures = [
-        any(cell[:1].isdigit() or cell[:1] in "+-−" for cell in column[1:] if cell)
-        for column in zip(*rows, strict=True)
-    ]
-    lines = [Text(title, "title")]
-    for row, cells in enumerate(rows):
-        padded = [
-            cell.rjust(width) if figure else cell.ljust(width)
-            for cell, width, figure in zip(cells, widths, figures, strict=True)
-        ]
-        lines.append(Text((" " * GAP).join(padded), "" if row else "label"))
-    _print([*lines, Text()], sys.stdout, is_plain(sys.stdout), None)
+    padded = []
+    for head, cells in columns.items():
+        if any(cells):
+            width = max(map(len, (head, *cells)))
+            figures = any(cell[:1].isdigit() or cell[:1] in "+-−" for cell in cells if cell)
+            padded.append([cell.rjust(width) if figures else cell.ljust(width) for cell in (head, *cells)])
+    heads, *rows = ((" " * GAP).join(cells) for cells in zip(*padded, strict=True))
+    lines = [Text(title, "title"), Text(heads, "label"), *map(Text, rows), Text()]
+    _print(lines, sys.stdout, is_plain(sys.stdout), None)
 
 
 def print_summary(answer: Answer) -> None:
@@ -337,15 +333,17 @@ def print_inspections(seen: Sequence[Inspection]) -> None:
         lines += [Text(), *_moments(one, content)]
     _print([*lines, Text()], sys.stdout, is_plain(sys.stdout), width)
     if len(seen) > 1:
-        rows = [["selector", "kept", "for the question", "radius", f"also kept by {first.selection.selector}"]]
-        for one in seen:
-            shared = "" if one is first else units.percent(overlap(first, one), one.tokens.after)
-            asked = units.count(one.selection.important) if told_apart(one) else ""
-            chosen = (units.count(one.tokens.after), asked, f"{one.selection.delta:.3f}")
-            rows.append([one.selection.selector, *chosen, shared])
-        if first.question is None:
-            rows = [[*row[:2], *row[3:]] for row in rows]
-        print_table("Selectors side by side", rows)
+        shared = [units.percent(overlap(first, one), one.tokens.after) for one in seen[1:]]
+        print_table(
+            "Selectors side by side",
+            {
+                "selector": [one.selection.selector for one in seen],
+                "kept": [units.count(one.tokens.after) for one in seen],
+                "for the question": [units.count(one.selection.important) if told_apart(one) else "" for one in seen],
+                "radius": [f"{one.selection.delta:.3f}" for one in seen],
+                f"also kept by {first.selection.selector}": ["", *shared],
+            },
+        )
 
 
 def print_written(paths: Sequence[Path], stream: TextIO) -> None:
