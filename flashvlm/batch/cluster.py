@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flashvlm.batch.here import Answering
-from flashvlm.batch.plan import Group, Record
+from flashvlm.batch.plan import Group
 from flashvlm.errors import FlashVLMError, UsageError
+from flashvlm.journal import Record
 
 # After this many lost workers a video is given up, and its rows get an error. If this many workers in a row are lost
 # before they have loaded the model, the cluster is given up.

@@ -7,7 +7,8 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 from flashvlm import aside
-from flashvlm.batch.plan import Group, Record
+from flashvlm.batch.plan import Group
+from flashvlm.journal import Record
 
 if TYPE_CHECKING:
     from flashvlm.pipeline import Decoded, VideoQA, Watched

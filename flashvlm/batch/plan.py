@@ -13,13 +13,12 @@ from flashvlm import models
 from flashvlm.batch.rows import Row
 from flashvlm.errors import FlashVLMError, UsageError, described
 from flashvlm.files import refuse_address
+from flashvlm.journal import Record
 from flashvlm.options import AskOptions, Keep, parse_time, watching
 
 DIGITS = 16
 # The columns that are options of their row.
 OWN = ("keep", "selector", "start", "end")
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)

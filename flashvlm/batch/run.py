@@ -6,8 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from flashvlm.batch.plan import Group, Plan, Record
+from flashvlm.batch.plan import Group, Plan
 from flashvlm.batch.records import Records
+from flashvlm.journal import Record
 
 # Loads what it needs when it is called, and answers while the iterator is read.
 Engine = Callable[[Sequence[Group]], Iterator[Record]]
