@@ -28,17 +28,16 @@ def json_wanted(arguments: Sequence[str]) -> bool:
     return "--json" in (options[: options.index("--")] if "--" in options else options)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, indent: int | None = 2) -> None:
     """Print `value` as JSON in UTF-8, whatever the locale."""
     # backslashreplace writes what is not Unicode (a stray byte in a file name) as the JSON escape \udcXX.
     reconfigure(sys.stdout, encoding="utf-8", errors="backslashreplace")
-    print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
+    print(json.dumps(value, ensure_ascii=False, indent=indent), flush=True)
 
 
 def print_line(value: Any) -> None:
-    """Print `value` as one line of JSON in UTF-8, whatever the locale."""
-    reconfigure(sys.stdout, encoding="utf-8", errors="backslashreplace")
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """Print `value` as one line of JSON."""
+    print_json(value, indent=None)
 
 
 def warn(message: str) -> None:
