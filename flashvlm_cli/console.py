@@ -189,7 +189,7 @@ class RowProgress(Bar):
         if self._columns.disable:
             run = self._run
             before = f", {units.count(run.done)} of them done before" if run.done else ""
-            videos = len({group.video for group in run.groups})
+            videos = len({group[0].video for group in run.groups})
             on = f" on {units.plural(videos, 'video')}" if videos else ""
             output.say(f"{units.plural(run.total, 'row')}{before}; {units.count(run.to_do)} to answer{on}.")
         return super().__enter__()

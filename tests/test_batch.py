@@ -352,7 +352,7 @@ def plan_of(count: int, options: AskOptions | None = None, **columns: Any) -> Pl
 def faked(groups: Sequence[Group]) -> Iterator[Record]:
     """An engine that answers with the question."""
     for group in groups:
-        for item in group.items:
+        for item in group:
             yield {**item.head, "answer": item.question, "settings": {}, "model": {"name": "demo"}}
 
 

@@ -31,7 +31,7 @@ class Run:
         # Those of which something was answered.
         self.videos: set[str] = set()
         self._given = 0
-        self._left = {item.key: place for place, group in enumerate(self.groups) for item in group.items}
+        self._left = {item.key: item for group in self.groups for item in group}
         self._begin = time.monotonic()
 
     @property
@@ -79,9 +79,9 @@ class Run:
             if record["key"] in self._left:
                 self._keep(record)
                 self._given += 1
-                group = self.groups[self._left.pop(record["key"])]
+                item = self._left.pop(record["key"])
                 if "error" not in record:
-                    self.videos.add(group.video)
+                    self.videos.add(item.video)
                 yield record
 
     def _keep(self, record: Record) -> None:

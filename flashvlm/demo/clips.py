@@ -76,50 +76,53 @@ def write_clip(
         out.mux(stream.encode())
 
 
+# For each sample clip: settings of `make_scene`, of `write_clip`, and what is asked.
+X264 = {"crf": "26", "preset": "slow"}
+UNEVEN = np.cumsum(np.tile([0.04, 0.12, 0.3, 0.06, 0.2], 14))
+SAMPLES: dict[str, tuple[dict, dict, tuple[str, ...]]] = {
+    "one.mp4": ({"frames": 12, "count": 1, "sequence": False}, {"options": X264}, ("caption", "motion", "kind")),
+    "two.mp4": ({"frames": 16, "count": 2, "sequence": False}, {"options": X264}, ("mover", "count", "exist")),
+    "sequence.mp4": ({"frames": 24, "count": 3, "sequence": True}, {"options": X264}, ("first", "last", "moment")),
+    "av1.mp4": ({"frames": 12, "count": 3, "sequence": False}, {"codec": "libsvtav1"}, ("where", "exist", "count")),
+    "vp9.webm": (
+        {"frames": 12, "count": 2, "sequence": False},
+        {"codec": "libvpx-vp9", "options": {"crf": "36", "b": "0"}},
+        ("motion", "start", "end"),
+    ),
+    "hevc.mp4": (
+        {"frames": 16, "count": 2, "sequence": True},
+        {"codec": "libx265", "options": {"x265-params": "log-level=none", "crf": "28"}},
+        ("caption", "first", "motion"),
+    ),
+    "mpeg4.mp4": (
+        {"frames": 8, "count": 4, "sequence": False},
+        {"codec": "mpeg4", "options": {"qscale": "5"}},
+        ("count", "exist", "kind"),
+    ),
+    "phone.mp4": (
+        {"frames": 12, "count": 2, "sequence": False, "aspect": (9, 16)},
+        {"options": X264, "rotation": 90},
+        ("where", "motion", "kind"),
+    ),
+    "variable-rate.mp4": (
+        {"frames": 20, "count": 2, "sequence": False},
+        {"options": X264, "times": UNEVEN - UNEVEN[0]},
+        ("motion", "mover", "exist"),
+    ),
+    "still.jpg": ({"frames": 1, "count": 3}, {}, ("where", "count", "exist")),
+    "long.mp4": (
+        {"frames": 64, "count": 2, "sequence": True, "aspect": (16, 9)},
+        {"options": X264 | {"g": "240"}, "seconds": 120.0},
+        ("last", "exist", "mover"),
+    ),
+}
+
+
 def make_samples(folder: Path) -> None:
     """Write the sample clips and `questions.jsonl` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    x264 = {"crf": "26", "preset": "slow"}
-    uneven = np.cumsum(np.tile([0.04, 0.12, 0.3, 0.06, 0.2], 14))
-    plans: dict[str, tuple[dict, dict, tuple[str, ...]]] = {
-        "one.mp4": ({"frames": 12, "count": 1, "sequence": False}, {"options": x264}, ("caption", "motion", "kind")),
-        "two.mp4": ({"frames": 16, "count": 2, "sequence": False}, {"options": x264}, ("mover", "count", "exist")),
-        "sequence.mp4": ({"frames": 24, "count": 3, "sequence": True}, {"options": x264}, ("first", "last", "moment")),
-        "av1.mp4": ({"frames": 12, "count": 3, "sequence": False}, {"codec": "libsvtav1"}, ("where", "exist", "count")),
-        "vp9.webm": (
-            {"frames": 12, "count": 2, "sequence": False},
-            {"codec": "libvpx-vp9", "options": {"crf": "36", "b": "0"}},
-            ("motion", "start", "end"),
-        ),
-        "hevc.mp4": (
-            {"frames": 16, "count": 2, "sequence": True},
-            {"codec": "libx265", "options": {"x265-params": "log-level=none", "crf": "28"}},
-            ("caption", "first", "motion"),
-        ),
-        "mpeg4.mp4": (
-            {"frames": 8, "count": 4, "sequence": False},
-            {"codec": "mpeg4", "options": {"qscale": "5"}},
-            ("count", "exist", "kind"),
-        ),
-        "phone.mp4": (
-            {"frames": 12, "count": 2, "sequence": False, "aspect": (9, 16)},
-            {"options": x264, "rotation": 90},
-            ("where", "motion", "kind"),
-        ),
-        "variable-rate.mp4": (
-            {"frames": 20, "count": 2, "sequence": False},
-            {"options": x264, "times": uneven - uneven[0]},
-            ("motion", "mover", "exist"),
-        ),
-        "still.jpg": ({"frames": 1, "count": 3}, {}, ("where", "count", "exist")),
-        "long.mp4": (
-            {"frames": 64, "count": 2, "sequence": True, "aspect": (16, 9)},
-            {"options": x264 | {"g": "240"}, "seconds": 120.0},
-            ("last", "exist", "mover"),
-        ),
-    }
     lines = []
-    for number, (name, (settings, form, families)) in enumerate(plans.items()):
+    for number, (name, (settings, form, families)) in enumerate(SAMPLES.items()):
         rng = np.random.default_rng([*SAMPLE_SEED, number])
         questions: list[Question | None] = [None]
         while not all(questions):
