@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,17 @@ def print_accuracy(table: Row) -> None:
     measured = {
         "right": [with_interval(row, "accuracy") for row in rows],
         "retained": [with_interval(row, "retention") for row in rows],
-        "kept": [percent(row.get("kept")) for row in rows],
-        "select": [units.seconds(row["seconds"]) if "seconds" in row else "" for row in rows],
-        "δ": [f"{row['delta']:.3f}" if "delta" in row else "" for row in rows],
-        "same": [percent(row.get("same")) for row in rows],
+        "kept": cells(rows, "kept", percent),
+        "select": cells(rows, "seconds", units.seconds),
+        "δ": cells(rows, "delta", "{:.3f}".format),
+        "same": cells(rows, "same", percent),
     }
     print_table(title, budgets_and_selectors(rows) | measured)
     others = [row for row in rows if "difference" in row]
     if others:
         points = {
             "points": [f"{100 * row['difference']:+.1f}" for row in others],
-            "95 %": [span(row["difference_interval"], "+.1f", " to ") for row in others],
+            "95 %": cells(others, "difference_interval", lambda ends: " to ".join(f"{100 * end:+.1f}" for end in ends)),
             "tie": ["tie" if row["tie"] else "" for row in others],
         }
         print_table(f"points right, compared with {settings['selectors'][0]}", budgets_and_selectors(others) | points)
@@ -77,14 +77,14 @@ def print_selection(table: Row) -> None:
             title,
             {
                 "selector": [row["selector"] for row in rows],
-                "median": [units.seconds(row["seconds"]) if "seconds" in row else "left out" for row in rows],
+                "median": [once or "left out" for once in cells(rows, "seconds", units.seconds)],
                 "fastest": [units.seconds(row["fastest"]) if "fastest" in row else expected(row) for row in rows],
-                "slowest": [units.seconds(row["slowest"]) if "slowest" in row else "" for row in rows],
-                "vs paper": [times(row.get("against_paper")) for row in rows],
-                "growth": [times(row.get("growth")) for row in rows],
-                "peak": [size_of(row.get("peak_bytes")) for row in rows],
-                "δ": [f"{row['delta']:.3f}" if "delta" in row else "" for row in rows],
-                "δ took": [units.seconds(row["delta_seconds"]) if "delta" in row else "" for row in rows],
+                "slowest": cells(rows, "slowest", units.seconds),
+                "vs paper": cells(rows, "against_paper", times),
+                "growth": cells(rows, "growth", times),
+                "peak": cells(rows, "peak_bytes", size_of),
+                "δ": cells(rows, "delta", "{:.3f}".format),
+                "δ took": cells(rows, "delta_seconds", units.seconds),
             },
         )
         before = size
@@ -106,50 +106,53 @@ def print_speed(table: Row, model: str) -> None:
     print_table(title, encoders_and_budgets(rows) | took)
     sizes = {
         "encoded": [f"{row['encoded']} of {table['moments']}" for row in rows],
-        "tokens": [units.count(row["tokens"]) for row in rows],
-        "KV cache": [size_of(row["kv_cache_bytes"]) for row in rows],
-        "tokens/s": ["" if row["tokens_a_second"] is None else f"{row['tokens_a_second']:.3g}" for row in rows],
-        "peak memory": [size_of(row["peak_bytes"]) for row in rows],
+        "tokens": cells(rows, "tokens", units.count),
+        "KV cache": cells(rows, "kv_cache_bytes", size_of),
+        "tokens/s": cells(rows, "tokens_a_second", "{:.3g}".format),
+        "peak memory": cells(rows, "peak_bytes", size_of),
     }
     print_table("encoded moments, kept tokens, and what that takes", encoders_and_budgets(rows) | sizes)
     # The first row is transformers', the second ours with all tokens.
     heads = {"decode": "decode", "encode": "encode", "prefill": "prefill", "first token": "first"}
-    less = {head: [times(row[f"{name}_ratio"]) for row in rows[1:]] for head, name in heads.items()}
+    less = {head: cells(rows[1:], f"{name}_ratio", times) for head, name in heads.items()}
     print_table("times less than transformers at 100%", encoders_and_budgets(rows[1:]) | less)
     if rows[2:]:
         heads = {"prefill": "prefill", "first token": "first"}
-        less = {head: [times(row[f"{name}_to_unpruned"]) for row in rows[2:]] for head, name in heads.items()}
+        less = {head: cells(rows[2:], f"{name}_to_unpruned", times) for head, name in heads.items()}
         print_table("times less than flashvlm at 100%", encoders_and_budgets(rows[2:]) | less)
 
 
+def cells(rows: Sequence[Row], name: str, form: Callable[[Any], str]) -> list[str]:
+    """One figure of every row; empty where a row has none."""
+    return ["" if row.get(name) is None else form(row[name]) for row in rows]
+
+
 def budgets_and_selectors(rows: Sequence[Row]) -> dict[str, list[str]]:
-    return {"keep": [row["keep"] for row in rows], "selector": [row["selector"] or "all tokens" for row in rows]}
+    return {"keep": cells(rows, "keep", str), "selector": [row["selector"] or "all tokens" for row in rows]}
 
 
 def encoders_and_budgets(rows: Sequence[Row]) -> dict[str, list[str]]:
-    return {name: [row[name] for row in rows] for name in ("encoder", "keep")}
+    return {name: cells(rows, name, str) for name in ("encoder", "keep")}
 
 
 def with_interval(row: Row, name: str) -> str:
     """`93.4% (92.5–94.3)`; empty if the row has no such figure."""
-    between = span(row.get(f"{name}_interval"), ".1f", "–")
-    return percent(row.get(name)) + (f" ({between})" if between else "")
+    if row.get(name) is None:
+        return ""
+    between = row[f"{name}_interval"]
+    return percent(row[name]) + ("" if between is None else " ({:.1f}–{:.1f})".format(*(100 * end for end in between)))
 
 
-def span(interval: tuple[float, float] | None, form: str, to: str) -> str:
-    return "" if interval is None else to.join(format(100 * end, form) for end in interval)
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
 
 
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}%"
+def times(ratio: float) -> str:
+    return f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.3g}×"
 
 
-def times(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.3g}×"
-
-
-def size_of(number: int | None) -> str:
-    return "" if number is None else units.scaled(number, "B")
+def size_of(number: int) -> str:
+    return units.scaled(number, "B")
 
 
 def expected(row: Row) -> str:
