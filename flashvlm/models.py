@@ -193,9 +193,20 @@ def fetch(
             raise ModelError(f"The model folder {folder} is incomplete: it has no {lacking}.")
         return folder
     hub_id = _hub_id(model)
-    cached = _cached(hub_id, revision)
-    if cached is not None:
-        return cached
+    folder = _cached(hub_id, revision)
+    if folder is None:
+        out = (
+            f"fetch it where there is a network (flashvlm fetch {model}), "
+            "give a folder (--model PATH), or try the built-in one (--model demo)"
+        )
+        folder = _downloaded(hub_id, revision, on_download, out)
+        if (lacking := _missing(folder)) is not None:
+            raise ModelError(f"{hub_id} cannot be used: it has no {lacking}.")
+    return folder
+
+
+def _downloaded(hub_id: str, revision: str | None, on_download: Callable[[int, int], None], out: str) -> Path:
+    """The folder of a model of the hub, after downloading it; `out` says how to do without."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -204,14 +215,9 @@ def fetch(
         RevisionNotFoundError,
     )
 
-    out = (
-        f"fetch it where there is a network (flashvlm fetch {model}), "
-        "give a folder (--model PATH), or try the built-in one (--model demo)"
-    )
+    meter = _meter(on_download)
     try:
-        folder = Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=_meter(on_download))
-        )
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=meter))
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on the hub and log in with 'hf auth login'.") from error
     except RepositoryNotFoundError as error:
@@ -226,9 +232,6 @@ def fetch(
             raise ModelError(f"{hub_id} cannot be stored in {constants.HF_HUB_CACHE}: {disk.strerror}.") from error
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise ModelError(f"{hub_id} is not on this machine and {why}: {out}.") from error
-    if (lacking := _missing(folder)) is not None:
-        raise ModelError(f"{hub_id} cannot be used: it has no {lacking}.")
-    return folder
 
 
 def _of_disk(error: BaseException | None) -> OSError | None:

@@ -126,10 +126,8 @@ def moment_pictures(seen: Seen, frames: int = 1) -> Iterator[list[Image.Image]]:
 
 def mark(picture: Image.Image, moment: Moment, area: Area, apart: bool = True) -> Image.Image:
     """A picture of a moment, of any size, with its kept cells bright and framed and all others dimmed."""
-    across, down = (
-        edges(area.left, area.right, moment.grid_width, picture.width),
-        edges(area.top, area.bottom, moment.grid_height, picture.height),
-    )
+    across = edges(area.left, area.right, moment.grid_width, picture.width)
+    down = edges(area.top, area.bottom, moment.grid_height, picture.height)
     light = Image.new("L", picture.size, round(255 * UNSEEN))
     brush = ImageDraw.Draw(light)
     brush.rectangle(_inside(across[0], down[0], across[-1], down[-1]), round(255 * DROPPED))
@@ -185,20 +183,13 @@ def _frame(brush: ImageDraw.ImageDraw, box: tuple[int, int, int, int], kind: str
         reach = max(2, round(side * 0.3))
         for x, toward in ((left, 1), (right, -1)):
             for y, down in ((top, 1), (bottom, -1)):
-                ends = (
-                    (x + toward * (reach - 1), y + down * (thick - 1)),
-                    (x + toward * (thick - 1), y + down * (reach - 1)),
-                )
-                for end_x, end_y in ends:
-                    brush.rectangle((min(x, end_x), min(y, end_y), max(x, end_x), max(y, end_y)), COVERAGE)
+                for wide, high in ((reach, thick), (thick, reach)):
+                    far_x, far_y = x + toward * (wide - 1), y + down * (high - 1)
+                    brush.rectangle((min(x, far_x), min(y, far_y), max(x, far_x), max(y, far_y)), COVERAGE)
 
 
 def _write_sheet(path: Path, seen: Sequence[Seen]) -> None:
-    _sheet(seen).save(path, optimize=True)
-
-
-def _sheet(seen: Sequence[Seen]) -> Image.Image:
-    """All sampled moments with the times of their frames; several selections one below the other."""
+    """Draw all sampled moments with the times of their frames; several selections one below the other."""
     first = seen[0]
     moments, several = first.moments, len(seen) > 1
     width, height = _tile_size(first)
@@ -232,7 +223,7 @@ def _sheet(seen: Sequence[Seen]) -> Image.Image:
             sheet.paste(mark(small, one.moments[number], one.area, distinguishes(one)), (left, below))
             _counts(brush, (left, below + height + 4), one.moments[number], distinguishes(one))
     sheet.paste(legend, (MARGIN, top + rows * block + 4))
-    return sheet
+    sheet.save(path, optimize=True)
 
 
 def _tile_size(seen: Seen) -> tuple[int, int]:

@@ -19,12 +19,12 @@ import pytest
 
 from flashvlm import VideoQA
 from flashvlm.batch.here import Answering, answered
-from flashvlm.batch.plan import Group, Plan, Record, make_plan
+from flashvlm.batch.plan import Group, Plan, make_plan
 from flashvlm.batch.records import Records
 from flashvlm.batch.rows import Row
 from flashvlm.batch.run import Run
 from flashvlm.errors import UsageError
-from flashvlm.journal import line_of
+from flashvlm.journal import Record, line_of
 from flashvlm.options import AskOptions, Keep, Sampling
 from flashvlm.samples import samples_dir
 from flashvlm_cli.app import main
@@ -352,7 +352,7 @@ def plan_of(count: int, options: AskOptions | None = None, **columns: Any) -> Pl
 def faked(groups: Sequence[Group]) -> Iterator[Record]:
     """An engine that answers with the question."""
     for group in groups:
-        for item in group.items:
+        for item in group:
             yield {**item.head, "answer": item.question, "settings": {}, "model": {"name": "demo"}}
 
 

@@ -189,8 +189,8 @@ def test_video_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 2: this is not JSON"),
-        ("[1]", "line 2: a line must be a JSON object"),
+        ("{", "line 2: This line is not JSON"),
+        ("[1]", "line 2: This line is not a JSON object"),
         ('{"video": "one.mp4", "question": "What?"}', "line 2: 'answer' is missing"),
         ('{"video": "one.mp4", "question": "", "answer": "x"}', "line 2: 'question' must be a non-empty text"),
         ('{"video": "one.mp4", "question": "What?", "answer": 3}', "line 2: 'answer' must be a non-empty text"),
