@@ -252,7 +252,8 @@ class VideoQA:
         if found is not None:
             seconds = time.perf_counter() - begin
             facts = found.facts.of(path, status)
-            return Watched(facts, found.timestamps, found.encoded, seconds, 0.0, options, cached=True)
+            took, told = (seconds, 0.0), self.backend.warnings
+            return Watched(facts, found.timestamps, found.encoded, *took, options, cached=True, warnings=told)
         clip = video.decode(path, self.backend.sampling(options.sampling), fit, options.seek, on_frame)
         return Decoded(clip, time.perf_counter() - begin, options, key)
 
@@ -271,12 +272,13 @@ class VideoQA:
 
     def _seen(self, decoded: Decoded, encoded: Encoded, seconds: float) -> Watched:
         clip = decoded.clip
-        warnings: tuple[str, ...] = ()
+        warnings = self.backend.warnings
         if decoded.key is not None:
             try:
                 self._cache.put(decoded.key, Features(clip.facts, clip.timestamps, encoded))
             except OSError as error:
-                warnings = (f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}.",)
+                told = f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}."
+                warnings = (*warnings, told)
         options = decoded.options
         frames = clip.frames if options.look == "twice" else None
         took = (decoded.seconds, seconds)

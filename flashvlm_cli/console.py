@@ -408,17 +408,19 @@ def print_models(models: Sequence[Mapping[str, Any]]) -> None:
     """Print the aliases with their sources, and whether they are on this machine; if piped, each on one line."""
     sources = ["built in" if model["bundled"] else model["source"] for model in models]
     alias_width = max(len(model["alias"]) for model in models)
-    before = alias_width + GAP + len("✓ here") + GAP + max(map(len, sources)) + GAP
+    states = ["✓ here" if model["present"] else "incomplete" * model["incomplete"] for model in models]
+    state_width = max(len("✓ here"), *map(len, states))
+    before = alias_width + GAP + state_width + GAP + max(map(len, sources)) + GAP
     room = Console().width - before if is_terminal(sys.stdout) else sys.maxsize
     if room < WIDE_ENOUGH:
         # Under the name.
         before, room = 2 * GAP, max(Console().width - 2 * GAP, NARROWEST)
     lines = []
-    for model, source in zip(models, sources, strict=True):
+    for model, source, there in zip(models, sources, states, strict=True):
         about = textwrap.wrap(model["description"], room) or [""]
         line = Text.assemble(
             (model["alias"].ljust(alias_width + GAP), "value"),
-            (("✓ here" if model["present"] else "").ljust(len("✓ here") + GAP), "saved"),
+            (there.ljust(state_width + GAP), "saved" if model["present"] else "aside"),
             source,
         )
         if before > line.cell_len:

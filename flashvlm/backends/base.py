@@ -18,10 +18,11 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from flashvlm.backends.loading import choose_device, choose_dtype, first_line, load_tokenizer, load_weights
+from flashvlm.backends.loading import choose_device, choose_dtype, load_tokenizer, load_weights
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import DEFAULT_FPS, Sampling
 from flashvlm.report import Area, BeforeAfter
+from flashvlm.template import ChatTemplate
 
 # How many cells go through the vision encoder together: on a CPU (True) as many as its cache holds the activations of,
 # elsewhere as many as keep the device busy.
@@ -122,9 +123,12 @@ class Backend(ABC):
     default_frames: ClassVar[int | None] = None
     # Tokens in each group that stand for no place in the picture; they come first.
     class_tokens: ClassVar[int] = 0
+    # What there is to say of the checkpoint.
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
+        self.template = ChatTemplate(tokenizer, folder)
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Backend:
@@ -137,8 +141,10 @@ class Backend(ABC):
         device = choose_device(device)
         chosen = choose_dtype(dtype, device)
         tokenizer = load_tokenizer(folder, cls.chat_template)
-        model = load_weights(folder, cls.model_class, device=device, dtype=chosen)
-        return cls(model, tokenizer, folder)
+        model, warnings = load_weights(folder, cls.model_class, device=device, dtype=chosen)
+        backend = cls(model, tokenizer, folder)
+        backend.warnings = warnings
+        return backend
 
     @property
     def device(self) -> torch.device:
@@ -231,16 +237,7 @@ class Backend(ABC):
             UsageError: a question or system prompt that contains a video marker itself.
             ModelError: a chat template that has none, or cannot be used.
         """
-        messages: list[dict[str, Any]] = [
-            {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}
-        ]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:
-            # Templates raise whatever they run into: one for texts only adds a text and a list.
-            raise ModelError(f"The chat template in {self.folder} cannot be used: {first_line(error)}") from error
+        text = self.template.fill(question, system)
         # As in transformers' processors: a tokenizer that has a BOS token adds it, unless the template already has it.
         first = self.tokenizer.bos_token
         ids = torch.tensor(self.tokenizer(text, add_special_tokens=not (first and text.startswith(first))).input_ids)
