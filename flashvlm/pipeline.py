@@ -206,7 +206,8 @@ class VideoQA:
         """The second half of `watch`: the tokens of what `decode` returned, stored in the feature cache if asked."""
         options, clip, found = decoded.options, decoded.clip, decoded.found
         if found is not None:
-            return Watched(found.facts, found.encoded, decoded.seconds, 0.0, options, cached=True)
+            took, warnings = (decoded.seconds, 0.0), self.backend.warnings
+            return Watched(found.facts, found.encoded, *took, options, cached=True, warnings=warnings)
         assert clip is not None
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
@@ -220,12 +221,13 @@ class VideoQA:
             duration=clip.facts.duration,
         )
         clock.stop()
-        warnings: tuple[str, ...] = ()
+        warnings = self.backend.warnings
         if decoded.key is not None:
             try:
                 self._cache.put(decoded.key, Features(clip.facts, encoded))
             except OSError as error:
-                warnings = (f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}.",)
+                told = f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}."
+                warnings = (*warnings, told)
         frames = clip.frames if options.look == "twice" else None
         seconds = decoded.seconds, clock.seconds["encode"]
         return Watched(clip.facts, encoded, *seconds, options, warnings=warnings, frames=frames)

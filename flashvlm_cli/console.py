@@ -366,13 +366,13 @@ def print_rows(rows: Sequence[tuple[str, str]]) -> None:
 def print_models(models: Sequence[Mapping[str, Any]]) -> None:
     """Print the aliases with their sources, and whether they are on this machine; if piped, each on one line."""
     width = max(len(model["alias"]) for model in models) + GAP
+    states = ["✓ here" if model["present"] else "incomplete" * model["incomplete"] for model in models]
+    state_width = max(len("✓ here"), *map(len, states)) + GAP
     rows = []
-    for model in models:
-        here = ("✓ here" if model["present"] else "").ljust(len("✓ here") + GAP)
+    for model, state in zip(models, states, strict=True):
+        there = (state.ljust(state_width), "saved" if model["present"] else "aside")
         source = "built in" if model["bundled"] else model["source"]
-        rows.append(
-            (Text.assemble((model["alias"].ljust(width), "value"), (here, "saved"), source), model["description"])
-        )
+        rows.append((Text.assemble((model["alias"].ljust(width), "value"), there, source), model["description"]))
     _print(_described(rows, "aside", sys.stdout), sys.stdout)
 
 
