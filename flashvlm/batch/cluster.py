@@ -40,7 +40,9 @@ class Worker:
 
     def load(self) -> None:
         from flashvlm import VideoQA
+        from flashvlm.libraries import hide_unfit_torchvision
 
+        hide_unfit_torchvision()
         self._answering = Answering(VideoQA.from_pretrained(**self._loading))
 
     def records(self, group: Group, following: Group | None) -> Iterator[Record]:
