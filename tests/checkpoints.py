@@ -254,6 +254,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_vl": lambda folder: fetch("demo"),
     "qwen2_5_vl": tiny_qwen2_5_vl,
     "video_llava": tiny_video_llava,
+    "smolvlm": tiny_smolvlm,
 }
 
 

@@ -14,6 +14,7 @@ FAMILIES = {
     "qwen2_vl": "flashvlm.backends.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "flashvlm.backends.qwen2_5_vl:Qwen25VL",
     "video_llava": "flashvlm.backends.video_llava:VideoLlava",
+    "smolvlm": "flashvlm.backends.smolvlm:SmolVLM",
 }
 
 
