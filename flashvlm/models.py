@@ -54,6 +54,9 @@ ALIASES = {
         Alias("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "Qwen2-VL, 7 B parameters."),
         Alias("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL, 3 B parameters."),
         Alias("video-llava-7b", "LanguageBind/Video-LLaVA-7B-hf", "Video-LLaVA, 7 B parameters; looks at 8 frames."),
+        Alias("smolvlm2-256m", "HuggingFaceTB/SmolVLM2-256M-Video-Instruct", "SmolVLM2, 0.26 B parameters."),
+        Alias("smolvlm2-500m", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "SmolVLM2, 0.5 B parameters."),
+        Alias("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLM2, 2.2 B parameters."),
     )
 }
 

@@ -256,6 +256,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen3_vl": tiny_qwen3_vl,
     "qwen3_vl_moe": tiny_qwen3_vl_moe,
     "video_llava": tiny_video_llava,
+    "smolvlm": tiny_smolvlm,
 }
 
 

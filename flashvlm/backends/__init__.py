@@ -20,6 +20,7 @@ FAMILIES = {
     "qwen3_vl": "flashvlm.backends.qwen3_vl:Qwen3VL",
     "qwen3_vl_moe": "flashvlm.backends.qwen3_vl:Qwen3VLMoe",
     "video_llava": "flashvlm.backends.video_llava:VideoLlava",
+    "smolvlm": "flashvlm.backends.smolvlm:SmolVLM",
 }
 
 

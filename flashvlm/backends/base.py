@@ -126,7 +126,10 @@ class Backend(ABC):
 
     @abstractmethod
     def pixels(self, frames: Tensor) -> dict[str, Tensor]:
-        """(F, 3, h, w) uint8 frames of `frame_size` as transformers' `get_video_features` takes them."""
+        """(F, 3, h, w) uint8 frames of `frame_size` as transformers takes them.
+
+        That is its `get_video_features`, or `get_image_features` if a video's `visual_tokens` belong to `image`.
+        """
 
     @abstractmethod
     def features(self, frames: Tensor) -> Features:

@@ -205,24 +205,42 @@ def as_transformers(qa: VideoQA, path: Path, options: AskOptions) -> Watched:
 
 
 def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
-    """The tokens that transformers' `get_video_features` returns; it has no saliency, so that is set to ones."""
+    """The tokens that transformers' own encoder makes; it has no saliency, so that is set to ones."""
     import torch
 
     from flashvlm.encode import Encoded
 
     clip = decoded.clip
     assert clip is not None
+    # For some families, the frames of a video are pictures.
+    kind = next(iter(backend.visual_tokens.values()))
     with torch.inference_mode():
-        inputs = {name: value.to(backend.device) for name, value in backend.pixels(clip.frames).items()}
-        inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(backend.dtype)
-        output = backend.model.model.get_video_features(**inputs).pooler_output
+        inputs = {
+            name: value.to(backend.device, backend.dtype if value.is_floating_point() else value.dtype)
+            for name, value in backend.pixels(clip.frames).items()
+        }
+        output = getattr(backend.model.model, f"get_{kind}_features")(**inputs).pooler_output
         tokens = torch.cat(list(output)) if isinstance(output, list | tuple) else output.flatten(0, -2)
+        fixed = backend.fixed_tokens()
+        if fixed is not None:
+            tokens = tokens[: -len(fixed)]
     backend.wait()
     height, width = backend.cells((clip.frames.shape[2], clip.frames.shape[3]))
     groups = len(tokens) // (height * width + backend.class_tokens)
     saliency = torch.ones(len(tokens), device=tokens.device)
     seconds = clip.seconds_per_frame * backend.frames_per_group
-    return Encoded(tokens, saliency, groups, height, width, backend.class_tokens, seconds, clip.timestamps)
+    return Encoded(
+        tokens,
+        saliency,
+        groups,
+        height,
+        width,
+        backend.class_tokens,
+        seconds,
+        clip.timestamps,
+        clip.facts.duration,
+        fixed=fixed,
+    )
 
 
 def random_weights(name: str, layers: int | None) -> Path:
