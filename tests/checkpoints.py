@@ -255,6 +255,9 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": tiny_qwen2_5_vl,
     "video_llava": tiny_video_llava,
     "smolvlm": tiny_smolvlm,
+    "llava_onevision": tiny_llava_onevision,
+    "internvl": tiny_internvl,
+    "llava": tiny_llava,
 }
 
 

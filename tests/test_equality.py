@@ -61,6 +61,9 @@ class Theirs:
 
 OF_FAMILY = {
     "smolvlm": Theirs(),
+    "llava_onevision": Theirs(),
+    "internvl": Theirs(),
+    "llava": Theirs(pictures=True),
 }
 
 

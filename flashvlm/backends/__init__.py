@@ -15,6 +15,9 @@ FAMILIES = {
     "qwen2_5_vl": "flashvlm.backends.qwen2_5_vl:Qwen25VL",
     "video_llava": "flashvlm.backends.video_llava:VideoLlava",
     "smolvlm": "flashvlm.backends.smolvlm:SmolVLM",
+    "llava_onevision": "flashvlm.backends.llava_onevision:LlavaOnevision",
+    "internvl": "flashvlm.backends.internvl:InternVL",
+    "llava": "flashvlm.backends.llava:Llava",
 }
 
 

@@ -56,14 +56,16 @@ class Backend(ABC):
     """One loaded checkpoint of one family.
 
     A family's class sets `model_class` and implements what is abstract here. Where the defaults do not fit, it also
-    overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `visual_tokens`, `placeholders`, `text_config`,
-    `fixed_tokens`, `encoder_output` and `position_ids`.
+    overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `template_part`, `visual_tokens`, `marker`,
+    `placeholders`, `text_config`, `fixed_tokens`, `encoder_output` and `position_ids`.
     """
 
     # The name of transformers' class.
     model_class: ClassVar[str]
     # The published prompt format, for checkpoints that come without a chat template.
     chat_template: ClassVar[str | None] = None
+    # What the chat template calls a part of a message that is a video.
+    template_part: ClassVar[str] = "video"
     # How many frames to look at if the user does not say; None: a number per second, as in `Sampling`.
     default_frames: ClassVar[int | None] = None
     # Tokens in each group that stand for no place in the picture; they come first.
@@ -203,7 +205,7 @@ class Backend(ABC):
             UsageError: a question or system prompt that contains a marker of visual tokens itself.
             ModelError: a chat template that has no place for a video, or cannot be used.
         """
-        content = [{"type": "video"} for _ in videos] + [{"type": "text", "text": question}]
+        content = [{"type": self.template_part} for _ in videos] + [{"type": "text", "text": question}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
