@@ -77,7 +77,7 @@ def sentence_of(error: BaseException) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, FlashVLMError):
         return message
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return "Out of memory: try a smaller --max-pixels, --max-frames or --keep, or a smaller model."
     if isinstance(error, OSError) and error.strerror:
         # A file or a stream: the user can fix that, wherever it came up.
@@ -90,7 +90,8 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short, on whatever device."""
     # torch's errors are recognised by name and text, so that this module need not import torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

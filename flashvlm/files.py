@@ -43,7 +43,7 @@ def check_video(path: str | Path) -> os.stat_result:
     Raises:
         UsageError: it is not a path at all.
         VideoError: there is no such file, its name is empty, its folder may not be entered, it is a web address or a
-            folder, it is not an ordinary file but a device or a pipe, say, or it is empty.
+            folder, or not an ordinary file but a device or a pipe, say.
     """
     if not isinstance(path, str | os.PathLike):
         raise UsageError(f"A video is given as a path, not as {path!r:.80}.")
@@ -62,9 +62,6 @@ def check_video(path: str | Path) -> os.stat_result:
         raise VideoError(f"{path}: this is a folder, not a video.")
     if not stat.S_ISREG(status.st_mode):
         raise VideoError(f"{path}: this is not an ordinary file.")
-    if not status.st_size:
-        # The files that the kernel makes up have no size either, and may block whoever reads them.
-        raise VideoError(f"{path}: the file is empty.")
     return status
 
 

@@ -97,10 +97,12 @@ def prefill_flops(backend: Backend, tokens: BeforeAfter) -> BeforeAfter:
     Two per weight and token in the layers, causal attention, and the output layer for the last token.
     """
     config = backend.text_config
+    # The weights of all experts are in one tensor, of which a token passes through some.
+    used = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_experts", 1)
     linear = sum(
-        parameter.numel()
+        int(parameter.numel() * (used if parameter.ndim == 3 else 1))
         for name, parameter in backend.model.get_decoder().named_parameters()
-        if parameter.ndim == 2 and "embed_tokens" not in name
+        if parameter.ndim in (2, 3) and "embed_tokens" not in name
     )
     # Scores and weighted values: two (S x d) by (S x d) products per head, half of which the causal mask saves.
     attention = 2 * config.num_hidden_layers * config.num_attention_heads * _head_dim(config)

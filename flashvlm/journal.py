@@ -6,10 +6,9 @@ import contextlib
 import json
 import os
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, Self
 
 from flashvlm.errors import OutputError, UsageError
 from flashvlm.files import held, whole
@@ -25,15 +24,16 @@ def line_of(record: Record) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
-class Journal(ABC):
+class Journal:
     """The file at `path`, locked against other runs until it is closed."""
 
-    # What a line is, in messages, and how the first one begins.
-    kind: ClassVar[str]
-    first: ClassVar[bytes]
+    def __init__(self, path: Path, kind: str, first: bytes, take: Callable[[Record], bool]) -> None:
+        """Open or create the file, take what is there, and drop what a killed run left half-written at its end.
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the file, `take` what is there, and drop what a killed run left half-written at its end.
+        Args:
+            kind: what a line is, in messages: `record of flashvlm batch`.
+            first: how the first line begins, unless the file is something else.
+            take: gets every record that is there, and returns whether it is one of this kind.
 
         Raises:
             UsageError: another run writes to it, it holds something else, or `take` refuses it.
@@ -45,21 +45,8 @@ class Journal(ABC):
             stack.enter_context(held(path))
             self._open()
             stack.callback(lambda: os.close(self._file))
-            os.ftruncate(self._file, self._read())
-            self.opened()
+            os.ftruncate(self._file, self._read(kind, first, take))
             self._stack = stack.pop_all()
-
-    @abstractmethod
-    def take(self, record: Record) -> bool:
-        """Note a record that the file already has; returns whether it is one of this `kind`.
-
-        Raises:
-            UsageError: it was made with other settings (see `refuse`).
-        """
-
-    @abstractmethod
-    def opened(self) -> None:
-        """What is left to do once all records are taken."""
 
     def write(self, record: Record) -> None:
         """Add a record, whole or not at all.
@@ -93,12 +80,6 @@ class Journal(ABC):
         os.close(self._file)
         self._open()
 
-    def refuse(self, difference: str) -> NoReturn:
-        """Raise the error of a file that was made with other settings."""
-        raise UsageError(
-            f"{self.path} holds {self.kind}s made with other settings: {difference}; give another file with -o."
-        )
-
     def close(self) -> None:
         """Close the file and release its lock."""
         with contextlib.suppress(OSError):
@@ -121,24 +102,32 @@ class Journal(ABC):
         with open(self.path, "rb") as file:
             yield from file
 
-    def _read(self) -> int:
+    def _read(self, kind: str, first: bytes, take: Callable[[Record], bool]) -> int:
         """Take every whole record; returns the offset at which the last one ends."""
         end = 0
         for number, line in enumerate(self._lines(), start=1):
             # A partial first line is dropped only if it could have become a record.
-            if not line.endswith(b"\n") and (end or line.startswith(self.first[: len(line)])):
+            if not line.endswith(b"\n") and (end or line.startswith(first[: len(line)])):
                 break
-            if not self._taken(line):
-                raise UsageError(f"{self.path}, line {number}: this is not a {self.kind}; give another file with -o.")
+            record = _parsed(line)
+            if record is None or not take(record):
+                raise UsageError(f"{self.path}, line {number}: this is not a {kind}; give another file with -o.")
             end += len(line)
         return end
 
-    def _taken(self, line: bytes) -> bool:
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            return False
-        return isinstance(record, dict) and self.take(record)
+
+def _parsed(line: bytes) -> Record | None:
+    """The record of a whole line; None if it holds none."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def other_settings(path: Path, difference: str) -> UsageError:
+    """The error of a file that was made with other settings."""
+    return UsageError(f"{path} holds records made with other settings: {difference}; give another file with -o.")
 
 
 def difference(there: Record, here: Record) -> str | None:

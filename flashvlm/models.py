@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flashvlm.errors import ModelError, UsageError, closest
 
@@ -18,6 +18,10 @@ BUNDLED = Path(__file__).parent / "demo"
 DEFAULT_MODEL = "qwen2-vl-2b"
 # The files needed to load a checkpoint: weights as safetensors only, and no code.
 FILES = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
+# What a tokenizer, and how frames are prepared, can be read from; processor_config.json may say the latter, too.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+PREPARATIONS = ("preprocessor_config.json", "video_preprocessor_config.json")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Weights are identified by this many samples of this many bytes from each of their files.
 SAMPLES, SAMPLE = 64, 2**16
 # What writing to a file can fail with, however it is done.
@@ -112,40 +116,71 @@ def _missing(folder: Path) -> str | None:
 def _missing_of(folder: Path) -> str | None:
     if not (folder / "config.json").is_file():
         return "config.json"
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "a readable model.safetensors.index.json"
-        lacking = [shard for shard in shards if not (folder / shard).is_file()]
-        return lacking[0] if lacking else None
-    if not (folder / "model.safetensors").is_file():
-        others = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-        return "model.safetensors (weights in other formats are not read)" if others else "model.safetensors"
+    weights = weight_files(folder)
+    if weights is None:
+        return f"a readable {INDEX}"
+    if lacking := [name for name in weights if not (folder / name).is_file()]:
+        others = weights == [WEIGHTS] and (any(folder.glob("*.bin")) or any(folder.glob("*.pt*")))
+        return f"{lacking[0]} (weights in other formats are not read)" if others else lacking[0]
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return "tokenizer.json"
+    processor = folder / "processor_config.json"
+    said = processor.read_bytes() if processor.is_file() else b""
+    nested = b'"video_processor"' in said or b'"image_processor"' in said
+    if not nested and not any((folder / name).is_file() for name in PREPARATIONS):
+        # Without it, frames would have another size than those that the model has learned from.
+        return PREPARATIONS[0]
     return None
 
 
-def _cached(hub_id: str, revision: str | None) -> Path | None:
+def weight_files(folder: Path) -> list[str] | None:
+    """The names of the files that hold the weights of the checkpoint in `folder`; None if its index cannot be read."""
+    if not (folder / INDEX).is_file():
+        return [WEIGHTS]
+    try:
+        names = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    # All are in the folder itself.
+    return sorted(names) if names and all(isinstance(n, str) and os.path.basename(n) == n for n in names) else None
+
+
+def _cached(hub_id: str, revision: str | None) -> tuple[Path | None, str | None]:
+    """The snapshot of this model in the Hugging Face cache, and what it lacks, in words."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if constants.HF_HUB_CACHE.startswith("~"):
         raise ModelError("There is no home folder for the Hugging Face cache: set HOME or HF_HOME.")
+    lacking = None
     try:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES, local_files_only=True))
-    except (LocalEntryNotFoundError, HfHubHTTPError, ValueError):
-        return None
-    return folder if _missing(folder) is None else None
+    except LocalEntryNotFoundError as error:
+        # Newer clients of the hub keep the list of a model's files.
+        begun = getattr(error, "snapshot_path", None)
+        if begun is None:
+            return None, None
+        folder, lacking = Path(begun), "complete set of files"
+    except (HfHubHTTPError, ValueError):
+        return None, None
+    # Other programs leave snapshots of weights alone, or without what the special tokens are.
+    settings = "tokenizer_config.json"
+    return folder, _missing(folder) or (lacking if (folder / settings).is_file() else settings)
+
+
+def state(model: str, revision: str | None = None) -> Literal["here", "incomplete", "away"]:
+    """Whether all files of `model` (alias, id or folder) are on this machine, some, or none."""
+    try:
+        folder = _folder(model)
+        folder, lacking = (folder, _missing(folder)) if folder is not None else _cached(_hub_id(model), revision)
+    except ModelError:
+        return "away"
+    return "away" if folder is None else "here" if lacking is None else "incomplete"
 
 
 def present(model: str, revision: str | None = None) -> bool:
     """Whether all files of `model` (alias, id or folder) are on this machine."""
-    try:
-        folder = _folder(model) or _cached(_hub_id(model), revision)
-        return folder is not None and _missing(folder) is None
-    except ModelError:
-        return False
+    return state(model, revision) == "here"
 
 
 def revision_of(folder: Path) -> str | None:
@@ -209,9 +244,29 @@ def fetch(
             raise ModelError(f"The model folder {folder} is incomplete: it has no {lacking}.")
         return folder
     hub_id = _hub_id(model)
-    cached = _cached(hub_id, revision)
-    if cached is not None:
+    cached, lacking = _cached(hub_id, revision)
+    if cached is not None and lacking is None:
         return cached
+    not_here = f"{hub_id} has no {lacking} on this machine" if lacking else f"{hub_id} is not on this machine"
+    out = (
+        f"fetch it where there is a network (flashvlm fetch {model}), "
+        "give a folder (--model PATH), or try the built-in one (--model demo)"
+    )
+    folder = _downloaded(hub_id, revision, on_download, not_here, out)
+    if (lacking := _missing(folder)) is not None:
+        # The client gives what is in its cache, too, if the hub cannot be reached.
+        raise ModelError(f"{hub_id} has no {lacking}, here or on the hub (if that was reached): {out}.")
+    return folder
+
+
+def _downloaded(
+    hub_id: str, revision: str | None, on_download: Callable[[int, int], None], not_here: str, out: str
+) -> Path:
+    """The folder of a model of the hub, after downloading it.
+
+    Args:
+        not_here: says that it is not on this machine, and `out` how to do without the hub.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -220,14 +275,9 @@ def fetch(
         RevisionNotFoundError,
     )
 
-    out = (
-        f"fetch it where there is a network (flashvlm fetch {model}), "
-        "give a folder (--model PATH), or try the built-in one (--model demo)"
-    )
     try:
-        folder = Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=_meter(on_download))
-        )
+        meter = _meter(on_download)
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=meter))
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on the hub and log in with 'hf auth login'.") from error
     except RepositoryNotFoundError as error:
@@ -235,16 +285,13 @@ def fetch(
     except RevisionNotFoundError as error:
         raise ModelError(f"{hub_id} has no revision {revision!r} on the hub.") from error
     except OfflineModeIsEnabled as error:
-        raise ModelError(f"{hub_id} is not on this machine and HF_HUB_OFFLINE is set: {out}.") from error
+        raise ModelError(f"{not_here} and HF_HUB_OFFLINE is set: {out}.") from error
     # The hub's client raises whatever its transport does; all of it means that the files are not available.
     except Exception as error:
         if (disk := _of_disk(error)) is not None:
             raise ModelError(f"{hub_id} cannot be stored in {constants.HF_HUB_CACHE}: {disk.strerror}.") from error
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
-        raise ModelError(f"{hub_id} is not on this machine and {why}: {out}.") from error
-    if (lacking := _missing(folder)) is not None:
-        raise ModelError(f"{hub_id} cannot be used: it has no {lacking}.")
-    return folder
+        raise ModelError(f"{not_here} and {why}: {out}.") from error
 
 
 def _of_disk(error: BaseException | None) -> OSError | None:

@@ -388,6 +388,14 @@ class AskOptions:
         metavar="P",
         check=at_least(TOKEN_PIXELS, " (one token)"),
     )
+    min_pixels: int | None = option(
+        None,
+        "The fewest pixels per frame: smaller ones are enlarged.",
+        FRAMES,
+        metavar="P",
+        unset="the checkpoint's own",
+        check=at_least(TOKEN_PIXELS, " (one token)"),
+    )
     encode: str = option(
         "changed",
         "changed: a moment that looks like an earlier one reuses its tokens; all: every moment is encoded.",
@@ -436,6 +444,10 @@ class AskOptions:
         check_fields(self)
         if not isinstance(self.sampling, Sampling):
             raise UsageError(f"sampling must be a Sampling, not {self.sampling!r}.")
+        if self.min_pixels is not None and self.min_pixels > self.max_pixels:
+            raise UsageError(
+                f"--min-pixels ({self.min_pixels}) must not be more than --max-pixels ({self.max_pixels})."
+            )
         if self.keep.by_content and self.selector != BY_CONTENT:
             raise UsageError(
                 f"--keep {self.keep} is for --selector {BY_CONTENT}; {self.selector} takes a share or a count."

@@ -21,7 +21,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from flashvlm import files, units, video
 from flashvlm.errors import UsageError, VideoError
-from flashvlm.report import Area, Moment, Seen, told_apart
+from flashvlm.report import Area, Moment, Seen, distinguishes
 
 QUESTION, COVERAGE, KEPT = "#E69F00", "#56B4E9", "#F2F2F2"
 GROUND, PANEL, INK, QUIET = "#14161A", "#22262D", "#F4F5F7", "#A3AAB5"
@@ -126,10 +126,8 @@ def moment_pictures(seen: Seen, frames: int = 1) -> Iterator[list[Image.Image]]:
 
 def mark(picture: Image.Image, moment: Moment, area: Area, apart: bool = True) -> Image.Image:
     """A picture of a moment, of any size, with its kept cells bright and framed and all others dimmed."""
-    across, down = (
-        edges(area.left, area.right, moment.grid_width, picture.width),
-        edges(area.top, area.bottom, moment.grid_height, picture.height),
-    )
+    across = edges(area.left, area.right, moment.grid_width, picture.width)
+    down = edges(area.top, area.bottom, moment.grid_height, picture.height)
     light = Image.new("L", picture.size, round(255 * UNSEEN))
     brush = ImageDraw.Draw(light)
     brush.rectangle(_inside(across[0], down[0], across[-1], down[-1]), round(255 * DROPPED))
@@ -161,9 +159,9 @@ def caption(seen: Seen) -> str:
 def marks(seen: Sequence[Seen]) -> list[tuple[str, str]]:
     """The kinds of marks that are used, and what they mean."""
     used = {
-        "question": any(one.selection.important and told_apart(one) for one in seen),
-        "coverage": any(one.selection.diverse and told_apart(one) for one in seen),
-        "kept": not all(told_apart(one) for one in seen),
+        "question": any(one.selection.important and distinguishes(one) for one in seen),
+        "coverage": any(one.selection.diverse and distinguishes(one) for one in seen),
+        "kept": not all(distinguishes(one) for one in seen),
         "dropped": any(one.tokens.after < one.tokens.before for one in seen),
         "unseen": any(one.area != Area() for one in seen),
         "class": any(moment.class_token is not None for one in seen for moment in one.moments),
@@ -185,20 +183,13 @@ def _frame(brush: ImageDraw.ImageDraw, box: tuple[int, int, int, int], kind: str
         reach = max(2, round(side * 0.3))
         for x, toward in ((left, 1), (right, -1)):
             for y, down in ((top, 1), (bottom, -1)):
-                ends = (
-                    (x + toward * (reach - 1), y + down * (thick - 1)),
-                    (x + toward * (thick - 1), y + down * (reach - 1)),
-                )
-                for end_x, end_y in ends:
-                    brush.rectangle((min(x, end_x), min(y, end_y), max(x, end_x), max(y, end_y)), COVERAGE)
+                for wide, high in ((reach, thick), (thick, reach)):
+                    far_x, far_y = x + toward * (wide - 1), y + down * (high - 1)
+                    brush.rectangle((min(x, far_x), min(y, far_y), max(x, far_x), max(y, far_y)), COVERAGE)
 
 
 def _write_sheet(path: Path, seen: Sequence[Seen]) -> None:
-    _sheet(seen).save(path, optimize=True)
-
-
-def _sheet(seen: Sequence[Seen]) -> Image.Image:
-    """All sampled moments with the times of their frames; several selections one below the other."""
+    """Draw all sampled moments with the times of their frames; several selections one below the other."""
     first = seen[0]
     moments, several = first.moments, len(seen) > 1
     width, height = _tile_size(first)
@@ -229,10 +220,10 @@ def _sheet(seen: Sequence[Seen]) -> Image.Image:
         small = picture.resize((width, height), Image.Resampling.LANCZOS)
         for place, one in enumerate(seen):
             below = y + label + place * (height + count)
-            sheet.paste(mark(small, one.moments[number], one.area, told_apart(one)), (left, below))
-            _counts(brush, (left, below + height + 4), one.moments[number], told_apart(one))
+            sheet.paste(mark(small, one.moments[number], one.area, distinguishes(one)), (left, below))
+            _counts(brush, (left, below + height + 4), one.moments[number], distinguishes(one))
     sheet.paste(legend, (MARGIN, top + rows * block + 4))
-    return sheet
+    sheet.save(path, optimize=True)
 
 
 def _tile_size(seen: Seen) -> tuple[int, int]:
@@ -427,7 +418,7 @@ def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[
         shot = canvas.copy()
         brush = ImageDraw.Draw(shot)
         for (left, down), one in zip(places, seen, strict=True):
-            shot.paste(mark(picture, one.moments[moment], one.area, told_apart(one)), (left, down + top))
+            shot.paste(mark(picture, one.moments[moment], one.area, distinguishes(one)), (left, down + top))
             _time_bar(brush, (left, down + bar, left + width, down + bar + BAR), one, moment, most)
         told = [units.timestamp(at), *(["small"] if first.moments[moment].small else [])]
         about = " · ".join(told if several else [*told, caption(first)])
@@ -439,7 +430,7 @@ def _time_bar(brush: ImageDraw.ImageDraw, box: tuple[int, int, int, int], seen: 
     """Draw how many tokens of each moment were kept, with the current moment marked; `most` fills the height."""
     left, top, right, bottom = box
     places = edges(0, 1, len(seen.moments), right - left)
-    apart = told_apart(seen)
+    apart = distinguishes(seen)
     for number, moment in enumerate(seen.moments):
         x, end = left + places[number], max(left + places[number], left + places[number + 1] - 3)
         if number == now:

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from flashvlm import files, overlay, units
-from flashvlm.report import Answer, Inspection, Moment, Signal, overlap, told_apart
+from flashvlm.report import Answer, Inspection, Moment, Signal, distinguishes, overlap
 
 # All pictures together take at most about this many bytes, before base64 adds a third.
 PICTURES = 3_000_000
@@ -105,9 +105,9 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
             "selections": [
                 {
                     "name": one.selection.selector,
-                    "apart": told_apart(one),
-                    "counts": [_counts(moment, told_apart(one)) for moment in one.moments],
-                    "kept": [_cells(moment, told_apart(one)) for moment in one.moments],
+                    "apart": distinguishes(one),
+                    "counts": [_counts(moment, distinguishes(one)) for moment in one.moments],
+                    "kept": [_cells(moment, distinguishes(one)) for moment in one.moments],
                     "whole": [moment.class_token is not None for moment in one.moments],
                     "signals": {"score": _levels(one.signals["score"])} if "score" in one.signals else {},
                 }
@@ -137,7 +137,7 @@ def _figures(seen: Inspection, answer: Answer | None) -> list[dict[str, str]]:
     apart = f"{units.count(chosen.important)} for the question, {units.count(chosen.diverse)} for coverage"
     figures = [
         saved("tokens", seen.tokens.before, seen.tokens.after, ""),
-        {"label": "selector", "value": chosen.selector, "note": apart if told_apart(seen) else ""},
+        {"label": "selector", "value": chosen.selector, "note": apart if distinguishes(seen) else ""},
         {"label": "radius δ", "value": f"{chosen.delta:.3f}", "note": "farthest any token is from a kept one"},
     ]
     if answer is None:
@@ -153,7 +153,7 @@ def _figures(seen: Inspection, answer: Answer | None) -> list[dict[str, str]]:
 
 
 def _row(one: Inspection, first: Inspection) -> dict[str, str]:
-    chosen, apart = one.selection, told_apart(one)
+    chosen, apart = one.selection, distinguishes(one)
     return {
         "name": chosen.selector,
         "kept": units.count(one.tokens.after),

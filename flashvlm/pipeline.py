@@ -18,7 +18,7 @@ from flashvlm.cache import FeatureCache, Features, entry_key
 from flashvlm.encode import Encoded, encode, second_look
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.generate import generate, kv_cache_bytes, prefill_flops
-from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, AskOptions, Keep, Sampling
+from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, OPTIONS, AskOptions, Keep
 from flashvlm.report import (
     Answer,
     BeforeAfter,
@@ -33,10 +33,9 @@ from flashvlm.report import (
     versions,
 )
 from flashvlm.selection import select
-from flashvlm.selection.directions import Directions
-from flashvlm.selection.merge import merge, pooled
+from flashvlm.selection.blocks import Directions
+from flashvlm.selection.flashvlm import relevance
 from flashvlm.selection.result import Selection
-from flashvlm.selection.weights import standing_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +89,7 @@ class Choice:
     # The video that they were chosen from, after any second look.
     watched: Watched
     selection: Selection
-    # (K, D): what the language model gets for the chosen tokens.
-    vectors: torch.Tensor
-    # (P, K, D): their further features, if the model has any.
+    # (P, K, D): the chosen tokens' further features, if the model has any.
     planes: torch.Tensor | None
     # How long the choice took.
     seconds: float
@@ -209,7 +206,8 @@ class VideoQA:
         """The second half of `watch`: the tokens of what `decode` returned, stored in the feature cache if asked."""
         options, clip, found = decoded.options, decoded.clip, decoded.found
         if found is not None:
-            return Watched(found.facts, found.encoded, decoded.seconds, 0.0, options, cached=True)
+            took, warnings = (decoded.seconds, 0.0), self.backend.warnings
+            return Watched(found.facts, found.encoded, *took, options, cached=True, warnings=warnings)
         assert clip is not None
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
@@ -223,12 +221,13 @@ class VideoQA:
             duration=clip.facts.duration,
         )
         clock.stop()
-        warnings: tuple[str, ...] = ()
+        warnings = self.backend.warnings
         if decoded.key is not None:
             try:
                 self._cache.put(decoded.key, Features(clip.facts, encoded))
             except OSError as error:
-                warnings = (f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}.",)
+                told = f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}."
+                warnings = (*warnings, told)
         frames = clip.frames if options.look == "twice" else None
         seconds = decoded.seconds, clock.seconds["encode"]
         return Watched(clip.facts, encoded, *seconds, options, warnings=warnings, frames=frames)
@@ -297,12 +296,13 @@ class VideoQA:
         clock = _Clock(on_stage, self.backend)
         clock.start("select")
         selection = self._select(watched, question, options)
-        vectors = merge(selection) if options.merge else selection.vectors
+        if options.merge:
+            selection = selection.merged()
         planes = watched.encoded.planes
         if planes is not None:
-            planes = torch.stack([pooled(selection, plane, options.merge) for plane in planes])
+            planes = selection.pooled(planes)
         clock.stop()
-        return Choice(question, options, watched, selection, vectors, planes, clock.seconds["select"])
+        return Choice(question, options, watched, selection, planes, clock.seconds["select"])
 
     def _select(self, watched: Watched, question: str | None, options: AskOptions) -> Selection:
         encoded = watched.encoded
@@ -347,7 +347,7 @@ class VideoQA:
             self.backend,
             prompt,
             choice.selection.indices,
-            choice.vectors,
+            choice.selection.vectors,
             choice.planes,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
@@ -362,7 +362,9 @@ class VideoQA:
         seconds = before | clock.seconds
         first = sum(seconds[stage] for stage in ("decode", "encode", "select", "prefill"))
         shared = self._shared(choice)
-        prompt_tokens = BeforeAfter(*(prompt.staying + count for count in (prompt.tokens, len(choice.vectors))))
+        prompt_tokens = BeforeAfter(
+            *(prompt.staying + count for count in (prompt.tokens, len(choice.selection.indices)))
+        )
         return Answer(
             **shared,
             answer=generated.text,
@@ -390,7 +392,7 @@ class VideoQA:
         encoded = watched.encoded
         signals = {"saliency": encoded.saliency}
         if choice.question is not None:
-            signals["relevance"] = standing_out(Directions.of(encoded.tokens), backend.words(choice.question))
+            signals["relevance"] = relevance(Directions.of(encoded.tokens), backend.words(choice.question))
         if selection.scores.any():
             signals["score"] = selection.scores
         return Inspection(
@@ -492,11 +494,7 @@ def _check_options(options: AskOptions) -> None:
 
 def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
     _check_options(options)
-    sampling = {name: settings.pop(name) for name in list(settings) if name in Sampling.__dataclass_fields__}
-    unknown = [name for name in settings if name not in AskOptions.__dataclass_fields__]
+    unknown = [name for name in settings if name not in OPTIONS]
     if unknown:
         raise UsageError(f"There is no option {unknown[0]!r}.")
-    if "keep" in settings:
-        settings["keep"] = Keep.parse(settings["keep"])
-    options = replace(options, **settings)
-    return replace(options, sampling=replace(options.sampling, **sampling))
+    return options.changed(**settings)

@@ -111,24 +111,24 @@ class Moment:
 
 @dataclass(frozen=True)
 class SelectionFacts:
-    """How the tokens were chosen.
-
-    `important + diverse == tokens.after` if the selector distinguishes them, else both are 0. `delta` is the measured
-    coverage radius: the largest distance, by `metric`, from any token to its nearest kept one. `merged`: kept tokens
-    were averaged with the dropped ones they stand for. `redundancy` is the mean similarity between what the selector
-    dropped and what stands for it, for each round of its thinning and, last, from one temporal group to the next if
-    there are several; empty if a selector does not measure it. `little_to_drop`: it was low from the start, so every
-    token is unlike every other, and whatever was dropped is missed.
-    """
+    """How the tokens were chosen."""
 
     selector: str
+    # How many were kept.
     budget: int
+    # How many of them for the question, and how many for coverage; both 0 if the selector does not distinguish them.
     important: int
     diverse: int
+    # The measured coverage radius: the largest distance, by `metric`, from any token to its nearest kept one.
     delta: float
     metric: str = "cosine"
+    # Whether kept tokens were averaged with the dropped ones they stand for.
     merged: bool = False
+    # How similar dropped tokens were to the tokens that stand for them (1: equal): a mean for every round of thinning
+    # within the moments, and last one for how well each moment is shown by the moment before, if there are several.
+    # Empty if the selector does not measure it.
     redundancy: tuple[float, ...] = ()
+    # True if these similarities were low from the start: no token is like another, and what was dropped is lost.
     little_to_drop: bool = False
 
 
@@ -238,7 +238,7 @@ class Inspection:
 Seen = Answer | Inspection
 
 
-def told_apart(seen: Seen) -> bool:
+def distinguishes(seen: Seen) -> bool:
     """Whether there is a question and the selector says which tokens are for it."""
     return seen.question is not None and seen.selection.important + seen.selection.diverse == seen.tokens.after
 
@@ -267,10 +267,10 @@ def selection_facts(options: AskOptions, selection: Selection) -> SelectionFacts
         count,
         important,
         # A selector that does not distinguish them has neither.
-        count - important if selection.told_apart else 0,
+        count - important if selection.distinguishes else 0,
         selection.delta,
         options.metric,
-        options.merge or selection.merged_into is not None,
+        options.merge or selection.merges,
         selection.redundancy,
         selection.little_to_drop,
     )

@@ -18,8 +18,8 @@ from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whol
 from flashvlm_cli.running import prepare_libraries, standard_input
 
 if TYPE_CHECKING:
-    from flashvlm.batch.plan import Record
     from flashvlm.batch.run import Engine, Run
+    from flashvlm.journal import Record
 
 ROWS = "Rows"
 RUN = "How it runs"

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from flashvlm import units
 from flashvlm.errors import UsageError
 from flashvlm.files import check_video
 from flashvlm.options import AskOptions, allowed, among, at_least, one_of, option, some_of
@@ -192,6 +191,7 @@ def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any]) -> Non
     from flashvlm.bench.accuracy import Run, Settings, resolved
     from flashvlm.bench.data_sets import data_set
     from flashvlm_cli.console import Bar
+    from flashvlm_cli.tables import print_accuracy
 
     asked = data_set(own.data, own.questions)
     numbers = asked.numbers(own.begin, own.limit)
@@ -236,6 +236,7 @@ def selection(own: Selection) -> None:
     """The selectors alone, on synthetic tokens: seconds, growth, memory, coverage radius."""
     from flashvlm.bench.selection import SelectionRun, Settings
     from flashvlm_cli.console import Bar
+    from flashvlm_cli.tables import print_selection
 
     settings = Settings(
         selectors=own.selectors or SELECTORS,
@@ -275,6 +276,7 @@ def speed(
     from flashvlm.bench.footage import Footage
     from flashvlm.bench.speed import Settings, SpeedRun, random_weights
     from flashvlm_cli.console import Bar, Progress
+    from flashvlm_cli.tables import print_speed
 
     if own.layers is not None and own.weights is None:
         raise UsageError("--layers goes with --random-weights.")
@@ -308,146 +310,8 @@ def speed(
         print_speed(table, own.weights or loading["model"])
 
 
-def print_speed(table: dict[str, Any], model: str) -> None:
-    from flashvlm.bench.speed import STAGES
-    from flashvlm_cli.console import print_table
-
-    facts, video, machine = table["model"], table["video"], table["machine"]
-    name = f"a {video['kind']} clip" if video["kind"] else Path(video["path"]).name
-    title = (
-        f"{model} ({facts['dtype']} on {facts['device']}, {units.plural(machine['threads'], 'thread')}) on {name}: "
-        f"{table['frames']} frames of {video['width']} × {video['height']}, {units.timestamp(video['duration'])}; "
-        f"medians of {table['settings']['repeats']}"
-    )
-    heads = ("encoder", "keep", "encoded", "tokens", "KV cache", *STAGES, "first token", "tokens/s", "peak memory")
-    rows: list[tuple[str, ...]] = [heads]
-    for row in table["rows"]:
-        times = [units.seconds(row["seconds"][stage]) for stage in (*STAGES, "time_to_first_token")]
-        rate = "" if row["tokens_a_second"] is None else f"{row['tokens_a_second']:.3g}"
-        peak = "" if row["peak_bytes"] is None else units.scaled(row["peak_bytes"], "B")
-        cache = units.scaled(row["kv_cache_bytes"], "B")
-        encoded = f"{row['encoded']} of {table['moments']}"
-        rows.append((row["encoder"], row["keep"], encoded, units.count(row["tokens"]), cache, *times, rate, peak))
-    print_table(title, rows)
-    stages = ("encoder", "keep", "decode", "encode", "prefill", "first token", "prefill", "first token")
-    names = ("decode_ratio", "encode_ratio", "prefill_ratio", "first_ratio", "prefill_to_unpruned", "first_to_unpruned")
-    ratios = [(row["encoder"], row["keep"], *(times_as(row[name]) for name in names)) for row in table["rows"]]
-    print_table("times less than transformers at 100%; last two: than flashvlm at 100%", [stages, *ratios[1:]])
-
-
-def print_selection(table: dict[str, Any]) -> None:
-    from flashvlm_cli.console import print_table
-
-    settings, threads = table["settings"], units.plural(table["versions"]["threads"], "thread")
-    heads = ("selector", "median", "fastest", "slowest", "faster than paper", "growth", "peak", "kept", "δ", "δ took")
-    before = None
-    for size in settings["tokens"]:
-        rows = [heads, *(selection_row(row) for row in table["rows"] if row["tokens"] == size)]
-        grown = f", growth from {units.count(before)}" if before else ""
-        title = (
-            f"{units.count(size)} tokens of {settings['width']}, {settings['keep']} kept, "
-            f"{units.plural(settings['repeats'], 'repeat')}, {threads}{grown}"
-        )
-        print_table(title, rows)
-        before = size
-
-
-def selection_row(row: dict[str, Any]) -> tuple[str, ...]:
-    """A line of the table; cells without a figure are empty."""
-    if "skipped" in row:
-        expected = "too long" if row["skipped"] is None else units.seconds(row["skipped"])
-        return (row["selector"], "left out", f"({expected})", *[""] * 7)
-    times = [units.seconds(row[name]) for name in ("seconds", "fastest", "slowest")]
-    ratios = [times_as(row[name]) for name in ("against_paper", "growth")]
-    peak = "" if row["peak_bytes"] is None else units.scaled(row["peak_bytes"], "B")
-    radius = [f"{row['delta']:.3f}", units.seconds(row["delta_seconds"])]
-    return (row["selector"], *times, *ratios, peak, units.count(row["kept"]), *radius)
-
-
-def times_as(ratio: float | None) -> str:
-    if ratio is None:
-        return ""
-    return f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.3g}×"
-
-
 def with_ablations(names: Sequence[str]) -> tuple[str, ...]:
     """The selectors of these names, with `ablations` replaced by all ablations."""
     from flashvlm.bench.ablation import ABLATIONS
 
     return tuple(part for name in names for part in (ABLATIONS if name == "ablations" else (name,)))
-
-
-def print_accuracy(table: dict[str, Any]) -> None:
-    from flashvlm_cli.console import print_table
-
-    settings = table["settings"]
-    overall, *families = table["sections"]
-    first = settings["selectors"][0]
-    at_most = "at most " if overall["chance_at_most"] else ""
-    title = (
-        f"{settings['model']} on {settings['data']} {table['begin']} to {table['end']}: "
-        f"{units.plural(table['questions'], 'question')}, {at_most}{percent(overall['chance'])} by chance, "
-        f"{settings['dtype']} on {settings['device']}"
-    )
-    if table["unreadable"]:
-        questions = sum(one["questions"] for one in table["unreadable"])
-        videos = units.plural(len(table["unreadable"]), "unreadable video")
-        title += f"; without {units.plural(questions, 'question')} about {videos}"
-    heads = (
-        "keep",
-        "selector",
-        "right",
-        "95 %",
-        "retained",
-        "95 %",
-        f"points to {first}",
-        "95 %",
-        "",
-        "kept",
-        "select",
-        "δ",
-        "same",
-    )
-    lines = [heads, *(accuracy_row(row) for row in overall["rows"])]
-    # The last column is left out if it is empty: it has figures only if selectors are hampered.
-    print_table(title, lines if any(line[-1] for line in lines[1:]) else [line[:-1] for line in lines])
-    for budget in settings["keep"]:
-        rows = [("selector", *(section["family"] for section in families))]
-        rows.append(("questions", *(str(section["count"]) for section in families)))
-        at_mosts = ["≤" if section["chance_at_most"] else "" for section in families]
-        chances = [percent(section["chance"]) for section in families]
-        rows.append(("chance", *(sign + chance for sign, chance in zip(at_mosts, chances, strict=True))))
-        places = [place for place, row in enumerate(overall["rows"]) if row["keep"] == budget]
-        for place in places:
-            ours = [section["rows"][place] for section in families]
-            rows.append(
-                (overall["rows"][place]["selector"] or "all tokens", *(percent(row["accuracy"]) for row in ours))
-            )
-        if families:
-            print_table(f"right by family, {budget} kept", rows)
-
-
-def accuracy_row(row: dict[str, Any]) -> tuple[str, ...]:
-    """A line of the table; cells where a figure makes no sense are empty."""
-    cells = [row["keep"], row["selector"] or "all tokens"]
-    cells += [percent(row["accuracy"]), span(row["accuracy_interval"])]
-    cells += [percent(row.get("retention")), span(row.get("retention_interval"))]
-    if "difference" in row:
-        between = row["difference_interval"]
-        shown = "" if between is None else f"{100 * between[0]:+.1f} to {100 * between[1]:+.1f}"
-        cells += [f"{100 * row['difference']:+.1f}", shown, "tie" if row["tie"] else ""]
-    else:
-        cells += ["", "", ""]
-    if "kept" in row:
-        cells += [percent(row["kept"]), units.seconds(row["seconds"]), f"{row['delta']:.3f}"]
-    else:
-        cells += ["", "", ""]
-    return (*cells, percent(row.get("same")))
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}%"
-
-
-def span(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"

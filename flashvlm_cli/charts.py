@@ -36,7 +36,7 @@ class Columns:
     moments_per_column: int
 
 
-def columns(moments: Sequence[Moment], told_apart: bool, width: int, height: int) -> Columns:
+def columns(moments: Sequence[Moment], distinguishes: bool, width: int, height: int) -> Columns:
     """Draw how many tokens of each moment were kept, in at most `width` characters per row.
 
     The larger half gets `height` rows, and both halves share its scale. If the selector does not distinguish important
@@ -46,7 +46,7 @@ def columns(moments: Sequence[Moment], told_apart: bool, width: int, height: int
     per_column = -(-len(moments) // shown)
     shown = -(-len(moments) // per_column)
     groups = [moments[i * len(moments) // shown : (i + 1) * len(moments) // shown] for i in range(shown)]
-    if told_apart:
+    if distinguishes:
         rising = [sum(moment.important_count for moment in group) / len(group) for group in groups]
         kept = [sum(moment.kept_count for moment in group) / len(group) for group in groups]
         hanging = [every - important for every, important in zip(kept, rising, strict=True)]
@@ -70,9 +70,9 @@ def columns(moments: Sequence[Moment], told_apart: bool, width: int, height: int
         return drawn
 
     return Columns(
-        above=rows(rising, "important" if told_apart else "kept", EIGHTHS_UP)[::-1],
+        above=rows(rising, "important" if distinguishes else "kept", EIGHTHS_UP)[::-1],
         axis=[(_axis([group[0].timestamps[0] for group in groups], moments[-1].timestamps[-1], slot, bar), "axis")],
-        below=rows(hanging, "diverse", HANGING) if told_apart else [],
+        below=rows(hanging, "diverse", HANGING) if distinguishes else [],
         moments_per_column=per_column,
     )
 

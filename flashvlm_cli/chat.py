@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 # The commands besides the settings: name -> its argument, what it does.
 COMMANDS = {
-    "video": ("PATH", "look at another video"),
-    "overlay": ("PATH", "draw what the last answer kept: .png, .gif, .webp or .mp4"),
-    "summary": ("", "all figures of the last answer"),
-    "settings": ("", "what is set"),
-    "help": ("", "this list"),
-    "quit": ("", "end the chat, as Ctrl-D does"),
+    "video": ("PATH", "Look at another video."),
+    "overlay": ("PATH", "Draw what the last answer kept: .png, .gif, .webp or .mp4."),
+    "summary": ("", "All figures of the last answer."),
+    "settings": ("", "What is set."),
+    "help": ("", "This list."),
+    "quit": ("", "End the chat, as Ctrl-D does."),
 }
 
 
@@ -169,11 +169,11 @@ class Chat:
     def _ask(self, question: str) -> None:
         from flashvlm_cli.console import Progress, print_brief
 
-        with Progress(shown=not self.quiet and not self.as_json) as progress:
-            if self.as_json:
-                self.last = self._answer(question)
-                output.print_line(self.last.to_json())
-                return
+        if self.as_json:
+            self.last = self._answer(question)
+            output.print_line(self.last.to_json())
+            return
+        with Progress(shown=not self.quiet) as progress:
             self.last = stream_answer(
                 lambda on_text: self._answer(question, on_text, progress.stage),
                 before_first=progress.give_way,
@@ -254,11 +254,9 @@ class Chat:
         self._note(f"What was kept is drawn in {path}.")
 
     def _summary(self, text: str) -> None:
-        answer = self._answered()
-        if sys.stderr is not None:
-            from flashvlm_cli.console import print_summary
+        from flashvlm_cli.console import print_summary
 
-            print_summary(answer)
+        print_summary(self._answered())
 
     def _answered(self) -> Answer:
         if self.last is None:
@@ -266,23 +264,21 @@ class Chat:
         return self.last
 
     def _settings(self, text: str) -> None:
-        self._rows([("video", self._missing or self.video), *((name, shown(self.options, name)) for name in SETTINGS)])
+        from flashvlm_cli.console import print_rows
+
+        print_rows([("video", self._missing or self.video), *((name, shown(self.options, name)) for name in SETTINGS)])
 
     def _help(self, text: str) -> None:
+        from flashvlm_cli.console import print_rows
+
         settings = [(f"/{name} {one.metavar or 'on|off'}", _named(one.help)) for name, one in SETTINGS.items()]
         commands = [(f"/{name} {values}".rstrip(), help) for name, (values, help) in COMMANDS.items()]
         rest = [
-            (f"/NAME {DEFAULT}", "put a setting back to what it was when the chat began"),
-            ("anything else", "a question; each stands alone"),
-            ("Ctrl-C, Ctrl-D", "stop the answer, end the chat"),
+            (f"/NAME {DEFAULT}", "Put a setting back to what it was when the chat began."),
+            ("anything else", "A question; each stands alone."),
+            ("Ctrl-C, Ctrl-D", "Stop the answer, end the chat."),
         ]
-        self._rows([*settings, *commands, *rest])
-
-    def _rows(self, rows: list[tuple[str, str]]) -> None:
-        if sys.stderr is not None:
-            from flashvlm_cli.console import print_rows
-
-            print_rows(rows)
+        print_rows([*settings, *commands, *rest])
 
     def _note(self, text: str) -> None:
         if not self.quiet:

@@ -12,8 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -22,7 +21,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from flashvlm import units
-from flashvlm.report import Answer, BeforeAfter, Inspection, Seen, VideoFacts, overlap, told_apart
+from flashvlm.report import Answer, BeforeAfter, Inspection, Seen, VideoFacts, distinguishes, overlap
 from flashvlm_cli import charts, output
 
 if TYPE_CHECKING:
@@ -71,6 +70,8 @@ DOWNLOAD_BAR_CELLS = 20
 # For a batch: seconds between two lines if there is no bar, and how many failures and warnings are reported.
 TOLD_EVERY = 10.0
 FAILURES_TOLD = 10
+# What moves goes when it is done. With redirection, Rich would move the answer from standard output to standard error.
+TRANSIENT: dict[str, Any] = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
 
 # For terminals and files whose encoding has no block characters.
 ASCII = str.maketrans(
@@ -97,7 +98,7 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def is_plain(stream: TextIO) -> bool:
+def is_plain(stream: TextIO | None) -> bool:
     return not is_terminal(stream) or bool(os.environ.get("NO_COLOR"))
 
 
@@ -107,28 +108,15 @@ class Progress:
     def __init__(self, shown: bool = True) -> None:
         self._live: Live | None = None
         if shown and is_terminal(sys.stderr):
-            console = Console(
-                stderr=True, theme=THEME, highlight=False, color_system=None if is_plain(sys.stderr) else "auto"
-            )
             self._spinner = Spinner("dots", style="kept")
-            # With redirection, Rich would move the answer from standard output to standard error.
-            self._live = Live(
-                self._spinner,
-                console=console,
-                transient=True,
-                refresh_per_second=12.5,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
+            self._live = Live(self._spinner, console=_errors(), refresh_per_second=12.5, **TRANSIENT)
 
     def __enter__(self) -> Progress:
         if self._live is not None:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop()
 
     def stage(self, name: str) -> None:
@@ -155,9 +143,12 @@ class Progress:
 
 
 class Bar:
-    """A progress bar on standard error with the remaining time; nothing if that is not a terminal."""
+    """A progress bar on standard error with the remaining time; nothing if that is not a terminal.
 
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
+    With `paced`, the pace is given with `show` instead of the remaining time.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0, paced: bool = False) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Columns
 
@@ -165,70 +156,43 @@ class Bar:
             TextColumn("{task.description}"),
             BarColumn(complete_style="cyan", finished_style="cyan"),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True, color_system=None if is_plain(sys.stderr) else "auto"),
-            transient=True,
+            TextColumn("{task.fields[pace]}") if paced else TimeRemainingColumn(),
+            console=_errors(),
             disable=not is_terminal(sys.stderr),
-            # As for the spinner: standard output must not be moved to standard error.
-            redirect_stdout=False,
-            redirect_stderr=False,
+            **TRANSIENT,
         )
-        self._task = self._columns.add_task(label, total=total, completed=done)
+        self._task = self._columns.add_task(label, total=total, completed=done, pace="")
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._columns.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._columns.stop()
 
     def advance(self) -> None:
         self._columns.advance(self._task)
 
 
-class RowProgress:
+class RowProgress(Bar):
     """The progress of a batch, on standard error: a bar if that is a terminal, else a line now and then."""
 
     def __init__(self, run: Run) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Columns
-
+        super().__init__("loading the model", run.total, run.done, paced=True)
         self._run = run
         self._failures = 0
         self._warnings: set[str] = set()
-        self._columns = Columns(
-            TextColumn("{task.description}"),
-            BarColumn(complete_style="cyan", finished_style="cyan"),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}"),
-            console=Console(
-                file=sys.stderr, highlight=False, markup=False, color_system=None if is_plain(sys.stderr) else "auto"
-            ),
-            transient=True,
-            disable=not is_terminal(sys.stderr),
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._columns.add_task("loading the model", total=run.total, completed=run.done, pace="")
         # The time of the last line; counted from the first record, when the model is loaded.
         self._told: float | None = None
 
-    def __enter__(self) -> RowProgress:
+    def __enter__(self) -> Self:
         if self._columns.disable:
             run = self._run
             before = f", {units.count(run.done)} of them done before" if run.done else ""
-            videos = len({group.video for group in run.groups})
+            videos = len({group[0].video for group in run.groups})
             on = f" on {units.plural(videos, 'video')}" if videos else ""
             output.say(f"{units.plural(run.total, 'row')}{before}; {units.count(run.to_do)} to answer{on}.")
-        self._columns.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._columns.stop()
+        return super().__enter__()
 
     def show(self, record: Mapping[str, Any]) -> None:
         """Count one more record, and report its error and its warnings unless there were too many before."""
@@ -279,35 +243,37 @@ class RowProgress:
             self._columns.console.print(output.shown(f"flashvlm: {sentence}", sys.stderr), soft_wrap=True)
 
 
+def _errors() -> Console:
+    """Standard error, for what moves on it."""
+    return Console(
+        stderr=True, theme=THEME, highlight=False, markup=False, color_system=None if is_plain(sys.stderr) else "auto"
+    )
+
+
 def _rate(number: float) -> str:
     """The number with three significant digits, or as a whole number: `9.31`, `92.4`, `2,120`."""
     return units.count(round(number)) if number >= 99.95 else f"{number:.3g}"
 
 
-def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print a title and rows of equal length on standard output; the first row holds the column heads.
+def print_table(title: str, columns: Mapping[str, Sequence[str]]) -> None:
+    """Print a title and columns of equal length, by their heads, on standard output.
 
-    A column is right-aligned if any of its entries begins with a digit or sign, else left-aligned.
+    A column is right-aligned if any of its entries begins with a digit or sign, and left out if all are empty.
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    figures = [
-        any(cell[:1].isdigit() or cell[:1] in "+-−" for cell in column[1:] if cell)
-        for column in zip(*rows, strict=True)
-    ]
-    lines = [Text(title, "title")]
-    for row, cells in enumerate(rows):
-        padded = [
-            cell.rjust(width) if figure else cell.ljust(width)
-            for cell, width, figure in zip(cells, widths, figures, strict=True)
-        ]
-        lines.append(Text((" " * GAP).join(padded), "" if row else "label"))
-    _print([*lines, Text()], sys.stdout, is_plain(sys.stdout), None)
+    padded = []
+    for head, cells in columns.items():
+        if any(cells):
+            width = max(map(len, (head, *cells)))
+            figures = any(cell[:1].isdigit() or cell[:1] in "+-−" for cell in cells if cell)
+            padded.append([cell.rjust(width) if figures else cell.ljust(width) for cell in (head, *cells)])
+    heads, *rows = ((" " * GAP).join(cells) for cells in zip(*padded, strict=True))
+    lines = [Text(title, "title"), Text(heads, "label"), *map(Text, rows), Text()]
+    _print(lines, sys.stdout)
 
 
 def print_summary(answer: Answer) -> None:
     """Print the model, what was kept of the video, where it lies in time, what that saved and how long it took."""
-    plain = is_plain(sys.stderr)
-    width = min(_width(sys.stderr), WIDEST)
+    width = min(_width(), WIDEST)
     content = width - BEFORE
     lines: list[Text] = [Text(), _title(answer, width), Text()]
     lines += _facts(answer, content)
@@ -324,7 +290,7 @@ def print_summary(answer: Answer) -> None:
     lines += _moments(answer, content)
     lines.append(Text())
     lines += _times(answer, content)
-    _print(lines, sys.stderr, plain, width)
+    _print(lines, sys.stderr, width)
 
 
 def print_inspections(seen: Sequence[Inspection]) -> None:
@@ -335,17 +301,21 @@ def print_inspections(seen: Sequence[Inspection]) -> None:
     lines += _savings([("tokens", first.tokens, units.count)], content)
     for one in seen:
         lines += [Text(), *_moments(one, content)]
-    _print([*lines, Text()], sys.stdout, is_plain(sys.stdout), width)
+    _print([*lines, Text()], sys.stdout, width)
     if len(seen) > 1:
-        rows = [["selector", "kept", "for the question", "radius", f"also kept by {first.selection.selector}"]]
-        for one in seen:
-            shared = "" if one is first else units.percent(overlap(first, one), one.tokens.after)
-            asked = units.count(one.selection.important) if told_apart(one) else ""
-            chosen = (units.count(one.tokens.after), asked, f"{one.selection.delta:.3f}")
-            rows.append([one.selection.selector, *chosen, shared])
-        if first.question is None:
-            rows = [[*row[:2], *row[3:]] for row in rows]
-        print_table("Selectors side by side", rows)
+        shared = [units.percent(overlap(first, one), one.tokens.after) for one in seen[1:]]
+        print_table(
+            "Selectors side by side",
+            {
+                "selector": [one.selection.selector for one in seen],
+                "kept": [units.count(one.tokens.after) for one in seen],
+                "for the question": [
+                    units.count(one.selection.important) if distinguishes(one) else "" for one in seen
+                ],
+                "radius": [f"{one.selection.delta:.3f}" for one in seen],
+                f"also kept by {first.selection.selector}": ["", *shared],
+            },
+        )
 
 
 def print_written(paths: Sequence[Path], stream: TextIO) -> None:
@@ -357,18 +327,18 @@ def print_written(paths: Sequence[Path], stream: TextIO) -> None:
         for label, path, size in zip(labels, paths, sizes, strict=False)
     ]
     if lines:
-        _print([Text(), *lines] if stream is sys.stderr else lines, stream, is_plain(stream), None)
+        _print([Text(), *lines] if stream is sys.stderr else lines, stream)
 
 
 def print_greeting(video: VideoFacts, model: str) -> None:
     """Print the facts of the video and the model at the beginning of a chat, and how to get help."""
-    facts = [*_video_facts(video, _width()), model]
-    _note([_flow([[(fact, "")] for fact in facts], _width()), [Text("/help lists the commands, Ctrl-D ends", "aside")]])
+    print_facts(video, model)
+    print_note("/help lists the commands, Ctrl-D ends")
 
 
-def print_facts(video: VideoFacts) -> None:
-    """Print the facts of the video on a line of standard error."""
-    _note([_flow([[(fact, "")] for fact in _video_facts(video, _width())], _width())])
+def print_facts(video: VideoFacts, *others: str) -> None:
+    """Print the facts of the video, and others, on a line of standard error."""
+    _print(_flow(_plain(*_video_facts(video, _width()), *others), _width()), sys.stderr, _cut())
 
 
 def print_brief(answer: Answer) -> None:
@@ -379,59 +349,46 @@ def print_brief(answer: Answer) -> None:
         f"first token {units.seconds(took.time_to_first_token)}",
         f"all {units.plural(answer.generated_tokens, 'token')} {units.seconds(took.total)}",
     ]
-    _note([_flow([[(fact, "aside")] for fact in facts], _width())])
+    _print(_flow([[(fact, "aside")] for fact in facts], _width()), sys.stderr, _cut())
 
 
 def print_note(text: str) -> None:
     """Print a remark on standard error."""
     # Not cut at the terminal's width: it may contain a path.
-    _print([Text(text, "aside")], sys.stderr, is_plain(sys.stderr), None)
+    _print([Text(text, "aside")], sys.stderr)
 
 
 def print_rows(rows: Sequence[tuple[str, str]]) -> None:
-    """Print pairs on standard error, the second elements aligned in a column."""
-    width = max(len(name) for name, _ in rows) + GAP
-    room = _width() - width if is_terminal(sys.stderr) else sys.maxsize
-    lines = []
-    for name, about in rows:
-        if room < NARROWEST:
-            lines.append(Text(name, "value"))
-            lines += [Text(" " * GAP + part) for part in textwrap.wrap(about, _width() - GAP, break_on_hyphens=False)]
-            continue
-        first, *rest = textwrap.wrap(about, room, break_on_hyphens=False) or [""]
-        lines.append(Text.assemble((name.ljust(width), "value"), first))
-        lines += [Text(" " * width + more) for more in rest]
-    _note([lines])
+    """Print names on standard error, and about each a text, in a column."""
+    _print(_described([(Text(name, "value"), about) for name, about in rows], "", sys.stderr), sys.stderr, _cut())
 
 
 def print_models(models: Sequence[Mapping[str, Any]]) -> None:
     """Print the aliases with their sources, and whether they are on this machine; if piped, each on one line."""
-    sources = ["built in" if model["bundled"] else model["source"] for model in models]
-    alias_width = max(len(model["alias"]) for model in models)
-    before = alias_width + GAP + len("✓ here") + GAP + max(map(len, sources)) + GAP
-    room = Console().width - before if is_terminal(sys.stdout) else sys.maxsize
+    width = max(len(model["alias"]) for model in models) + GAP
+    states = ["✓ here" if model["present"] else "incomplete" * model["incomplete"] for model in models]
+    state_width = max(len("✓ here"), *map(len, states)) + GAP
+    rows = []
+    for model, state in zip(models, states, strict=True):
+        there = (state.ljust(state_width), "saved" if model["present"] else "aside")
+        source = "built in" if model["bundled"] else model["source"]
+        rows.append((Text.assemble((model["alias"].ljust(width), "value"), there, source), model["description"]))
+    _print(_described(rows, "aside", sys.stdout), sys.stdout)
+
+
+def _described(rows: Sequence[tuple[Text, str]], style: str, stream: TextIO | None) -> list[Text]:
+    """Heads with a text about each: beside them in a column or, on a narrow terminal, below."""
+    before = max(head.cell_len for head, _ in rows) + GAP
+    room = _width(stream) - before if is_terminal(stream) else sys.maxsize
     if room < WIDE_ENOUGH:
-        # Under the name.
-        before, room = 2 * GAP, max(Console().width - 2 * GAP, NARROWEST)
+        before, room = 2 * GAP, max(_width(stream) - 2 * GAP, NARROWEST)
     lines = []
-    for model, source in zip(models, sources, strict=True):
-        about = textwrap.wrap(model["description"], room) or [""]
-        line = Text.assemble(
-            (model["alias"].ljust(alias_width + GAP), "value"),
-            (("✓ here" if model["present"] else "").ljust(len("✓ here") + GAP), "saved"),
-            source,
-        )
-        if before > line.cell_len:
-            lines.append(Text.assemble(line, " " * (before - line.cell_len), (about.pop(0), "aside")))
-        else:
-            lines.append(line)
-        lines += [Text.assemble(" " * before, (more, "aside")) for more in about]
-    _print(lines, sys.stdout, is_plain(sys.stdout), None)
-
-
-def _note(paragraphs: Sequence[Sequence[Text]]) -> None:
-    lines = [line for paragraph in paragraphs for line in paragraph]
-    _print(lines, sys.stderr, is_plain(sys.stderr), _width() if is_terminal(sys.stderr) else None)
+    for head, about in rows:
+        parts = textwrap.wrap(about, room, break_on_hyphens=False)
+        first = parts.pop(0) if parts and head.cell_len < before else ""
+        lines.append(Text.assemble(head, " " * (before - head.cell_len), (first, style)))
+        lines += [Text.assemble(" " * before, (part, style)) for part in parts]
+    return lines
 
 
 def _title(answer: Seen, width: int) -> Text:
@@ -444,7 +401,7 @@ def _title(answer: Seen, width: int) -> Text:
 
 
 def _facts(answer: Seen, width: int) -> list[Text]:
-    sampled = [[(f"{units.plural(answer.frames, 'frame')} in {units.plural(len(answer.moments), 'moment')}", "")]]
+    sampled = _plain(f"{units.plural(answer.frames, 'frame')} in {units.plural(len(answer.moments), 'moment')}")
     if answer.video.fps:
         first, last = (
             units.timestamp(at) for at in (answer.moments[0].timestamps[0], answer.moments[-1].timestamps[-1])
@@ -459,7 +416,7 @@ def _facts(answer: Seen, width: int) -> list[Text]:
         encoded = f"{units.count(len(answer.moments) - repeated)} encoded"
         sampled.append([(encoded, "value"), (f", {units.count(repeated)} like an earlier one", "aside")])
     return [
-        *_labelled("video", _flow([[(fact, "")] for fact in _video_facts(answer.video, width)], width)),
+        *_labelled("video", _flow(_plain(*_video_facts(answer.video, width)), width)),
         *_labelled("looked at", _flow(sampled, width)),
     ]
 
@@ -509,7 +466,7 @@ def _savings(figures: Sequence[tuple[str, BeforeAfter, Callable[[int], str]]], w
 def _moments(answer: Seen, width: int) -> list[Text]:
     """The kept tokens along the video's time, with a legend."""
     chosen = answer.selection
-    apart = told_apart(answer)
+    apart = distinguishes(answer)
     drawn = charts.columns(answer.moments, apart, width, CHART_HEIGHT)
     name, number = ("important", chosen.important) if apart else ("kept", answer.tokens.after)
     above = [""] * (len(drawn.above) - 2) + [name, units.count(number)]
@@ -591,9 +548,20 @@ def _width(stream: TextIO | None = None) -> int:
     return max(NARROWEST, Console(file=stream or sys.stderr).width)
 
 
-def _print(lines: Sequence[Text], stream: TextIO, plain: bool, width: int | None) -> None:
+def _cut() -> int | None:
+    """Where lines on standard error end: a file's have no end."""
+    return _width() if is_terminal(sys.stderr) else None
+
+
+def _plain(*facts: str) -> list[list[charts.Cell]]:
+    return [[(fact, "")] for fact in facts]
+
+
+def _print(lines: Sequence[Text], stream: TextIO | None, width: int | None = None) -> None:
     """Print finished lines, cut at the width, without trailing space, in characters that the stream can encode."""
-    drawn = io.StringIO()
+    if stream is None:
+        return
+    plain, drawn = is_plain(stream), io.StringIO()
     console = Console(
         file=drawn,
         theme=THEME,

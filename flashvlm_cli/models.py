@@ -13,7 +13,7 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list instead of a table.")] = False,
 ) -> None:
     """List the model aliases, and which of them are on this machine."""
-    from flashvlm.models import ALIASES, DEFAULT_MODEL, present
+    from flashvlm.models import ALIASES, DEFAULT_MODEL, state
 
     listed = [
         {
@@ -21,7 +21,8 @@ def models(
             "source": alias.source,
             "description": alias.description,
             "bundled": alias.bundled,
-            "present": present(alias.name),
+            "present": (there := state(alias.name)) == "here",
+            "incomplete": there == "incomplete",
             "default": alias.name == DEFAULT_MODEL,
         }
         for alias in ALIASES.values()

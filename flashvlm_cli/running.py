@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flashvlm.errors import FlashVLMError, UsageError
+from flashvlm.libraries import hide_unfit_torchvision
 from flashvlm_cli import output
 from flashvlm_cli.options import Pictures
 
@@ -35,6 +36,7 @@ def prepare_libraries() -> None:
         raise FlashVLMError("The working directory does not exist any more.") from None
     except OSError:
         pass
+    hide_unfit_torchvision()
     if output.debugging():
         return
     warnings.simplefilter("ignore")

@@ -253,6 +253,8 @@ def tiny_smolvlm(folder: Path) -> Path:
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_vl": lambda folder: fetch("demo"),
     "qwen2_5_vl": tiny_qwen2_5_vl,
+    "qwen3_vl": tiny_qwen3_vl,
+    "qwen3_vl_moe": tiny_qwen3_vl_moe,
     "video_llava": tiny_video_llava,
     "smolvlm": tiny_smolvlm,
     "llava_onevision": tiny_llava_onevision,

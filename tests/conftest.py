@@ -2,12 +2,17 @@
 
 import os
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torchvision_on_cpu  # noqa: F401
 
 from flashvlm import VideoQA
+
+if find_spec("torchvision"):
+    # Before anything hides it, because it was built for another torch.
+    import torchvision  # noqa: F401
 
 # For the processes that tests start: torchvision_on_cpu.
 os.environ["PYTHONPATH"] = os.pathsep.join(

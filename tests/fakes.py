@@ -147,6 +147,7 @@ def fake_models() -> types.ModuleType:
         },
         DEFAULT_MODEL="qwen2-vl-2b",
         present=lambda name, revision=None: name == "demo",
+        state=lambda name: "here" if name == "demo" else "away",
         fetch=fetch,
     )
     return module

@@ -101,9 +101,9 @@ def test_a_budget_is_kept_to_the_token(demo: VideoQA, selector: str, keep: str) 
     answer = demo.ask(SAMPLES / "still.jpg", "How many objects are there?", keep=keep, selector=selector)
     assert answer.tokens.after == Keep.parse(keep).budget(answer.tokens.before)
     assert (answer.selection.delta < 1e-6) == (keep == "100%")
-    told_apart = selector == "flashvlm" or (selector == "paper" and keep != "100%")
+    distinguishes = selector == "flashvlm" or (selector == "paper" and keep != "100%")
     split = answer.selection.important + answer.selection.diverse
-    assert split == (answer.tokens.after if told_apart else 0)
+    assert split == (answer.tokens.after if distinguishes else 0)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "centered", "euclidean"])

@@ -19,12 +19,12 @@ import pytest
 
 from flashvlm import VideoQA
 from flashvlm.batch.here import Answering, answered
-from flashvlm.batch.plan import Group, Plan, Record, make_plan
+from flashvlm.batch.plan import Group, Plan, make_plan
 from flashvlm.batch.records import Records
 from flashvlm.batch.rows import Row
 from flashvlm.batch.run import Run
 from flashvlm.errors import UsageError
-from flashvlm.journal import line_of
+from flashvlm.journal import Record, line_of
 from flashvlm.options import AskOptions, Keep, Sampling
 from flashvlm.samples import samples_dir
 from flashvlm_cli.app import main
@@ -352,7 +352,7 @@ def plan_of(count: int, options: AskOptions | None = None, **columns: Any) -> Pl
 def faked(groups: Sequence[Group]) -> Iterator[Record]:
     """An engine that answers with the question."""
     for group in groups:
-        for item in group.items:
+        for item in group:
             yield {**item.head, "answer": item.question, "settings": {}, "model": {"name": "demo"}}
 
 
@@ -461,6 +461,7 @@ def test_a_folder_trained_further_is_another_model(tmp_path: Path) -> None:
     [
         ({"keep": Keep.parse("5%")}, "keep is 10% there and 5% here"),
         ({"max_pixels": 40_000}, "max_pixels"),
+        ({"min_pixels": 40_000}, "min_pixels is null there and 40000 here"),
         ({"sampling": Sampling(fps=3.0)}, "fps is null there and 3.0 here"),
         ({"system": "Be brief."}, "system"),
         ({"temperature": 0.5}, "temperature"),

@@ -23,7 +23,6 @@ from flashvlm.pipeline import Watched
 from flashvlm.report import code_digest
 from flashvlm.samples import samples_dir
 from flashvlm.selection import select
-from flashvlm.selection.merge import remade
 from flashvlm.selection.result import Selection
 from flashvlm_cli.app import main
 
@@ -190,8 +189,8 @@ def test_video_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 2: this is not JSON"),
-        ("[1]", "line 2: a line must be a JSON object"),
+        ("{", "line 2: This line is not JSON"),
+        ("[1]", "line 2: This line is not a JSON object"),
         ('{"video": "one.mp4", "question": "What?"}', "line 2: 'answer' is missing"),
         ('{"video": "one.mp4", "question": "", "answer": "x"}', "line 2: 'question' must be a non-empty text"),
         ('{"video": "one.mp4", "question": "What?", "answer": 3}', "line 2: 'answer' must be a non-empty text"),
@@ -564,7 +563,7 @@ def test_everything_kept_says_what_the_unpruned_model_says(demo: VideoQA, three:
         assert {one["said"] for one in record["pruned"]["100000"].values()} == {record["unpruned"]["said"]}
 
 
-@pytest.mark.parametrize("change", [{"look": "twice"}, {"encode": "all"}, {"seek": "exact"}])
+@pytest.mark.parametrize("change", [{"look": "twice"}, {"encode": "all"}, {"seek": "exact"}, {"min_pixels": 784}])
 def test_clips_are_looked_at_as_ask_looks_at_them(
     demo: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict
 ) -> None:
@@ -641,7 +640,7 @@ def test_selectors_see_the_noise_and_the_other_words(
 def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
     demo: VideoQA, three: Path, monkeypatch: pytest.MonkeyPatch, selector: str
 ) -> None:
-    chosen, got = [], []
+    remade, chosen, got = Selection.remade, [], []
     encoded = demo.watch(Lines(three).video(0, three), AskOptions()).encoded
 
     def choosing(selection: Selection, tokens: torch.Tensor) -> Selection:
@@ -658,7 +657,7 @@ def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
             got.append(torch.allclose(given, expected, atol=1e-5))
         return answers(backend, prompt, kept, vectors, **options)
 
-    monkeypatch.setattr("flashvlm.selection.merge.remade", choosing)
+    monkeypatch.setattr(Selection, "remade", choosing)
     monkeypatch.setattr("flashvlm.generate.answers", watching)
     measure(demo, settings(selectors=(selector,), noise=0.3), Lines(three), 0, [0])
     assert len(got) > 1 and all(got) and len(chosen) == len(got) - 1
@@ -695,6 +694,7 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
         (["--noise", "-5%"], "--noise"),
         (["--metric", "taxi"], "There is no metric 'taxi'"),
         (["--max-pixels", "9"], "--max-pixels must be at least"),
+        (["--min-pixels", "9"], "--min-pixels must be at least 784 (one token), not 9"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--keep", ""], "--keep takes budgets"),
         (["--limit", "1" + "0" * 35], "clips makes at most 100,000 videos a run"),

@@ -87,6 +87,7 @@ def test_an_entry_belongs_to_the_content_not_to_the_name(fresh: VideoQA, folder:
     "other",
     [
         {"max_pixels": 28 * 28 * 16},
+        {"min_pixels": 28 * 28 * 16},
         {"encode": "all"},
         {"seek": "exact"},
         *({"sampling": Sampling(**part)} for part in ({"frames": 2}, {"start": 1}, {"end": 5}, {"fps": 1})),

@@ -124,10 +124,11 @@ def test_settings_hold_for_the_questions_after_them(chat: Chat) -> None:
 
 
 def test_how_the_video_is_looked_at_can_change_between_questions(chat: Chat) -> None:
-    lines = f"{ASK}\n/look twice\n/encode all\n/seek exact\n{ASK}\n/look default\n{ASK}\n"
+    lines = f"{ASK}\n/look twice\n/encode all\n/seek exact\n{ASK}\n/look default\n/min-pixels 784\n{ASK}\n"
     answers = objects(chat(lines, "--json", "--frames", "12")[1])
     looked = [[answer["settings"][name] for name in ("look", "encode", "seek")] for answer in answers]
     assert looked == [["once", "changed", "fast"], ["twice", "all", "exact"], ["once", "all", "exact"]]
+    assert [answer["settings"]["min_pixels"] for answer in answers] == [None, None, 784]
     small = [any(moment["small"] for moment in answer["moments"]) for answer in answers]
     repeated = [any(moment["like"] is not None for moment in answer["moments"]) for answer in answers]
     assert (small, repeated[1:]) == ([False, True, False], [False, False])
@@ -154,6 +155,7 @@ def test_frames_and_fps_take_each_others_place_and_default_brings_both_back(chat
         ("/look thrice", "/look is one of once, twice, not 'thrice'."),
         ("/fps x", "Invalid value: 'x' is not a number."),
         ("/frames 0", "/frames must be at least 1, not 0."),
+        ("/min-pixels 700000", "/min-pixels (700000) must not be more than /max-pixels (602112)."),
         ("/start 9:00", "/start (540 s) is not before the end of the video, which lasts 6.00 s."),
         ("/end 1 o'clock", 'A time is given as 90, 1:30 or 0:01:30.5, not "1 o\'clock".'),
         ("/temperature -1", "/temperature must be 0, or 0.0001 or more, not -1."),

@@ -126,7 +126,7 @@ def test_pieces_are_flushed_as_they_come(clip):
 def test_options_reach_the_library(flash, clip, library):
     arguments = "--keep 25% --model demo --frames 8 --max-frames 16 --max-pixels 50176 --start 0:01.5 --end 1:00"
     arguments += " --selector uniform --system Short. --max-new-tokens 9 --temperature 0.5 --seed 3"
-    arguments += " --device cpu --dtype float32 --revision v2 --metric centered --merge"
+    arguments += " --device cpu --dtype float32 --revision v2 --metric centered --merge --min-pixels 784"
     assert flash("ask", clip, "  What? ", *arguments.split())[0] == 0
     options = library.asked.pop("options")
     loaded = {"model": "demo", "revision": "v2", "device": "cpu", "dtype": "float32"}
@@ -134,7 +134,8 @@ def test_options_reach_the_library(flash, clip, library):
     assert options.keep.budget(100) == 25
     assert (options.sampling.frames, options.sampling.max_frames) == (8, 16)
     assert (options.sampling.start, options.sampling.end) == (1.5, 60)
-    assert (options.max_pixels, options.selector, options.system) == (50176, "uniform", "Short.")
+    assert (options.min_pixels, options.max_pixels) == (784, 50176)
+    assert (options.selector, options.system) == ("uniform", "Short.")
     assert (options.metric, options.merge) == ("centered", True)
     assert (options.max_new_tokens, options.temperature, options.seed) == (9, 0.5, 3)
 
@@ -380,7 +381,7 @@ def test_no_home_folder_is_told_before_anything_is_loaded(flash, clip, monkeypat
         "--selector nothing", "--metric nonsense", "--keep delta=x", "--keep delta=-1", "--keep delta=nan",
         "--keep delta", "--keep autos", "--nonsense",
         "--fps 1e308", "--temperature 1e-320", f"--seed {2**63}", f"--keep {'9' * 5000}", f"--start {'9' * 400}:00",
-        f"--keep delta={'9' * 400}", f"--end {'9' * 400}",
+        f"--keep delta={'9' * 400}", f"--end {'9' * 400}", "--min-pixels 783", "--min-pixels 1000 --max-pixels 900",
     ],
     ids=lambda options: options[:30],
 )  # fmt: skip

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoTokenizer
 
 from flashvlm import models
-from flashvlm.demo.clips import make_samples
 from flashvlm.demo.questions import FAMILIES, WORDINGS, ask
 from flashvlm.demo.world import HELD_OUT_PAIRS, NAMES, make_scene, render, sample_times, tells
 from flashvlm.encode import encode
@@ -21,6 +20,7 @@ from training import qwen2_vl, train
 from training.blueprint import WORDS, Blueprint
 from training.drawing import draw_frames
 from training.labels import cell_labels
+from training.samples import make_samples
 
 
 def scenes(count: int, **settings):

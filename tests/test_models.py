@@ -199,7 +199,10 @@ class Hub(BaseHTTPRequestHandler):
     """A hub with one model, `maker/model`, in one revision, `v1`."""
 
     sha = "0" * 40
-    files: ClassVar = {"config.json": b"{}", "model.safetensors": bytes(300_000), "code.py": b"print()"}
+    files: ClassVar = {
+        **dict.fromkeys(("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"), b"{}"),
+        **{"model.safetensors": bytes(300_000), "code.py": b"print()"},
+    }
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -266,8 +269,8 @@ def fetch_from(hub: str, cache: Path, model: str, revision: str, **variables: st
 def test_a_download_counts_its_bytes_and_takes_no_code(hub: str, tmp_path: Path) -> None:
     folder, files, revision, last = fetch_from(hub, tmp_path, "maker/model", "v1")
     assert folder == str(tmp_path / "hub" / "models--maker--model" / "snapshots" / Hub.sha)
-    assert (files, revision) == ("['config.json', 'model.safetensors']", Hub.sha)
-    assert last == "[(300002, 300002)]"
+    assert (files, revision) == (str(sorted(Hub.files.keys() - {"code.py"})), Hub.sha)
+    assert last == "[(300008, 300008)]"
     # From the cache the second time.
     assert fetch_from("http://127.0.0.1:9", tmp_path, "maker/model", "v1") == [folder, files, revision, "[]"]
 

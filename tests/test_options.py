@@ -64,5 +64,7 @@ def test_the_key_of_the_cache_has_what_decides_which_frames_are_seen() -> None:
     assert {*looked, *looked["sampling"]} - {"sampling"} == {n for n, one in OPTIONS.items() if one.stage == FRAMES}
 
 
-def test_rows_have_options_of_their_own() -> None:
-    assert OF_ROWS == ("keep", "selector", "start", "end")
+def test_the_help_of_batch_names_the_columns_that_are_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["batch", "--help"]) == 0
+    named = f"The columns {', '.join(OF_ROWS[:-1])} and {OF_ROWS[-1]} are options of their row"
+    assert named in " ".join(capsys.readouterr().out.split())

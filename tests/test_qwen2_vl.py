@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from checkpoints import around, noise, our_inputs, our_text
 from transformers import AttentionInterface, Qwen2VLForConditionalGeneration
 
 from flashvlm import VideoQA
+from flashvlm.bench.footage import Footage, film
 from flashvlm.encode import encode
 from flashvlm.errors import UsageError
 from flashvlm.models import fetch
+from flashvlm.options import AskOptions
 from flashvlm.pixels import qwen2_vl_patches
 
 QUESTION = "Which way does the dog move?"
@@ -134,3 +137,27 @@ def test_saliency_is_the_attention_in_the_last_vision_block_of_transformers(demo
         others = weights.fill_diagonal_(0).sum(dim=0) / (len(weights) - 1)
         expected.append(others.view(-1, 4).mean(dim=1))
     torch.testing.assert_close(encode(demo.backend, frames(4)).saliency, torch.cat(expected), atol=1e-6, rtol=1e-4)
+
+
+def test_min_pixels_makes_small_frames_larger(tmp_path: Path) -> None:
+    clip, folder = film(Footage("moving", 320, 320, 1.0, 8), tmp_path / "clip.mp4"), tmp_path / "model"
+    shutil.copytree(fetch("demo"), folder)
+    settings = json.loads((folder / "video_preprocessor_config.json").read_text())
+    # As published; the demo's own settings leave frames of this size no choice.
+    settings["size"] = {"shortest_edge": 3136, "longest_edge": 12845056}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
+    qa = VideoQA.from_pretrained(folder, device="cpu", dtype="float32")
+    grids = []
+    # Qwen's own pipeline enlarges frames to 128 x 28 x 28 pixels.
+    for least in (None, 128 * 28 * 28):
+        first = qa.ask(clip, QUESTION, min_pixels=least, frames=2, max_new_tokens=1).moments[0]
+        grids.append((first.grid_height, first.grid_width))
+    assert grids == [(11, 11), (12, 12)]
+
+
+def test_min_pixels_leaves_small_frames_small(demo: VideoQA, tmp_path: Path) -> None:
+    clip, grids = film(Footage("moving", 112, 112, 1.0, 8), tmp_path / "clip.mp4"), []
+    for least in (None, 28 * 28):
+        watched = demo.watch(clip, AskOptions(min_pixels=least))
+        grids.append((watched.encoded.height, watched.encoded.width))
+    assert grids == [(8, 8), (4, 4)]

@@ -1,8 +1,11 @@
 """Selection: the published indices, valid sets from any input, and the coverage measured."""
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +13,15 @@ import torch
 from torch import Tensor
 
 from flashvlm.errors import UsageError
-from flashvlm.selection import METRICS, SELECTORS, cdpruner, coverage, diversity, divprune, mmtok, select
-from flashvlm.selection.merge import merge, remade
-from flashvlm.selection.metric import Space
+from flashvlm.selection import METRICS, SELECTORS, geometry, select
+from flashvlm.selection.geometry import Space
+from flashvlm.selection.inputs import Inputs
+from flashvlm.selection.published import cdpruner, density, divprune, flashvid, holitom, mmtok, paper
+from flashvlm.selection.result import Selection
 
 GOLDEN = Path(__file__).parent / "golden" / "selection_reference.npz"
+# What the published code of video methods keeps and merges.
+VIDEO = Path(__file__).parent / "golden" / "selection_video.npz"
 every_selector = pytest.mark.parametrize("selector", SELECTORS)
 
 
@@ -73,16 +80,16 @@ def test_paper_prefers_the_token_that_shows_the_word():
 
 
 def test_rounds_drop_the_same_tokens_without_a_table_of_similarities(monkeypatch):
-    tokens, saliency, _ = clip(400, width=diversity.TABLE_WIDTH)
+    tokens, saliency, _ = clip(400, width=paper.TABLE_WIDTH)
     space, order = Space.of(tokens, "cosine"), saliency.argsort()
-    with_table = diversity.bipartite_rounds(space, order, 30)
-    monkeypatch.setattr(diversity, "TABLE_BYTES", 0)
-    assert torch.equal(diversity.bipartite_rounds(space, order, 30), with_table)
+    with_table = paper.bipartite_rounds(space, order, 30)
+    monkeypatch.setattr(paper, "TABLE_BYTES", 0)
+    assert torch.equal(paper.bipartite_rounds(space, order, 30), with_table)
 
 
 def test_a_round_drops_the_even_token_that_an_odd_one_repeats():
     space = Space.of(torch.eye(3)[[0, 0, 1, 2]], "cosine")
-    assert diversity.bipartite_rounds(space, torch.arange(4), 3).tolist() == [2, 1, 3]
+    assert paper.bipartite_rounds(space, torch.arange(4), 3).tolist() == [2, 1, 3]
 
 
 def test_uniform_is_evenly_spread():
@@ -234,10 +241,121 @@ def test_tome_merges_the_most_similar_pairs_round_after_round():
 def test_what_tome_merged_can_be_merged_from_other_tokens():
     tokens, saliency, words = clip(41)
     selection = keep((tokens, saliency, words), 12, selector="tome")
-    assert torch.allclose(remade(selection, tokens).vectors, selection.vectors, atol=1e-6)
-    assert torch.allclose(remade(selection, 3 * tokens + 1).vectors, 3 * selection.vectors + 1, atol=1e-5)
+    assert torch.allclose(selection.remade(tokens).vectors, selection.vectors, atol=1e-6)
+    assert torch.allclose(selection.remade(3 * tokens + 1).vectors, 3 * selection.vectors + 1, atol=1e-5)
     plain = keep((tokens, saliency, words), 12, selector="uniform")
-    assert torch.equal(remade(plain, -tokens).vectors, -plain.vectors)
+    assert torch.equal(plain.remade(-tokens).vectors, -plain.vectors)
+
+
+def published(case: str, method: str) -> tuple[dict[str, Any], float, dict[str, Tensor]]:
+    """Arguments of `select` but for the budget, the share of the tokens asked for, and what published code keeps."""
+    golden = np.load(VIDEO)
+    about = json.loads(str(golden["meta_json"]))[case]
+    video = {name: torch.from_numpy(golden[f"{case}/{name}"]).float() for name in ("tokens", "saliency", "words")}
+    name = f"{case}/{method}/"
+    kept = {key.removeprefix(name): torch.from_numpy(golden[key]) for key in golden.files if key.startswith(name)}
+    return {**video, "group_sizes": (about["per_group"],) * about["groups"]}, about["ratio"], kept
+
+
+every_case = pytest.mark.parametrize("case", ["clip", "still", "long", "generous"])
+
+
+@every_case
+@pytest.mark.parametrize("selector", ["divprune", "mmtok", "vidcom2"])
+def test_as_many_tokens_as_the_published_code_keeps_are_the_same_tokens(case, selector):
+    video, _, expected = published(case, selector)
+    selection = select(**video, budget=len(expected["kept"]), selector=selector)
+    assert torch.equal(selection.indices, expected["kept"])
+
+
+@every_case
+def test_cdpruner_keeps_what_its_published_code_does_until_the_kept_tokens_span_all(monkeypatch, case):
+    monkeypatch.setattr(cdpruner, "RELEVANCE_SIGN", -1.0)
+    video, _, expected = published(case, "cdpruner")
+    budget = min(video["tokens"].shape[1], len(expected["kept"]))
+    selection = select(**video, budget=budget, selector="cdpruner")
+    # From then on the published code follows the last digits.
+    assert torch.isin(selection.indices, expected["kept"]).all()
+
+
+def assert_merged_as_published(selection: Selection, expected: dict[str, Tensor]) -> None:
+    assert torch.equal(selection.indices, expected["kept"])
+    assert torch.allclose(selection.vectors, expected["vectors"], atol=1e-5)
+
+
+@every_case
+def test_fastvid_merges_as_its_published_code_does(case):
+    video, _, expected = published(case, "fastvid")
+    assert_merged_as_published(select(**video, budget=len(expected["kept"]), selector="fastvid"), expected)
+
+
+@every_case
+@pytest.mark.parametrize(
+    ("method", "events", "segments"), [("flashvid_attn_div", False, 4), ("flashvid_attn_div_v2", True, 8)]
+)
+def test_flashvid_merges_as_its_published_code_does_if_it_rounds_as_that_does(
+    monkeypatch, case, method, events, segments
+):
+    def noisy_peaks(distance: Tensor, neighbours: int) -> Tensor:
+        density = (-distance.topk(neighbours, largest=False).values.square().mean(1)).exp()
+        density += 1e-6 * torch.rand(density.shape, generator=generator)
+        return torch.where(density[None] > density[:, None], distance, distance.max()).amin(1) * density
+
+    monkeypatch.setattr(density, "peaks", noisy_peaks)
+    monkeypatch.setattr(flashvid, "EVENTS", events)
+    monkeypatch.setattr(flashvid, "SEGMENTS", segments)
+    video, ratio, expected = published(case, method)
+    inputs = Inputs.checked(**video, budget=1, delta=None, metric="cosine", seed=0)
+    budgets = [math.ceil(ratio * size) for size in inputs.group_sizes]
+    found = torch.zeros(len(expected["kept"]), dtype=torch.bool)
+    # Of two tokens that are each other's nearest, the noise of the published code decides which is a centre.
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        whole, entries = flashvid.compress(inputs, budgets, lambda shares, *_: shares.ceil().long(), twice=True)
+        centres, (into, tokens, weights) = entries[0].unique(), entries
+        parts = [inputs.tokens[tokens[into == centre]].T @ weights[into == centre] for centre in centres]
+        kept = torch.cat([whole, centres])
+        vectors = torch.cat([inputs.tokens[whole], *(part[None] for part in parts)])
+        assert len(kept) == len(found)
+        alike = (expected["vectors"][:, None] - vectors).abs().amax(2) < 1e-5
+        found |= (alike & (expected["kept"][:, None] == kept)).any(1)
+        if found.all():
+            break
+    assert found.all()
+
+
+@every_case
+def test_holitom_merges_as_its_published_code_does_if_it_rounds_as_that_does(case):
+    video, ratio, expected = published(case, "holitom")
+    inputs = Inputs.checked(**video, budget=1, delta=None, metric="cosine", seed=0)
+    parts = holitom.windows(inputs)
+    share = ratio * len(inputs.tokens) / sum(part.shape[1] for part in parts)
+    counts = [(round if len(part) > 1 else math.ceil)(share * part.shape[1]) for part in parts]
+    assert_merged_as_published(holitom.compress(inputs, parts, counts), expected)
+
+
+@pytest.mark.parametrize("selector", ["flashvlm", "tome", "holitom", "fastvid", "flashvid"])
+@pytest.mark.parametrize("merged", [False, True], ids=["as chosen", "merged"])
+def test_other_values_of_the_tokens_are_reduced_as_the_tokens_are(selector, merged):
+    tokens, saliency, words = clip(41)
+    selection = keep((tokens, saliency, words), 12, selector=selector)
+    if merged:
+        selection = selection.merged()
+    assert torch.allclose(selection.pooled(tokens), selection.vectors, atol=1e-6)
+    planes = torch.randn(2, 3, 41, 7, generator=torch.Generator().manual_seed(1))
+    for dtype in (torch.float32, torch.bfloat16):
+        pooled = selection.pooled(planes.to(dtype))
+        assert pooled.shape == (2, 3, 12, 7) and pooled.dtype == dtype
+        for one, whole in zip(pooled.flatten(0, 1), planes.to(dtype).flatten(0, 1), strict=True):
+            assert torch.equal(one, selection.remade(whole).vectors)
+
+
+def test_merging_does_not_change_what_was_chosen_or_how_far_it_reaches():
+    selection = keep(clip(), 10, selector="flashvlm")
+    merged = selection.merged()
+    assert torch.equal(merged.indices, selection.indices) and torch.equal(merged.important, selection.important)
+    assert torch.equal(merged.nearest, selection.nearest) and merged.delta == selection.delta
+    assert torch.equal(merged.merged_into, selection.nearest)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -258,7 +376,7 @@ def test_keeping_all_keeps_the_tokens_as_they_are(selector):
 def test_merging_averages_each_kept_token_with_those_it_stands_for(dtype):
     tokens, saliency, words = clip()
     selection = keep((tokens.to(dtype), saliency, words), 10, selector="saliency")
-    merged = merge(selection)
+    merged = selection.merged().vectors
     assert merged.dtype == dtype
     for place in range(10):
         members = selection.tokens[selection.nearest == place].float()
@@ -340,9 +458,9 @@ def test_a_gpu_keeps_the_same_tokens(selector):
 
 
 @every_selector
-@pytest.mark.parametrize("block", [1, 1000, coverage.BLOCK])
+@pytest.mark.parametrize("block", [1, 1000, geometry.BLOCK])
 def test_delta_is_the_largest_distance_to_a_kept_token(monkeypatch, selector, block):
-    monkeypatch.setattr(coverage, "BLOCK", block)
+    monkeypatch.setattr(geometry, "BLOCK", block)
     tokens, saliency, words = clip()
     selection = keep((tokens, saliency, words), 9, selector=selector)
     kept = tokens[selection.indices]
@@ -358,7 +476,7 @@ def test_delta_is_zero_when_all_are_kept():
 
 def test_a_kept_zero_vector_stands_for_the_others():
     tokens = torch.eye(4)[[0, 0, 1, 1]] * torch.tensor([1.0, 1.0, 0.0, 0.0])[:, None]
-    nearest, distance = coverage.cover(Space.of(tokens, "cosine"), torch.tensor([0, 3]))
+    nearest, distance = geometry.cover(Space.of(tokens, "cosine"), torch.tensor([0, 3]))
     assert nearest.tolist() == [0, 0, 1, 1]
     assert distance.tolist() == [0, 0, 0, 0]
 
@@ -505,7 +623,7 @@ def test_what_the_question_names_is_kept_and_marked_important(budget):
     # Near enough to its neighbour for a choice without the question to pass it over.
     tokens[place] = tokens[place - 1] + 0.7 * word[0]
     asked, unasked = (select(tokens, saliency, words, group_sizes=sizes, budget=budget) for words in (word, none))
-    assert asked.told_apart
+    assert asked.distinguishes
     assert place in asked.indices[asked.important]
     assert place not in unasked.indices
     assert not unasked.important.any()
@@ -773,7 +891,7 @@ def test_merging_after_the_video_selector_loses_nothing_of_the_sum():
     tokens, saliency, words = made_up(sizes)
     selection = select(tokens, saliency, words, group_sizes=sizes, budget=40)
     held = torch.bincount(selection.nearest, minlength=40)
-    assert torch.allclose((merge(selection) * held[:, None]).sum(0), tokens.sum(0), atol=1e-3)
+    assert torch.allclose((selection.merged().vectors * held[:, None]).sum(0), tokens.sum(0), atol=1e-3)
 
 
 def test_auto_sees_what_is_new_in_any_column():

@@ -107,6 +107,12 @@ def test_the_table_of_a_video_of_ones_own_names_it(tmp_path: Path) -> None:
     assert "mine.mp4" in said.stdout and "transformers" in said.stdout
 
 
+def test_a_clip_is_measured_as_ask_looks_at_it() -> None:
+    said = speed("--size", "112x112", "--frames", "4", "--min-pixels", "784", "--selector", "uniform", "--json")
+    table = json.loads(said.stdout)
+    assert (table["cells"], table["settings"]["selector"]) == ([4, 4], "uniform")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

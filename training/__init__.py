@@ -1,1 +1,1 @@
-"""How the demo checkpoints in `flashvlm/demo` were trained and evaluated; run from the repository's root."""
+"""How the demo checkpoints in `flashvlm/demo` and the sample clips were made; run from the repository's root."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+import transformers
 
 from flashvlm.backends.base import Backend
-from flashvlm.backends.loading import read_settings
-from flashvlm.errors import ModelError
+from flashvlm.backends.checks import blaming, check_settings, read_settings
+from flashvlm.errors import FlashVLMError, ModelError
 
 # `model_type` of a checkpoint's config.json -> the class that serves it.
 FAMILIES = {
     "qwen2_vl": "flashvlm.backends.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "flashvlm.backends.qwen2_5_vl:Qwen25VL",
+    "qwen3_vl": "flashvlm.backends.qwen3_vl:Qwen3VL",
+    "qwen3_vl_moe": "flashvlm.backends.qwen3_vl:Qwen3VLMoe",
     "video_llava": "flashvlm.backends.video_llava:VideoLlava",
     "smolvlm": "flashvlm.backends.smolvlm:SmolVLM",
     "llava_onevision": "flashvlm.backends.llava_onevision:LlavaOnevision",
@@ -26,7 +32,10 @@ def load(folder: Path, *, device: str, dtype: str) -> Backend:
 
     Raises:
         ModelError: a config.json that cannot be read, a family without a backend, or weights that do not fit.
+        FlashVLMError: Python was told to forget its docstrings.
     """
+    if sys.flags.optimize > 1:
+        raise FlashVLMError("transformers reads docstrings, and python -OO (or PYTHONOPTIMIZE=2) leaves them out.")
     config = read_settings(folder, "config.json")
     family = config.get("model_type")
     if not isinstance(family, str):
@@ -35,10 +44,30 @@ def load(folder: Path, *, device: str, dtype: str) -> Backend:
         raise ModelError(f"Models of type {family!r} are not supported; supported are: {', '.join(FAMILIES)}.")
     module, name = FAMILIES[family].split(":")
     backend: type[Backend] = getattr(import_module(module), name)
+    # Not inside: what cannot be imported is no fault of the checkpoint.
+    getattr(transformers, backend.model_class)
+    with blaming(f"The checkpoint in {folder} cannot be loaded"):
+        check_settings(folder, config)
+        _refuse_others(backend, config)
+        return backend.load(folder, device=device, dtype=dtype)
+
+
+def _refuse_others(backend: type[Backend], config: dict[str, Any]) -> None:
+    """Refuse what transformers would load, but what cannot answer, or not with what is installed here.
+
+    Raises:
+        ModelError: another architecture of the family, or quantised weights.
+    """
     architectures = config.get("architectures") or [backend.model_class]
     if backend.model_class not in architectures:
         # For example a reward or embedding model, which has no words to answer with.
         raise ModelError(
-            f"Models of architecture {architectures[0]} are not supported; of type {family} only {backend.model_class}."
+            f"Models of architecture {architectures[0]} are not supported; of type {config['model_type']} only "
+            f"{backend.model_class}."
         )
-    return backend.load(folder, device=device, dtype=dtype)
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method", "bitsandbytes")
+        raise ModelError(
+            f"Quantised weights ({method}) are not supported: use the checkpoint that they were made from, whose name "
+            "lacks the GPTQ, AWQ, FP8 or 4bit; a smaller model takes less memory, too."
+        )

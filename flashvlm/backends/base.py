@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from flashvlm.backends.loading import choose_device, choose_dtype, first_line, load_tokenizer, load_weights
+from flashvlm.backends.loading import choose_device, choose_dtype, load_tokenizer, load_weights
 from flashvlm.encode import Encoded, Features
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import AskOptions, Sampling
 from flashvlm.pixels import resize
 from flashvlm.report import Area
+from flashvlm.template import ChatTemplate
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +71,12 @@ class Backend(ABC):
     default_frames: ClassVar[int | None] = None
     # Tokens in each group that stand for no place in the picture; they come first.
     class_tokens: ClassVar[int] = 0
+    # What there is to say of the checkpoint.
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
+        self.template = ChatTemplate(tokenizer, folder, self.template_part)
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Backend:
@@ -85,8 +89,10 @@ class Backend(ABC):
         device = choose_device(device)
         chosen = choose_dtype(dtype, device)
         tokenizer = load_tokenizer(folder, cls.chat_template)
-        model = load_weights(folder, cls.model_class, device=device, dtype=chosen)
-        return cls(model, tokenizer, folder)
+        model, warnings = load_weights(folder, cls.model_class, device=device, dtype=chosen)
+        backend = cls(model, tokenizer, folder)
+        backend.warnings = warnings
+        return backend
 
     @property
     def device(self) -> torch.device:
@@ -205,18 +211,10 @@ class Backend(ABC):
             UsageError: a question or system prompt that contains a marker of visual tokens itself.
             ModelError: a chat template that has no place for a video, or cannot be used.
         """
-        content = [{"type": self.template_part} for _ in videos] + [{"type": "text", "text": question}]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:
-            # Templates raise whatever they run into: one for texts only adds a text and a list.
-            raise ModelError(f"The chat template in {self.folder} cannot be used: {first_line(error)}") from error
         markers = [self.marker, *self.tokenizer.convert_ids_to_tokens(list(self.visual_tokens))]
         if any(marker in part for marker in markers for part in (question, system or "")):
             raise UsageError("The question must not contain the model's own marker for a video.")
+        text = self.template.fill(question, system, len(videos))
         between = text.split(self.marker)
         if len(between) != len(videos) + 1:
             raise ModelError(f"The chat template of this model has no place for a video ({self.marker}).")

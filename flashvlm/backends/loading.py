@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.generation import (
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from flashvlm.errors import ModelError, UsageError, sentence
+from flashvlm.backends.checks import blaming, check_model, read_settings, weight_shapes
+from flashvlm.errors import ModelError, UsageError
+from flashvlm.models import TOKENIZERS
 from flashvlm.precision import quick_dtype
 
-# What a tokenizer can be read from.
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+# What generation_config.json may say: which words there are, and how likely each. How they are searched for is not the
+# checkpoint's to say: it could take any memory and time.
+OF_WORDS = (
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+    *("top_k", "top_p", "min_p", "typical_p"),
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Where Linux says how much memory a container may use and how much it does use: cgroup version 2, then version 1.
 CGROUPS = (
@@ -56,21 +69,6 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith("cuda") else torch.float16
 
 
-def read_settings(folder: Path, *names: str) -> dict[str, Any]:
-    """The first of these JSON files that `folder` has, as a dict; empty if it has none."""
-    for name in names:
-        path = folder / name
-        if path.is_file():
-            try:
-                settings = json.loads(path.read_text())
-            except ValueError as error:
-                raise ModelError(f"{path} is not valid JSON.") from error
-            if not isinstance(settings, dict):
-                raise ModelError(f"{path} does not hold a JSON object.")
-            return settings
-    return {}
-
-
 def video_settings(folder: Path) -> dict[str, Any]:
     """How the checkpoint wants its frames prepared, from the file that transformers reads it from."""
     nested = read_settings(folder, "processor_config.json")
@@ -85,13 +83,15 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
     Raises:
         ModelError: no tokenizer that can be read, or no chat template at all.
     """
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise ModelError(f"The tokenizer in {folder} is missing.")
-    try:
+    alone = not any((folder / name).is_file() for name in TOKENIZERS if name != "tokenizer.model")
+    if alone and find_spec("sentencepiece") is None:
+        raise ModelError(
+            f"The tokenizer in {folder} is tokenizer.model alone, which only sentencepiece reads: "
+            "pip install sentencepiece, or add the tokenizer.json."
+        )
+    # config.json is read here, too.
+    with blaming(f"The tokenizer or config.json in {folder} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        # Tokenizer classes raise whatever exception their files lead to, config.json among them.
-        raise ModelError(f"The tokenizer or config.json in {folder} cannot be read: {first_line(error)}") from error
     if not (folder / "chat_template.jinja").is_file():
         # Older checkpoints keep the processor's template here.
         tokenizer.chat_template = (
@@ -102,16 +102,13 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
     return tokenizer
 
 
-def first_line(error: Exception) -> str:
-    """What an error of a library says, as one sentence: its first line, with the second where that ends in a colon."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return sentence(" ".join(lines[: 2 if lines[0].endswith(":") else 1]))
-
-
-def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dtype) -> Any:
+def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dtype) -> tuple[Any, tuple[str, ...]]:
     """The model of the transformers class `model_class`, ready for inference: safetensors only, no remote code.
 
     On a CPU, in the dtype of the files, the weights are mapped from disk, not copied.
+
+    Returns:
+        The model, and warnings: what the files hold beside it.
 
     Raises:
         ModelError: weights that are missing, damaged, do not fit the class, or do not fit into memory.
@@ -119,27 +116,18 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
     import transformers
 
     check_memory(folder, device, dtype)
-    try:
-        with no_progress_bars():
-            model, info = getattr(transformers, model_class).from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                # Told below, by name.
-                ignore_mismatched_sizes=True,
-            )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ModelError(f"The checkpoint in {folder} cannot be loaded: {first_line(error)}") from error
-    except Exception as error:
-        # safetensors has an exception class of its own for damaged files.
-        if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-            raise ModelError(f"The weights in {folder} are damaged: {error}.") from error
-        raise
+    check_model(folder, getattr(transformers, model_class))
+    with no_progress_bars():
+        model, info = getattr(transformers, model_class).from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            # Told below, by name.
+            ignore_mismatched_sizes=True,
+        )
     if other := sorted(info["mismatched_keys"]):
         name, there, expected = other[0]
         raise ModelError(
@@ -147,9 +135,32 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
             f"not {tuple(expected)}."
         )
     if missing := sorted(info["missing_keys"]):
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} is missing{more}.")
-    return model.to(device).eval()
+        raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} is missing{_more(missing)}.")
+    model.generation_config = _of_words(model.generation_config)
+    spare = sorted(info["unexpected_keys"])
+    told = (f"The weights in {folder} hold {spare[0]}{_more(spare)}, which this model does not use.",) if spare else ()
+    return model.to(device).eval(), told
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _of_words(said: GenerationConfig) -> GenerationConfig:
+    """What it says of generation, as far as it concerns words (OF_WORDS); raises whatever is wrong with it."""
+    config = GenerationConfig(**{name: getattr(said, name, None) for name in OF_WORDS})
+    for ids in (config.bos_token_id, config.eos_token_id, config.pad_token_id):
+        torch.tensor(-1 if ids is None else ids, dtype=torch.long)
+    checks = {
+        RepetitionPenaltyLogitsProcessor: config.repetition_penalty,
+        NoRepeatNGramLogitsProcessor: config.no_repeat_ngram_size,
+        TopKLogitsWarper: config.top_k,
+        TopPLogitsWarper: config.top_p,
+    }
+    for check, value in checks.items():
+        if value:
+            check(value)
+    return config
 
 
 @contextmanager
@@ -183,32 +194,12 @@ def check_memory(folder: Path, device: str, dtype: torch.dtype) -> None:
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes of the folder's weights once loaded in `dtype`, read from the headers of its safetensors files.
+    """Bytes of the folder's weights once loaded in `dtype`.
 
     Raises:
-        ModelError: a file whose header cannot be read, or that is shorter than its header says.
+        ModelError: a file that cannot be read, or that is shorter than its header says.
     """
-    index = read_settings(folder, "model.safetensors.index.json")
-    total = 0
-    for name in sorted(set(index.get("weight_map", {}).values())) or ["model.safetensors"]:
-        path = folder / name
-        try:
-            with open(path, "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if length > path.stat().st_size:
-                    raise ValueError
-                head = json.loads(file.read(length))
-            head.pop("__metadata__", None)
-            end = 8 + length + max((tensor["data_offsets"][1] for tensor in head.values()), default=0)
-            numbers = sum(math.prod(tensor["shape"]) for tensor in head.values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ModelError(f"The weights in {folder} are damaged: {name} is not a safetensors file.") from error
-        if end > path.stat().st_size:
-            raise ModelError(
-                f"The weights in {folder} are incomplete: {name} has {path.stat().st_size} of {end} bytes."
-            )
-        total += numbers * dtype.itemsize
-    return total
+    return sum(map(math.prod, weight_shapes(folder).values())) * dtype.itemsize
 
 
 def free_memory(device: str) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,21 +19,22 @@ from flashvlm.encode import Encoded, Features
 from flashvlm.options import AskOptions
 from flashvlm.pixels import qwen2_vl_patches, smart_resize
 
-# Defaults of transformers' Qwen2VLVideoProcessor, for what a checkpoint does not set.
-MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28
-
 
 class Qwen2VL(Backend):
     model_class = "Qwen2VLForConditionalGeneration"
+    # Of transformers' processors, for what a checkpoint does not set.
+    default_mean: ClassVar[Sequence[float]] = OPENAI_CLIP_MEAN
+    default_std: ClassVar[Sequence[float]] = OPENAI_CLIP_STD
+    default_pixels: ClassVar[tuple[int, int]] = (128 * 28 * 28, 768 * 28 * 28)
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         super().__init__(model, tokenizer, folder)
         settings = video_settings(folder)
         size = settings.get("size") or {}
-        self.min_pixels = settings.get("min_pixels") or size.get("shortest_edge") or MIN_PIXELS
-        self.max_pixels = settings.get("max_pixels") or size.get("longest_edge") or MAX_PIXELS
-        self.mean = tuple(settings.get("image_mean") or OPENAI_CLIP_MEAN)
-        self.std = tuple(settings.get("image_std") or OPENAI_CLIP_STD)
+        self.min_pixels = settings.get("min_pixels") or size.get("shortest_edge") or self.default_pixels[0]
+        self.max_pixels = settings.get("max_pixels") or size.get("longest_edge") or self.default_pixels[1]
+        self.mean = tuple(settings.get("image_mean") or self.default_mean)
+        self.std = tuple(settings.get("image_std") or self.default_std)
         self.vision = model.config.vision_config
 
     @cached_property
@@ -47,8 +48,9 @@ class Qwen2VL(Backend):
 
     def frame_size(self, height: int, width: int, options: AskOptions, frames: int = 1) -> tuple[int, int]:
         most = min(options.max_pixels, self.max_pixels)
+        least = min(options.min_pixels or self.min_pixels, most)
         factor = self.vision.patch_size * self.vision.spatial_merge_size
-        return smart_resize(height, width, factor=factor, min_pixels=min(self.min_pixels, most), max_pixels=most)
+        return smart_resize(height, width, factor=factor, min_pixels=least, max_pixels=most)
 
     def cells(self, frame: tuple[int, int]) -> tuple[int, int]:
         side = self.vision.patch_size * self.vision.spatial_merge_size
@@ -73,7 +75,12 @@ class Qwen2VL(Backend):
         # Patches are ordered block by block, so those of each merged token are adjacent.
         axes = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         places = [axis.view(height // merge, merge, width // merge, merge).transpose(1, 2).flatten() for axis in axes]
-        return forward(self.encoder, patches, torch.stack(places, dim=1), self.layout(height, width))
+        more = self.further(height, width)
+        return forward(self.encoder, patches, torch.stack(places, dim=1), self.layout(height, width), **more)
+
+    def further(self, height: int, width: int) -> dict[str, Any]:
+        """What else the vision encoder needs for groups of height x width patches (see `forward`)."""
+        return {}
 
     def layout(self, height: int, width: int) -> Layout:
         """Which of a group's height x width patches attend to each other: all."""

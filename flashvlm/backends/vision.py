@@ -11,8 +11,9 @@ what linear layers gain from laying out their weights once.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -70,13 +71,22 @@ def layout(rows: int, columns: int, merge: int, whole: Sequence[bool], side: int
     return Layout(order, tuple(runs), tuple(whole))
 
 
-def forward(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> Features:
-    """Run the vision encoder of Qwen2-VL or Qwen2.5-VL on groups of the same size.
+def forward(
+    visual: Any,
+    patches: Tensor,
+    places: Tensor,
+    layout: Layout,
+    learned: Tensor | None = None,
+    mergers: Mapping[int, Any] = MappingProxyType({}),
+) -> Features:
+    """Run the vision encoder of Qwen2-VL, Qwen2.5-VL or Qwen3-VL on groups of the same size.
 
     Args:
         visual: the encoder, a transformers module.
         patches: (G, P, values), those of one merged token adjacent.
         places: (P, 2) int64, row and column of each.
+        learned: (P, C), learned positions that are added to the patches, if the encoder has any.
+        mergers: modules that make a further plane of features of what comes out of a block, by the block's number.
 
     Returns:
         The merged tokens (G, P / merge**2, D). Their saliency is how much attention each received from the others of
@@ -84,8 +94,17 @@ def forward(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> Fea
     """
     order = layout.order.to(patches.device)
     groups, count, _ = patches.shape
-    hidden = F.linear(patches[:, order], visual.patch_embed.proj.weight.flatten(1))
+    embed = visual.patch_embed.proj
+    hidden = F.linear(patches[:, order], embed.weight.flatten(1), embed.bias)
+    if learned is not None:
+        hidden += learned[order]
     cos, sin = (turn[:, None, None] for turn in visual.rotary_pos_emb(hidden, places.to(patches.device)[order]))
+    back, merge, planes = order.argsort(), visual.spatial_merge_size**2, []
+
+    def merged(merger: Any) -> Tensor:
+        # A token's patches stay together, so every merge-th patch says where its token moves back to.
+        return merger(hidden).view(groups, count // merge, -1)[:, back[::merge] // merge]
+
     at_once = PATCHES_IN_CACHE if hidden.device.type == "cpu" else groups * count
     last = len(visual.blocks) - 1
     for number, block in enumerate(visual.blocks):
@@ -101,11 +120,10 @@ def forward(visual: Any, patches: Tensor, places: Tensor, layout: Layout) -> Fea
         hidden += attention.proj(attend(query, key, value, attention.scaling, runs))
         for part in hidden.flatten(0, 1).split(at_once):
             part += block.mlp(block.norm2(part))
-    back = order.argsort()
-    merge = visual.spatial_merge_size**2
-    # A token's patches stay together, so every merge-th patch says where its token moves back to.
-    tokens = visual.merger(hidden).view(groups, count // merge, -1)[:, back[::merge] // merge]
-    return Features(tokens, received[:, back].view(groups, -1, merge).mean(dim=2))
+        if number in mergers:
+            planes.append(merged(mergers[number]))
+    saliency = received[:, back].view(groups, -1, merge).mean(dim=2)
+    return Features(merged(visual.merger), saliency, torch.stack(planes) if planes else None)
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:

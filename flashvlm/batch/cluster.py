@@ -10,12 +10,13 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from flashvlm.batch.here import Answering
-from flashvlm.batch.plan import Group, Record
+from flashvlm.batch.plan import Group
 from flashvlm.errors import FlashVLMError, UsageError
+from flashvlm.journal import Record
 
 # After this many lost workers a video is given up, and its rows get an error. If this many workers in a row are lost
 # before they have loaded the model, the cluster is given up.
@@ -39,7 +40,9 @@ class Worker:
 
     def load(self) -> None:
         from flashvlm import VideoQA
+        from flashvlm.libraries import hide_unfit_torchvision
 
+        hide_unfit_torchvision()
         self._answering = Answering(VideoQA.from_pretrained(**self._loading))
 
     def records(self, group: Group, following: Group | None) -> Iterator[Record]:
@@ -57,7 +60,7 @@ class _Task:
 
     @property
     def left(self) -> Group:
-        return replace(self.group, items=tuple(item for item in self.group.items if item.key not in self.done))
+        return tuple(item for item in self.group if item.key not in self.done)
 
 
 class Cluster:
@@ -204,11 +207,11 @@ class Cluster:
 
     def _again(self, left: Group) -> Iterator[Record]:
         """Give the rest of a lost worker's group to another one, or give it up."""
-        if not left.items:
+        if not left:
             return
-        lost = self._lost[left.view] = self._lost.get(left.view, 0) + 1
+        lost = self._lost[left[0].view] = self._lost.get(left[0].view, 0) + 1
         if lost < MOST_LOST:
             self._waiting.appendleft(left)
             return
-        error = LostError(f"{left.video}: {lost} workers, one after the other, were lost at this video.")
-        yield from (item.failed(error) for item in left.items)
+        error = LostError(f"{left[0].video}: {lost} workers, one after the other, were lost at this video.")
+        yield from (item.failed(error) for item in left)

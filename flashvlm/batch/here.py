@@ -7,7 +7,8 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 from flashvlm import aside
-from flashvlm.batch.plan import Group, Record
+from flashvlm.batch.plan import Group
+from flashvlm.journal import Record
 
 if TYPE_CHECKING:
     from flashvlm.pipeline import Decoded, VideoQA
@@ -42,10 +43,10 @@ class Answering:
             self._ahead = (following, self._begun(following)) if following else None
             watched = self.qa.encode(decoded)
         except Exception as error:
-            yield from (item.failed(error) for item in group.items)
+            yield from (item.failed(error) for item in group)
             return
         del future, decoded
-        for item in group.items:
+        for item in group:
             try:
                 answer = self.qa.answer(watched, item.question, item.options)
                 record = {**item.head, **answer.to_json()}
@@ -56,10 +57,10 @@ class Answering:
 
     def _begun(self, group: Group) -> Future[Decoded]:
         """The decoding of this group: the one under way, or a new one."""
-        if self._ahead and self._ahead[0].view == group.view:
+        if self._ahead and self._ahead[0][0].view == group[0].view:
             ahead, self._ahead = self._ahead[1], None
             return ahead
-        self._last = aside.begin(lambda: self.qa.decode(group.video, group.options), "decode")
+        self._last = aside.begin(lambda: self.qa.decode(group[0].video, group[0].options), "decode")
         return self._last
 
 

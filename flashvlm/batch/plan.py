@@ -13,18 +13,18 @@ from flashvlm import models
 from flashvlm.batch.rows import Row
 from flashvlm.errors import FlashVLMError, UsageError, described
 from flashvlm.files import refuse_address
+from flashvlm.journal import Record
 from flashvlm.options import OF_ROWS, OPTIONS, AskOptions, watching
 
 DIGITS = 16
 
-Record = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Item:
-    """One row to be answered: the beginning of its record, the question, and its own options."""
+    """One row to be answered: the beginning of its record, its video and question, and its own options."""
 
     head: Record
+    video: str
     question: str
     options: AskOptions
 
@@ -32,34 +32,29 @@ class Item:
     def key(self) -> str:
         return self.head["key"]
 
+    @property
+    def view(self) -> str:
+        """The video and how it is looked at."""
+        return json.dumps([self.video, watching(self.options)], sort_keys=True)
+
     def failed(self, error: BaseException) -> Record:
         """Its record, if this error came up."""
         return {**self.head, "error": described(error)}
 
 
-@dataclass(frozen=True)
-class Group:
-    """Items that look at the same frames of one video: decoded and encoded once."""
-
-    video: str
-    options: AskOptions
-    items: tuple[Item, ...]
-
-    @property
-    def view(self) -> str:
-        """What its items share."""
-        return _view(self.video, self.options)
+# Items of one `view`: they look at the same frames of one video, which is decoded and encoded once.
+Group = tuple[Item, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
     """All rows of a run. `settings` are those that every answer depends on; their digest begins every key.
 
-    `refused` are the records of rows that make no sense; the others are in `items`, as (video, item), in order.
+    `refused` are the records of rows that make no sense; the others are in `items`, in order.
     """
 
     settings: Record
-    items: tuple[tuple[str, Item], ...]
+    items: tuple[Item, ...]
     refused: tuple[Record, ...]
 
     @property
@@ -69,17 +64,15 @@ class Plan:
 
     @property
     def keys(self) -> list[str]:
-        return [item.key for _, item in self.items] + [record["key"] for record in self.refused]
+        return [item.key for item in self.items] + [record["key"] for record in self.refused]
 
     def groups(self, skipped: set[str]) -> list[Group]:
         """The items whose keys are not `skipped`, grouped by video and frames, ordered by each group's first item."""
-        gathered: dict[str, list[tuple[str, Item]]] = {}
-        for video, item in self.items:
+        gathered: dict[str, list[Item]] = {}
+        for item in self.items:
             if item.key not in skipped:
-                gathered.setdefault(_view(video, item.options), []).append((video, item))
-        return [
-            Group(pairs[0][0], pairs[0][1].options, tuple(item for _, item in pairs)) for pairs in gathered.values()
-        ]
+                gathered.setdefault(item.view, []).append(item)
+        return [tuple(items) for items in gathered.values()]
 
 
 def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], folder: Path | None) -> Plan:
@@ -113,7 +106,7 @@ def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], f
         except FlashVLMError as error:
             refused.append({**head, "error": described(error)})
             continue
-        items.append((str(folder / video) if folder else video, Item(head, question, own)))
+        items.append(Item(head, str(folder / video) if folder else video, question, own))
     return replace(plan, items=tuple(items), refused=tuple(refused))
 
 
@@ -134,10 +127,6 @@ def _asked(columns: dict[str, Any], options: AskOptions) -> tuple[str, str, AskO
                 raise UsageError(f"{column} must be a text or a number.")
             own[name] = parse(given, column) if parse else given
     return columns["video"], columns["question"].strip(), options.changed(**own)
-
-
-def _view(video: str, options: AskOptions) -> str:
-    return json.dumps([video, watching(options)], sort_keys=True)
 
 
 def _digest(value: Any) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashvlm.batch.plan import DIGITS, Plan, Record
-from flashvlm.journal import Journal, difference
+from flashvlm.batch.plan import DIGITS, Plan
+from flashvlm.journal import Journal, Record, difference, other_settings
 from flashvlm.options import OF_ROWS
 
 
@@ -16,49 +16,37 @@ class Records(Journal):
     counts records of rows that are not in the plan. They stay.
     """
 
-    kind, first = "record of flashvlm batch", b'{"key": "'
-
     def __init__(self, path: Path, plan: Plan, *, retry_failed: bool = False) -> None:
-        """Open or create the file (see `Journal`).
-
-        Args:
-            retry_failed: remove the records of rows that failed, so that they can be tried again.
-
-        Raises:
-            UsageError: another run writes to it, or it holds something else or records made with other settings; the
-                message names the first setting that differs, if the records show it.
-        """
+        """Open or create the file (see `Journal`); with `retry_failed`, without the records of rows that failed."""
         self.answered: set[str] = set()
         self.failed: set[str] = set()
         self.others = 0
-        self._plan, self._keys, self._retry_failed = plan, set(plan.keys), retry_failed
-        super().__init__(path)
+        self._plan, self._keys = plan, set(plan.keys)
+        super().__init__(path, "record of flashvlm batch", b'{"key": "', self._take)
+        if retry_failed and self.failed:
+            self.drop(lambda record: record["key"] in self.failed)
+            self.failed = set()
 
-    def take(self, record: Record) -> bool:
+    def _take(self, record: Record) -> bool:
         key = record.get("key")
         if not isinstance(key, str) or "row" not in record:
             return False
         if key[: DIGITS // 2] != self._plan.run:
-            self._refuse(record)
+            raise other_settings(self.path, self._difference(record))
         if key not in self._keys:
             self.others += 1
         else:
             (self.failed if "error" in record else self.answered).add(key)
         return True
 
-    def opened(self) -> None:
-        if self._retry_failed and self.failed:
-            self.drop(lambda record: record["key"] in self.failed)
-            self.failed = set()
-
-    def _refuse(self, record: Record) -> None:
+    def _difference(self, record: Record) -> str:
         columns = record["row"].keys() if isinstance(record["row"], dict) else set()
         model = {"model": record["model"]["name"]} if "model" in record else {}
         there, here = _flat({**record.get("settings", {}), **model}), _flat(self._plan.settings)
         # A row may have options of its own; a record of an error shows none.
         shown = [name for name in here if name in there and not (name in OF_ROWS and name in columns)]
         what = difference({name: there[name] for name in shown}, {name: here[name] for name in shown})
-        self.refuse(what or "the model, its weights, its dtype or an option is another")
+        return what or "the model, its weights, its dtype or an option is another"
 
 
 def _flat(settings: Record) -> Record:

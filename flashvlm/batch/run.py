@@ -6,8 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from flashvlm.batch.plan import Group, Plan, Record
+from flashvlm.batch.plan import Group, Plan
 from flashvlm.batch.records import Records
+from flashvlm.journal import Record
 
 # Loads what it needs when it is called, and answers while the iterator is read.
 Engine = Callable[[Sequence[Group]], Iterator[Record]]
@@ -30,7 +31,7 @@ class Run:
         # Those of which something was answered.
         self.videos: set[str] = set()
         self._given = 0
-        self._left = {item.key: place for place, group in enumerate(self.groups) for item in group.items}
+        self._left = {item.key: item for group in self.groups for item in group}
         self._begin = time.monotonic()
 
     @property
@@ -78,9 +79,9 @@ class Run:
             if record["key"] in self._left:
                 self._keep(record)
                 self._given += 1
-                group = self.groups[self._left.pop(record["key"])]
+                item = self._left.pop(record["key"])
                 if "error" not in record:
-                    self.videos.add(group.video)
+                    self.videos.add(item.video)
                 yield record
 
     def _keep(self, record: Record) -> None:

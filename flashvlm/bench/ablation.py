@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from flashvlm.selection.inputs import Inputs
     from flashvlm.selection.result import Selection
 
-# Name -> the recipe fields that differ from the full selector; names without any have a function below.
+# Name -> the recipe fields that differ from the full selector; names without any have a function below. Names of older
+# tables stay: "corners" are the `farthest` tokens, "lonely" the `uncovered`, "named" the `important`.
 _RECIPES: dict[str, dict[str, Any]] = {
-    "no-relevance": {"relevance": 0.0, "named": 0.0},
+    "no-relevance": {"relevance": 0.0, "important": 0.0},
     "relevance-0.5": {"relevance": 0.5},
     "sharpened": {},
     "no-novelty": {"novelty": 0.0},
@@ -23,11 +24,11 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "no-thinning": {"fewest": 2**30},
     "no-repetition": {"repetition": 0.0},
     "groups-apart": {"together": 0},
-    "no-named": {"named": 0.0},
+    "no-named": {"important": 0.0},
     "no-ends": {"ends": False},
     "no-floor": {"floor": 0},
-    "no-corners": {"corners": 0.0, "lonely": 0.5},
-    "no-lonely": {"lonely": 0.2},
+    "no-corners": {"farthest": 0.0, "uncovered": 0.5},
+    "no-lonely": {"uncovered": 0.2},
     "split": {},
     "merged": {},
 }
@@ -48,27 +49,23 @@ def _sharpened(inputs: Inputs) -> Selection:
     """Relevance sharpened as published, fused with novelty and saliency (the paper fuses it with saliency alone)."""
     import torch
 
-    from flashvlm.selection import flashvlm as whole
-    from flashvlm.selection.blocks import Blocks
-    from flashvlm.selection.directions import Directions
-    from flashvlm.selection.fusion import fuse
-    from flashvlm.selection.metric import unit_vectors
-    from flashvlm.selection.relevance import relevance, sharpen
+    from flashvlm.selection.blocks import Blocks, Directions
+    from flashvlm.selection.flashvlm import Recipe, choose, novelty, relative, relevance
+    from flashvlm.selection.geometry import unit_vectors, word_similarity
+    from flashvlm.selection.published.paper import fuse, sharpen
     from flashvlm.selection.result import Selection
-    from flashvlm.selection.weights import asked_for, novelty, salient
 
     if inputs.budget == len(inputs.tokens):
         return Selection.of(inputs, torch.arange(inputs.budget))
     directions = Directions.of(inputs.tokens)
     shown = torch.ones_like(directions.lengths[:, 0])
     if len(inputs.words):
-        shown = sharpen(relevance(directions.cosines(unit_vectors(inputs.words))))
-    recipe = whole.Recipe()
-    scores = fuse(novelty(directions) * salient(inputs.saliency) ** recipe.saliency, shown)
+        shown = sharpen(word_similarity(directions.cosines(unit_vectors(inputs.words))))
+    recipe = Recipe()
+    scores = fuse(novelty(directions) * relative(inputs.saliency) ** recipe.saliency, shown)
     blocks = Blocks.of(inputs.group_sizes, shown.device)
-    where = directions.under(inputs.metric)
-    asked = asked_for(directions, inputs.words)
-    kept, _ = whole.cover_best(where, blocks, scores, asked, inputs.budget, recipe)
+    wanted = relevance(directions, inputs.words).clamp(min=1)
+    kept, _ = choose(directions.under(inputs.metric), blocks, scores, wanted, inputs.budget, recipe)
     return Selection.of(inputs, kept, scores=scores)
 
 
@@ -92,10 +89,6 @@ def _split(inputs: Inputs) -> Selection:
 
 
 def _merged(inputs: Inputs) -> Selection:
-    from dataclasses import replace
-
     from flashvlm.selection.flashvlm import flashvlm
-    from flashvlm.selection.merge import merge
 
-    whole = flashvlm(inputs)
-    return replace(whole, vectors=merge(whole), merged_into=whole.nearest)
+    return flashvlm(inputs).merged()

@@ -18,7 +18,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +26,8 @@ from flashvlm import models
 from flashvlm.bench import scoring
 from flashvlm.bench.ablation import ABLATIONS, ablated
 from flashvlm.bench.data import Asked, DataSet
-from flashvlm.bench.results import Results
 from flashvlm.errors import UsageError, VideoError, known, sentence_of
+from flashvlm.journal import Journal, Record, difference, other_settings
 from flashvlm.options import AskOptions, Keep
 from flashvlm.report import code_digest, versions
 from flashvlm.selection import BY_CONTENT, SELECTORS
@@ -43,8 +42,8 @@ if TYPE_CHECKING:
 UNPRUNED = "100%"
 # A batch of answers holds at most this many tokens, or a single answer.
 BATCH_TOKENS = 2**15
-
-Record = dict[str, Any]
+# What the record of a question has, at least.
+RECORD = {"clip", "question", "text", "answer", "family", "choices", "tokens", "unpruned", "pruned"}
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,11 @@ class Run:
         """
         self.settings, self.data, self.numbers = settings, data, numbers
         self.identity = settings.identity(data)
-        self._results = Results(results, self.identity) if results else None
+        self._results: Journal | None = None
+        there: list[Record] = []
+        if results:
+            self._results, there = _opened(results, self.identity)
         wanted = set(numbers)
-        there = self._results.records if self._results else []
         done: dict[tuple[int, int], Record] = {}
         for record in there:
             if record["clip"] in wanted:
@@ -166,9 +167,7 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._results:
             self._results.close()
 
@@ -207,6 +206,22 @@ class Run:
         ]
         numbers = {"begin": self.numbers[0], "end": self.numbers[-1]}
         return {**table, "settings": self.identity, **numbers, "unreadable": left_out}
+
+
+def _opened(path: Path, identity: dict[str, Any]) -> tuple[Journal, list[Record]]:
+    """The file of results and the records in it. Its first line holds the settings, which are those of the run."""
+    lines: list[Record] = []
+
+    def take(line: Record) -> bool:
+        if not lines and "settings" in line and (what := difference(line["settings"], identity)):
+            raise other_settings(path, what)
+        lines.append(line)
+        return line.keys() >= (RECORD if lines[1:] else {"settings"})
+
+    journal = Journal(path, "result of flashvlm bench", b'{"settings"', take)
+    if not lines:
+        journal.write({"settings": identity})
+    return journal, lines[1:]
 
 
 # A video, and which of its questions to answer (None: all of them).
@@ -253,7 +268,10 @@ _worker: tuple[VideoQA, Settings, DataSet]
 def _start_worker(settings: Settings, data: DataSet, threads: int) -> None:
     import torch
 
+    from flashvlm.libraries import hide_unfit_torchvision
+
     global _worker
+    hide_unfit_torchvision()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _worker = load(settings), settings, data
@@ -374,7 +392,6 @@ def _answers(
 
 def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, selector: str, keep: Keep) -> Selection:
     from flashvlm.selection import select
-    from flashvlm.selection.merge import merge, remade
 
     count = len(seen)
     selection = select(
@@ -389,10 +406,8 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
         seed=settings.options.seed,
     )
     if seen is not encoded.tokens:
-        selection = remade(selection, encoded.tokens)
-    if settings.options.merge:
-        selection = replace(selection, vectors=merge(selection))
-    return selection
+        selection = selection.remade(encoded.tokens)
+    return selection.merged() if settings.options.merge else selection
 
 
 def _noisy(tokens: Tensor, share: float, seed: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import string
 from abc import ABC, abstractmethod
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from flashvlm.batch.rows import of_file
 from flashvlm.errors import UsageError
 
 # Words that any question may have, whatever it asks about.
@@ -123,27 +123,19 @@ class Lines(DataSet):
         """
         self.name = str(path)
         self._asked: dict[Path, list[Asked]] = {}
-        try:
-            content = path.read_bytes()
-            # Only line feeds end a line: JSON may contain other separators unescaped.
-            lines = content.decode("utf-8-sig").split("\n")
-        except FileNotFoundError:
-            raise UsageError(f"{self.name}: there is no such file.") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{self.name} cannot be read as UTF-8 text.") from error
-        for place, line in enumerate(lines, start=1):
-            if line.strip():
-                name, asked = _read_line(line, f"{path}, line {place}")
-                video = path.parent / name
-                if video not in self._asked and not video.is_file():
-                    raise UsageError(f"{path}, line {place}: there is no video {str(video)!r}.")
-                self._asked.setdefault(video, []).append(asked)
-        if not self._asked:
-            raise UsageError(f"{self.name} holds no question.")
+        for row in of_file(path):
+            where = f"{path}, line {row.line}"
+            if row.error:
+                raise UsageError(f"{where}: {row.error}")
+            name, asked = _asked(row.columns, where)
+            video = path.parent / name
+            if video not in self._asked and not video.is_file():
+                raise UsageError(f"{where}: there is no video {str(video)!r}.")
+            self._asked.setdefault(video, []).append(asked)
         self._videos = tuple(self._asked)
         # A replaced video most likely has another size.
-        sizes = [video.stat().st_size for video in self._videos]
-        self._digests = [hashlib.sha256(part).hexdigest()[:16] for part in (content, repr(sizes).encode())]
+        parts = (path.read_bytes(), repr([video.stat().st_size for video in self._videos]).encode())
+        self._digests = [hashlib.sha256(part).hexdigest()[:16] for part in parts]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -161,13 +153,8 @@ class Lines(DataSet):
         return self._videos[number]
 
 
-def _read_line(line: str, where: str) -> tuple[str, Asked]:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        raise UsageError(f"{where}: this is not JSON.") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{where}: a line must be a JSON object.")
+def _asked(value: dict[str, Any], where: str) -> tuple[str, Asked]:
+    """The video and the question of a line."""
     for key in ("video", "question", "answer"):
         if key not in value:
             raise UsageError(f"{where}: {key!r} is missing.")

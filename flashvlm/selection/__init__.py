@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 # Name -> module and function in this package; a selector is a function of `Inputs` that returns a `Selection`.
 _REGISTRY = {
     "flashvlm": ("flashvlm", "flashvlm"),
-    "paper": ("paper", "paper"),
-    "uniform": ("baselines", "uniform"),
-    "random": ("baselines", "random"),
-    "frames": ("baselines", "frames"),
-    "saliency": ("baselines", "saliency"),
-    "temporal": ("temporal", "temporal"),
-    "vispruner": ("vispruner", "vispruner"),
-    "divprune": ("divprune", "divprune"),
-    "cdpruner": ("cdpruner", "cdpruner"),
-    "mmtok": ("mmtok", "mmtok"),
-    "tome": ("tome", "tome"),
+    "paper": ("published.paper", "paper"),
+    "uniform": ("published.baselines", "uniform"),
+    "random": ("published.baselines", "random"),
+    "frames": ("published.baselines", "frames"),
+    "saliency": ("published.baselines", "saliency"),
+    "temporal": ("published.baselines", "temporal"),
+    "vispruner": ("published.paper", "vispruner"),
+    "divprune": ("published.divprune", "divprune"),
+    "cdpruner": ("published.cdpruner", "cdpruner"),
+    "mmtok": ("published.mmtok", "mmtok"),
+    "tome": ("published.tome", "tome"),
+    "vidcom2": ("published.vidcom2", "vidcom2"),
+    "holitom": ("published.holitom", "holitom"),
+    "fastvid": ("published.fastvid", "fastvid"),
+    "flashvid": ("published.flashvid", "flashvid"),
 }
 SELECTORS = tuple(_REGISTRY)
 # The selector that can be asked for a radius, or to choose the budget itself.
@@ -82,23 +86,29 @@ def select(
             raise UsageError(f"{selector} takes a budget in tokens: a delta or auto is for {BY_CONTENT}.")
 
     from flashvlm.selection.inputs import Inputs
-    from flashvlm.selection.result import Selection
 
     inputs = Inputs.checked(tokens, saliency, words, group_sizes, budget, delta, metric, seed)
+    choose: Callable[[Inputs], Selection]
     if callable(selector):
         choose = selector
     else:
         module, function = _REGISTRY[selector]
         choose = getattr(import_module(f"{__name__}.{module}"), function)
-    selection: Selection = choose(inputs)
-    named = getattr(choose, "__name__", str(choose))
+    selection = choose(inputs)
+    _check(selection, getattr(choose, "__name__", str(choose)), inputs)
+    return selection
+
+
+def _check(selection: Selection, name: str, inputs: Inputs) -> None:
+    """Raise ValueError unless a selector kept the number of tokens that it should, each once."""
+    from flashvlm.selection.result import Selection
+
     if not isinstance(selection, Selection):
-        raise ValueError(f"The selector {named!r} must return a Selection, not {type(selection).__name__}.")
+        raise ValueError(f"The selector {name!r} must return a Selection, not {type(selection).__name__}.")
     kept = selection.indices
-    free = inputs.auto or delta is not None
+    free = inputs.auto or inputs.delta is not None
     fits = 0 < len(kept) <= inputs.budget if free else len(kept) == inputs.budget
     if not fits or int(kept[0]) < 0 or bool((kept[1:] <= kept[:-1]).any()):
         given = f"{len(kept)}, from {int(kept[0])} to {int(kept[-1])}" if len(kept) else "none"
         wanted = f"{'some of ' if free else ''}{inputs.budget} tokens, each once"
-        raise ValueError(f"The selector {named!r} must keep {wanted}; it gave {given}.")
-    return selection
+        raise ValueError(f"The selector {name!r} must keep {wanted}; it gave {given}.")

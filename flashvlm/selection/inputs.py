@@ -12,29 +12,31 @@ import torch
 from torch import Tensor
 
 from flashvlm.errors import UsageError
-from flashvlm.selection.metric import in_range
+from flashvlm.selection.geometry import in_range
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The arguments of `select`, checked to make sense together.
+    """The arguments of `select`, checked to make sense together. All tensors are on the device of the tokens."""
 
-    `tokens` (N, D) and `words` (L, D) keep their dtype; `saliency` (N,) is float32, rescaled if it would not fit; all
-    are on the device of `tokens`. `group_sizes` sums to N, `budget` is from 1 to N, and `metric` is one that `Space.of`
-    knows. If a radius is asked for, `delta` holds it; if the selector is to choose the budget, `auto` is True. In both
-    cases `budget` is N.
-    """
-
+    # (N, D) floats of any kind: the visual tokens, group after group.
     tokens: Tensor
+    # (N,) float32, at least 0; rescaled if it would not fit.
     saliency: Tensor
+    # (L, D) floats of any kind: the words of the question; L may be 0.
     words: Tensor
+    # How many tokens each temporal group has; they sum to N.
     group_sizes: tuple[int, ...]
+    # How many tokens to keep, from 1 to N; N if the selector is to choose it, for `auto` or `delta`.
     budget: int
     auto: bool
+    # Instead of a budget, the largest distance from any token to its nearest kept one.
     delta: float | None
+    # How distance is measured: see `geometry.places`.
     metric: str
+    # The random seed of selectors that draw.
     seed: int
 
     @classmethod

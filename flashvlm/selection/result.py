@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from flashvlm.selection.coverage import cover
+from flashvlm.selection.geometry import Space, cover, gathered
 from flashvlm.selection.inputs import Inputs
-from flashvlm.selection.metric import Space
 
 # Tokens less similar than this do not stand for one another.
 ALIKE = 0.5
@@ -18,27 +17,34 @@ ALIKE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """K kept tokens of N, all tensors on the device of the tokens.
+    """K kept tokens of N, in their original order. All tensors are on the device of the tokens."""
 
-    `indices` (K,) int64 is ascending; `important` (K,) bool says whether each was kept for the question (True) or for
-    coverage (False), and is all False if the selector makes no such distinction; `scores` (N,) float32 is the fused
-    score, zeros if the selector has none. `vectors` (K, D) are what the language model gets for the kept tokens, in the
-    dtype of `tokens` (N, D): the tokens themselves, unless a selector merges others into them: then `merged_into` (N,)
-    int64 is, for each token, the position in `indices` of the one whose mean it is part of. `metric` defines distance.
-    `redundancy` is the mean similarity between dropped tokens and those that stand for them, for each round of a
-    thinning and, last, from one temporal group to the next if there are several; empty if the selector does not measure
-    it. `told_apart` is False if `important` says nothing.
-    """
-
+    # (K,) int64, ascending: the kept tokens.
     indices: Tensor
+    # (K,) bool: whether each was kept for the question (True) or for coverage (False); see `distinguishes`.
     important: Tensor
+    # (N,) float32: how much the selector values each token; zeros if it does not say.
     scores: Tensor
+    # (K, D), in the dtype of `tokens`: what the language model gets for the kept tokens. They are the tokens, or means
+    # of several if the selector merges tokens.
     vectors: Tensor = field(repr=False)
+    # (N, D): all tokens of the video.
     tokens: Tensor = field(repr=False)
+    # How distance between tokens is measured.
     metric: str
+    # How similar dropped tokens were to the tokens that stand for them (1: equal). There is a mean for every round of
+    # thinning within the temporal groups. If there are several groups, the last value is the mean similarity of their
+    # tokens to the group before. Empty if the selector does not measure it.
     redundancy: tuple[float, ...] = ()
-    told_apart: bool = False
+    # Whether the selector distinguishes tokens for the question from tokens for coverage. If not, `important` is all
+    # False and says nothing.
+    distinguishes: bool = False
+    # (N,) int64: for each token, the position in `indices` of the kept one whose mean it is part of. None if `vectors`
+    # are not plain means of all tokens.
     merged_into: Tensor | None = field(default=None, repr=False)
+    # If `vectors` are weighted sums: the (M,) tokens of the first, of the second, ...; how many each has (K,); and the
+    # weights (M,) of these tokens.
+    sums: tuple[Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -58,7 +64,7 @@ class Selection:
             scores: (N,) float32.
             redundancy: as measured by the selector.
         """
-        device, told_apart = inputs.tokens.device, important is not None
+        device, distinguishes = inputs.tokens.device, important is not None
         if important is None:
             important = diverse.new_empty(0)
         if scores is None:
@@ -67,11 +73,68 @@ class Selection:
         indices = indices.to(device)
         for_question = (order < len(important)).to(device)
         kept, scores = inputs.tokens[indices], scores.to(device)
-        return cls(indices, for_question, scores, kept, inputs.tokens, inputs.metric, redundancy, told_apart)
+        return cls(indices, for_question, scores, kept, inputs.tokens, inputs.metric, redundancy, distinguishes)
+
+    @classmethod
+    def mixed(cls, inputs: Inputs, kept: Tensor, tokens: Tensor, weights: Tensor) -> Selection:
+        """Keep weighted sums of tokens.
+
+        Args:
+            kept: (M,) int64, the kept token that each of `tokens` is added to; each of its own adds itself, too.
+            tokens: (M,) int64, in any order; a token may be added to several.
+            weights: (M,) float32.
+        """
+        selection = cls.of(inputs, kept.unique())
+        if len(selection.indices) == len(kept):
+            return selection
+        order, sizes = gathered(torch.searchsorted(selection.indices, kept), len(selection.indices))
+        return replace(selection, sums=(tokens[order], sizes, weights[order])).remade(inputs.tokens)
+
+    @property
+    def merges(self) -> bool:
+        """Whether some `vectors` are made of several tokens."""
+        return self.merged_into is not None or self.sums is not None
+
+    def pooled(self, values: Tensor) -> Tensor:
+        """Reduce other values of the N tokens to the K kept ones, as `vectors` reduces `tokens`.
+
+        Args:
+            values: (..., N, D) of any float dtype, on the device of the tokens.
+
+        Returns:
+            (..., K, D) in the same dtype: the rows of the kept tokens; or, if the selector merges tokens, the means or
+            sums of the rows that were merged into each, in float32. The same on every run.
+        """
+        rows = values.movedim(-2, 0)
+        if self.merged_into is not None:
+            order, sizes = gathered(self.merged_into, len(self.indices))
+            pooled = torch.segment_reduce(rows[order].flatten(1).float(), "mean", lengths=sizes)
+        elif self.sums is not None:
+            tokens, sizes, weights = self.sums
+            pooled = torch.segment_reduce(rows[tokens].flatten(1).float() * weights[:, None], "sum", lengths=sizes)
+        else:
+            return values.index_select(-2, self.indices)
+        return pooled.to(values.dtype).view(-1, *rows.shape[1:]).movedim(0, -2)
+
+    def merged(self) -> Selection:
+        """The same choice, with every dropped token merged into its nearest kept one."""
+        selection = replace(self, merged_into=self.nearest, sums=None)
+        selection = replace(selection, vectors=selection.pooled(self.tokens))
+        # Neither the tokens nor the kept ones have changed: the cover, which is slow to measure, is still right.
+        vars(selection)["_cover"] = self._cover
+        return selection
+
+    def remade(self, tokens: Tensor) -> Selection:
+        """The same choice, made of other (N, D) tokens."""
+        return replace(self, tokens=tokens, vectors=self.pooled(tokens))
 
     @property
     def little_to_drop(self) -> bool:
-        """Whether tokens differ from one another in round one, from the previous group, and some from all kept."""
+        """Whether the tokens are all unlike one another, so that whatever is dropped is lost.
+
+        It is so if the first round of thinning already dropped tokens unlike those that stand for them, each temporal
+        group is unlike the one before, and some token is unlike all kept ones.
+        """
         unlike = bool(self.redundancy) and max(self.redundancy[0], self.redundancy[-1]) < ALIKE
         return unlike and self.delta > 1 - ALIKE
 

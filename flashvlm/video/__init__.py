@@ -55,8 +55,8 @@ def decode(
 
     Every frame is decoded at its own size, turned upright, passed to `fit` as (3, H, W) uint8 with the number of
     frames in all, and dropped: memory holds what `fit` returned, which must be of one size, and what decord decodes
-    ahead in the meantime. A picture (JPEG, PNG, WebP) counts as a video of one frame, with no duration and no frame rate; an animated one, as a
-    GIF, is a video. `facts.rotation` is how far frames had to be turned for display.
+    ahead in the meantime. A picture (JPEG, PNG, WebP) counts as a video of one frame, with no duration and no frame
+    rate; an animated one, as a GIF, is a video. `facts.rotation` is how far frames had to be turned for display.
 
     Args:
         seek: `exact`, or `fast`: if every frame asked for has a key frame of its own within the mean time from one of

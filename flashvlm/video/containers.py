@@ -61,6 +61,9 @@ def checked(path: str | Path, limits: Limits) -> Source:
     """
     path = Path(path)
     status = check_video(path)
+    if not status.st_size:
+        # The files that the kernel makes up have no size either, and may block whoever reads them.
+        raise VideoError(f"{path}: the file is empty.")
     source = Source(path, status, limits)
     source.restart()
     try:

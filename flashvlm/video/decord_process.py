@@ -1,4 +1,5 @@
-"""What runs in the process that decord has for itself: see `with_decord`.
+"""What runs in the process that decord has for itself (see `with_decord`): nothing else is imported, so that it starts
+at once.
 
 What is known of decord (decord2 3.4, checked by the tests) shapes this module:
 
@@ -13,27 +14,19 @@ What is known of decord (decord2 3.4, checked by the tests) shapes this module:
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import mmap
 import os
 import signal
+import sys
 import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from itertools import pairwise
-from multiprocessing.connection import Connection
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
-
-from flashvlm.video.plan import TIME_TOLERANCE
-from flashvlm.video.reader import InexactError, duration_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-# decord returns a missing timestamp as far more seconds than this, before or after 0.
-NO_TIMESTAMP = 1e9
 # The strictest setting of decord: not one frame may stand in for another.
 NO_REPEATED_FRAMES = "0.000000001"
 # decord stops skipping when its decoding thread is slow; without a frame for this long it is stuck.
@@ -42,12 +35,17 @@ STALL_SECONDS = 20.0
 MOST_BYTES = 2 << 30
 
 
+class _InexactError(Exception):
+    """decord has not returned, or would not return, the frame that it was asked for."""
+
+
 def serve() -> None:
     """Answer the requests that come in on descriptor 0, a socket, until the other side is gone.
 
-    A request is JSON: `[seconds, "open", path]`, answered by `[starts, duration]`; `[seconds, "frame", index]`,
-    answered by `[height, width]` once the picture lies in the file of descriptor 1, which both sides map; or
-    `[seconds, "close"]`. What decord cannot do exactly is answered by null.
+    Requests and answers are lines of JSON: `[seconds, "open", path]` is answered by `[starts, ends, keys]` (when each
+    frame appears and disappears, in seconds, and the indices of key frames); `[seconds, "frame", number, hidden]` by
+    `[height, width]` once the picture lies in the file of descriptor 1, which both sides map; `[seconds, "close"]` by
+    true. What decord cannot do exactly is answered by null.
     """
     # Libraries may print.
     memory = os.dup(1)
@@ -56,26 +54,30 @@ def serve() -> None:
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
-    asked, video = Connection(0), None
-    asked.send_bytes(b"true")
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            seconds, what, *about = json.loads(asked.recv_bytes())
+    of_decord = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, StopIteration)
+    failures = (*of_decord, AssertionError, IndexError, UnicodeError, _InexactError)
+    video: _Video | None = None
+    with open(0, "rb") as requests, open(0, "wb", closefd=False) as answers:
+        for line in requests:
+            seconds, what, *about = json.loads(line)
             # Nobody is left to end a process that outlives its parent and hangs.
             signal.alarm(math.ceil(seconds) + 1)
             answer: Any = None
-            with contextlib.suppress(InexactError):
+            try:
                 if what == "open":
                     video = _Video(*about)
-                    answer = [video.starts, video.duration]
+                    answer = [*video.spans, video.keys]
                 elif what == "frame" and video is not None:
                     picture = video.frame(*about)
                     _share(picture, memory)
                     answer = picture.shape[:2]
                 elif what == "close":
                     video, answer = None, True
+            except failures:
+                pass
             signal.alarm(0)
-            asked.send_bytes(json.dumps(answer).encode())
+            answers.write(json.dumps(answer).encode() + b"\n")
+            answers.flush()
 
 
 def _limit() -> None:
@@ -87,8 +89,7 @@ def _limit() -> None:
     for kind, most in ((resource.RLIMIT_DATA, MOST_BYTES), (resource.RLIMIT_CORE, 0)):
         _, hard = resource.getrlimit(kind)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(kind, (most, most))
+        resource.setrlimit(kind, (most, most))
 
 
 def _share(picture: np.ndarray, memory: int) -> None:
@@ -101,59 +102,43 @@ def _share(picture: np.ndarray, memory: int) -> None:
 class _Video:
     """A video opened with decord.
 
-    `starts` and `duration` are those of a `Reader`. Other frames have decord's numbers here, which count those that an
-    edit list hides. decord's own position is the number of the frame it returns next, less `_behind`: after a start
-    from the beginning, the hidden frames that never came.
+    decord numbers the frames that an edit list hides too. Its own position is the number of the frame that it returns
+    next, less `_behind`: after a start from the beginning, the hidden frames that never came.
     """
 
     def __init__(self, path: str):
         import decord
 
-        self._decord = decord
-        self._errors = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, StopIteration)
-        try:
-            # The prefix keeps FFmpeg from taking a colon in the name for a protocol.
-            self._video = decord.VideoReader(f"file:{path}", num_threads=0, fault_tol=NO_REPEATED_FRAMES)
-            spans = self._video.get_frame_timestamp(list(range(len(self._video))))
-            self._keys = self._video.get_key_indices()
-        except (*self._errors, AssertionError, IndexError, UnicodeError) as error:
-            raise InexactError from error
-        starts, ends = spans.T.astype(float).round(6).tolist()
-        if len(starts) == 1:
-            starts, ends = [0.0], [ends[0] - starts[0]]
-        rising = all(earlier < later for earlier, later in pairwise(starts))
-        if not rising or abs(starts[0]) > NO_TIMESTAMP or starts[-1] < 0 or self._keys[:1] != [0]:
-            raise InexactError
-        self._hidden = bisect_left(starts, -TIME_TOLERANCE)
-        self.starts: Sequence[float] = starts[self._hidden :]
-        self.duration = duration_of(self.starts, ends[-1])
-        self._count = len(starts)
+        self._api = decord.video_reader
+        # The prefix keeps FFmpeg from taking a colon in the name for a protocol.
+        self._video = decord.VideoReader(f"file:{path}", num_threads=0, fault_tol=NO_REPEATED_FRAMES)
+        self._count = len(self._video)
+        self.spans = self._video.get_frame_timestamp(list(range(self._count))).T.astype(float).round(6).tolist()
+        self.keys = self._video.get_key_indices()
         self._seekable = True
         self._last = -1
         self._behind = 0
 
-    def frame(self, index: int) -> np.ndarray:
-        """The frame at `index`, which comes after those returned so far: (H, W, 3) uint8."""
-        try:
-            return self._frame(index + self._hidden)
-        except self._errors as error:
-            raise InexactError from error
+    def frame(self, number: int, hidden: int) -> np.ndarray:
+        """Frame `number`, which comes after those returned so far: (H, W, 3) uint8.
 
-    def _frame(self, number: int) -> np.ndarray:
-        key = self._keys[bisect_right(self._keys, number) - 1]
+        Args:
+            hidden: how many frames an edit list hides.
+        """
+        key = self.keys[bisect_right(self.keys, number) - 1]
         picture = None
         if self._last < 0 or (self._seekable and key > self._last + 1):
-            picture = self._land(key)
+            picture = self._land(key, hidden)
             if picture is None and key > 0:
                 self._seekable = False
-                picture = self._land(0)
+                picture = self._land(0, hidden)
             if picture is None:
-                raise InexactError
+                raise _InexactError
         while picture is None or self._last < number:
             picture = self._step(number)
         return picture
 
-    def _land(self, key: int) -> np.ndarray | None:
+    def _land(self, key: int, hidden: int) -> np.ndarray | None:
         """Seek to key frame `key` and return it; None if decord landed elsewhere."""
         if self._position() == key:
             # decord treats a seek to its current position as done, and checks nothing.
@@ -161,25 +146,25 @@ class _Video:
         self._video.seek_accurate(key)
         # decord looks at the timestamp of what it landed on, and only counts that frame as read if it is the key frame.
         exact = self._position() == key + 1
-        if not exact and (key > 0 or not self._hidden):
+        if not exact and (key > 0 or not hidden):
             return None
-        self._behind = 0 if exact else self._hidden
+        self._behind = 0 if exact else hidden
         self._last = key + self._behind
         return self._next()
 
     def _step(self, number: int) -> np.ndarray:
         """Skip to frame `number` or the last one before a key frame, whichever is first, without a seek; return it."""
         position = self._position()
-        after = bisect_right(self._keys, position)
+        after = bisect_right(self.keys, position)
         # Within a group of pictures decord's seek only skips.
-        stop = min(number - self._behind, self._keys[after] - 1 if after < len(self._keys) else self._count)
+        stop = min(number - self._behind, self.keys[after] - 1 if after < len(self.keys) else self._count)
         deadline = time.monotonic() + STALL_SECONDS
         while position < stop:
             self._video.seek_accurate(stop)
             if self._position() > position:
                 deadline = time.monotonic() + STALL_SECONDS
             elif time.monotonic() > deadline:
-                raise InexactError
+                raise _InexactError
             position = self._position()
         self._last = position + self._behind
         return self._next()
@@ -188,8 +173,13 @@ class _Video:
         picture = self._video.next().asnumpy()
         if picture.shape[2] != 3:
             # It takes the padding of a very narrow picture's lines for colour channels.
-            raise InexactError
+            raise _InexactError
         return picture
 
     def _position(self) -> int:
-        return self._decord.video_reader._CAPI_VideoReaderGetCurrentPosition(self._video._handle)
+        return self._api._CAPI_VideoReaderGetCurrentPosition(self._video._handle)
+
+
+if __name__ == "__main__":
+    sys.path[:] = json.loads(sys.argv[1])
+    serve()

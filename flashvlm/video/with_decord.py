@@ -7,25 +7,28 @@ import contextlib
 import json
 import mmap
 import os
+import socket
 import subprocess
 import sys
 import weakref
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from multiprocessing import Pipe
-from pathlib import Path
+from itertools import pairwise
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from flashvlm.video import decord_process
 from flashvlm.video.containers import Orientation
-from flashvlm.video.reader import InexactError, Reader, Source
+from flashvlm.video.plan import TIME_TOLERANCE
+from flashvlm.video.reader import InexactError, Reader, Source, duration_of
 from flashvlm.video.with_pyav import opened, orientation_of
 
 if TYPE_CHECKING:
     import torch
 
-# How long a process may take to start, in seconds.
-START_SECONDS = 60.0
-# How long it may take to let go of a video.
+# decord returns a missing timestamp as far more seconds than this, before or after 0.
+NO_TIMESTAMP = 1e9
+# How long a process may take to let go of a video, in seconds.
 CLOSE_SECONDS = 5.0
 
 
@@ -44,11 +47,20 @@ class DecordReader(Reader):
                 raise InexactError
         self._process = _Process.idle()
         weakref.finalize(self, self._process.release).atexit = False
-        self.starts, self.duration = self._ask("open", os.path.abspath(source.path))
+        starts, ends, keys = self._ask("open", os.path.abspath(source.path))
+        if len(starts) == 1:
+            starts, ends = [0.0], [ends[0] - starts[0]]
+        rising = all(earlier < later for earlier, later in pairwise(starts))
+        if not rising or abs(starts[0]) > NO_TIMESTAMP or starts[-1] < 0 or keys[:1] != [0]:
+            raise InexactError
+        # Frames that an edit list hides are numbered like the others.
+        self._hidden = bisect_left(starts, -TIME_TOLERANCE)
+        self.starts = starts[self._hidden :]
+        self.duration = duration_of(self.starts, ends[-1])
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
         for index in chosen:
-            height, width = self._ask("frame", index)
+            height, width = self._ask("frame", index + self._hidden, self._hidden)
             self._source.check_size(width, height)
             picture = self._process.picture(height, width)
             if picture is None:
@@ -102,15 +114,14 @@ class _Process:
         else:
             with TemporaryFile() as file:
                 self._memory = os.dup(file.fileno())
-        self._connection, other = Pipe()
-        # It imports what this process would, whatever its command line was, and runs none of its start-up files.
-        paths = [*sys.path, str(Path(__file__).parents[2])]
-        start = f"import sys; sys.path[:] = {paths!r}; from flashvlm.video.decord_process import serve; serve()"
+        self._socket, other = socket.socketpair()
+        self._answers = self._socket.makefile("rb")
         # decord reads PATH without asking whether it is set.
         environment = {"PATH": os.defpath, **os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
             self._popen = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", start],
+                # It imports what this process would, and runs none of its start-up files.
+                [sys.executable, "-I", "-S", decord_process.__file__, json.dumps(sys.path)],
                 stdin=other.fileno(),
                 stdout=self._memory,
                 stderr=subprocess.DEVNULL,
@@ -124,22 +135,15 @@ class _Process:
         finally:
             other.close()
         self._running.add(self)
-        if self._answer(START_SECONDS) is None:
-            raise InexactError
 
     def ask(self, seconds: float, *request: Any) -> Any:
         """Its answer to a request; None if it cannot answer, or has not within these seconds and is killed."""
         try:
-            self._connection.send_bytes(json.dumps([seconds, *request]).encode())
+            self._socket.settimeout(seconds)
+            self._socket.sendall(json.dumps([seconds, *request]).encode() + b"\n")
+            if line := self._answers.readline():
+                return json.loads(line)
         except OSError:
-            return self.kill()
-        return self._answer(seconds)
-
-    def _answer(self, seconds: float) -> Any:
-        try:
-            if self._connection.poll(seconds):
-                return json.loads(self._connection.recv_bytes())
-        except (OSError, EOFError):
             pass
         except BaseException:
             # An answer that nobody waited for would be taken for the next one.
@@ -171,7 +175,8 @@ class _Process:
             self._close()
 
     def _close(self) -> None:
-        self._connection.close()
+        self._answers.close()
+        self._socket.close()
         os.close(self._memory)
 
 

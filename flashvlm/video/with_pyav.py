@@ -97,7 +97,7 @@ class PyAVReader(Reader):
             raise VideoError(f"{source.path}: {NO_TIMES if timeless else HIDDEN if packets else NO_VIDEO}.")
         self._times = [moment for moment, _ in shown]
         self.starts = [round((moment - self._times[0]) * unit, 6) for moment in self._times]
-        self.duration = duration_of(self.starts, self.starts[-1] + shown[-1][1] * unit)
+        self.duration = round(duration_of(self.starts, self.starts[-1] + shown[-1][1] * unit), 6)
 
     def read(self, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
         wanted, held, damaged = set(chosen), _Held(), False

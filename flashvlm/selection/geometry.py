@@ -1,8 +1,7 @@
-"""What distance between two visual tokens means."""
+"""What distance between two visual tokens means, and how far the dropped ones are from the kept ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,10 @@ ROUNDING = 1e-4
 # `SHORTEST` has no direction.
 FAR_OUT = 1e12
 SHORTEST = 1e-12
+# The paper's temperature of the softmax over the words of a question.
+WORD_TEMPERATURE = 0.05
+# Floats in one block of similarities: 16 MB, whatever the number of tokens.
+BLOCK = 2**22
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
@@ -29,6 +32,20 @@ def in_range(vectors: Tensor) -> Tensor:
         return vectors
     largest = torch.stack(torch.aminmax(vectors)).abs().max()
     return vectors if largest == 0 or 1 / FAR_OUT < largest < FAR_OUT else vectors / largest
+
+
+def word_similarity(cosines: Tensor) -> Tensor:
+    """How similar each token is to the words of a question, the most similar words weighing most (arXiv 2512.20561).
+
+    The published word gate (weights by the words' norms) is left out: it is computed after normalising, where it is 1.
+
+    Args:
+        cosines: (N, L) of each token with each word, L at least 1.
+
+    Returns:
+        (N,) float32, from -1 to 1.
+    """
+    return ((cosines / WORD_TEMPERATURE).softmax(-1) * cosines).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +84,15 @@ def places(tokens: Tensor, metric: str) -> Tensor:
     Returns:
         (N, E) float32, where E is D, or D + 1 if a zero vector needs a direction of its own.
     """
-    return _METRICS[metric](tokens)
-
-
-def _cosine(tokens: Tensor) -> Tensor:
-    return with_zeros_apart(unit_vectors(tokens))
+    if metric == "cosine":
+        return with_zeros_apart(unit_vectors(tokens))
+    points = in_range(tokens).float()
+    if metric == "centered":
+        centred = points - points.mean(0)
+        real = centred.norm(dim=1, keepdim=True) > ROUNDING * points.norm(dim=1, keepdim=True)
+        return with_zeros_apart(unit_vectors(centred * real))
+    scale = points.square().sum(1).mean().sqrt()
+    return points / torch.where(scale > 0, scale, 1)
 
 
 def with_zeros_apart(units: Tensor) -> Tensor:
@@ -80,17 +101,41 @@ def with_zeros_apart(units: Tensor) -> Tensor:
     return torch.cat([units, zero.float()], 1) if zero.any() else units
 
 
-def _centered(tokens: Tensor) -> Tensor:
-    tokens = in_range(tokens).float()
-    centred = tokens - tokens.mean(0)
-    apart = centred.norm(dim=1, keepdim=True) > ROUNDING * tokens.norm(dim=1, keepdim=True)
-    return _cosine(centred * apart)
+def cover(space: Space, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the nearest kept token of every token: N x K products, in blocks of near-constant memory.
+
+    Ties go to the first kept token, but a kept token always stands for itself.
+
+    Args:
+        space: the N tokens under a metric.
+        indices: (K,) int64, the kept ones.
+
+    Returns:
+        nearest: (N,) int64, positions in `indices`.
+        distance: (N,) float32, at least 0; for cosines at most 2.
+    """
+    similarity, nearest = most_similar(space.left, space.right[indices])
+    distance = (1 - similarity).clamp(min=0)
+    nearest[indices] = torch.arange(len(indices), device=indices.device)
+    distance[indices] = 0
+    return nearest, distance
 
 
-def _euclidean(tokens: Tensor) -> Tensor:
-    points = in_range(tokens).float()
-    scale = points.square().sum(1).mean().sqrt()
-    return points / torch.where(scale > 0, scale, 1)
+def most_similar(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest inner product of each of (N, E) rows with any of (K, E) others, and the place of the first such."""
+    others = right.T
+    blocks = [(block @ others).max(1) for block in left.split(max(1, BLOCK // max(others.shape)))]
+    return torch.cat([block.values for block in blocks]), torch.cat([block.indices for block in blocks])
 
 
-_METRICS: dict[str, Callable[[Tensor], Tensor]] = {"cosine": _cosine, "centered": _centered, "euclidean": _euclidean}
+def gathered(places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Sort members by the place they belong to, so that sums per place are the same on every run and device.
+
+    Args:
+        places: (N,) int64 below `count`, the place of each member.
+
+    Returns:
+        order: (N,) int64, the members of the first place, then those of the second, ...
+        sizes: (count,) int64, how many members each place has.
+    """
+    return places.argsort(stable=True), torch.bincount(places, minlength=count)

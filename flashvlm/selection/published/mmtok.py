@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashvlm.selection.coverage import BLOCK
+from flashvlm.selection.geometry import BLOCK, Space, unit_vectors
 from flashvlm.selection.inputs import Inputs
-from flashvlm.selection.metric import Space, unit_vectors
 from flashvlm.selection.result import Selection
 
 # Published settings: temperatures of the softmax over the tokens for a word and for a token, and the weight of the

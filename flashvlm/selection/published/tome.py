@@ -7,10 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flashvlm.selection.coverage import BLOCK
+from flashvlm.selection.geometry import Space, gathered, most_similar
 from flashvlm.selection.inputs import Inputs
-from flashvlm.selection.merge import gathered
-from flashvlm.selection.metric import Space
 from flashvlm.selection.result import Selection
 
 # The share of the tokens that a round merges away, at most a half.
@@ -52,9 +50,6 @@ def closest_pairs(space: Space, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         source, target: (count,) int64, the even and odd positions of the most similar pairs; ties go to the first.
     """
-    even, odd = space.left[::2], space.right[1::2].T
-    rows = max(1, BLOCK // max(odd.shape))
-    blocks = [(block @ odd).max(1) for block in even.split(rows)]
-    similarity, nearest = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    similarity, nearest = most_similar(space.left[::2], space.right[1::2])
     ranked = similarity.argsort(descending=True, stable=True)[:count]
     return 2 * ranked, 2 * nearest[ranked] + 1

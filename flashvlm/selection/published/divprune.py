@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flashvlm.selection.geometry import Space
 from flashvlm.selection.inputs import Inputs
-from flashvlm.selection.metric import Space
 from flashvlm.selection.result import Selection
 
 # Size of the pool that is searched for the next tokens before all tokens are searched again.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flashvlm.selection.geometry import Space, unit_vectors
 from flashvlm.selection.inputs import Inputs
-from flashvlm.selection.metric import Space, unit_vectors
 from flashvlm.selection.result import Selection
 
 # Weight of relevance against diversity, from 0 (none) to below 1; 1 is the kernel as published.

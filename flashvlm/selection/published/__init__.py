@@ -1,0 +1,1 @@
+"""Published selectors, to compare with: each is written from its paper, and none knows the others."""

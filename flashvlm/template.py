@@ -1,0 +1,176 @@
+"""A checkpoint's chat template, rendered where it can do no harm.
+
+A chat template is a program that came with the weights: Jinja's sandbox keeps it from files and from Python, but not
+from loops without end or texts of any length. So it runs in a process of its own that is bounded, once for questions
+alone and once for questions with a system prompt; the words of each question are then put into what it made.
+
+Run as a script, this file is that process, which imports nothing but Jinja.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# In the place of a question and of a system prompt while the template is rendered: no template says these of its own.
+QUESTION, SYSTEM = "Question-b7c1e0d4", "System-b7c1e0d4"
+# What a template may take: seconds of processor time and of waiting, bytes of memory, characters that it makes.
+SECONDS, PATIENCE, MEMORY, LONGEST = 5, 20.0, 2**30, 100_000
+
+
+class ChatTemplate:
+    """The prompts that a chat template makes. Rendering begins in the background at once."""
+
+    def __init__(self, tokenizer: Any, folder: Path, part: str = "video") -> None:
+        """`tokenizer` has the template, and the special tokens that it may name; `folder` is for errors.
+
+        Args:
+            part: what the template calls a part of a message that is a video.
+        """
+        self._tokenizer, self._folder, self._part = tokenizer, folder, part
+        self._rendered: dict[tuple[str, bool, int], Future[str]] = {}
+        self._begin(with_system=False, videos=1)
+
+    def fill(self, question: str, system: str | None, videos: int) -> str:
+        """The prompt for this question about so many videos.
+
+        Raises:
+            ModelError: the template is broken, or takes too long or too much memory.
+        """
+        words = {QUESTION: question, SYSTEM: system or ""}
+        rendered = self._begin(with_system=system is not None, videos=videos).result()
+        return re.sub("|".join(words), lambda found: words[found[0]], rendered)
+
+    def _begin(self, with_system: bool, videos: int) -> Future[str]:
+        from flashvlm import aside
+
+        key = self._tokenizer.get_chat_template(), with_system, videos
+        if key not in self._rendered:
+            self._rendered[key] = aside.begin(partial(self._render, *key), "template")
+        return self._rendered[key]
+
+    def _render(self, template: str, with_system: bool, videos: int) -> str:
+        from flashvlm.errors import FlashVLMError, ModelError, sentence
+
+        content = [{"type": self._part}] * videos + [{"type": "text", "text": QUESTION}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if with_system:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": SYSTEM}]})
+        variables = {**self._tokenizer.special_tokens_map, "messages": messages}
+        asked = json.dumps({"template": template, "variables": variables})
+        # What this process imports, that one finds; nothing is taken from the folder that it runs in (-P).
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}
+        command = [sys.executable, "-P", __file__]
+        why = "it takes too long or too much memory"
+        try:
+            child = subprocess.run(
+                command, input=asked, capture_output=True, encoding="utf-8", env=environment, timeout=PATIENCE
+            )
+        except subprocess.TimeoutExpired:
+            child = None
+        if child is not None and child.returncode > 0 and "MemoryError" not in child.stderr:
+            # Not the template's fault, whose errors are part of the output.
+            raise FlashVLMError(f"The chat template could not be rendered: {child.stderr.strip()[-300:]}")
+        if child is not None and child.returncode == 0:
+            made = json.loads(child.stdout)
+            if "text" in made:
+                return made["text"]
+            why = made["error"]
+        raise ModelError(f"The chat template in {self._folder} cannot be used: {sentence(why)}")
+
+
+def main() -> None:
+    """Read a template and its variables from standard input, and write what it makes, or its error, as JSON."""
+    asked = json.loads(sys.stdin.buffer.read())
+    _bound()
+    try:
+        text = (
+            _environment()
+            .from_string(asked["template"])
+            .render(**asked["variables"], tools=None, documents=None, add_generation_prompt=True)
+        )
+        # Half of a surrogate pair is no text.
+        text.encode()
+        made = {"text": text} if len(text) <= LONGEST else {"error": f"it makes more than {LONGEST} characters"}
+    except MemoryError:
+        made = {"error": "it takes too much memory"}
+    except Exception as error:
+        # Templates raise whatever they run into: one for texts only adds a text and a list.
+        made = {"error": (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST]}
+    print(json.dumps(made))
+
+
+def _bound() -> None:
+    """Bound this process, where the system can (not on Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return
+    for kind, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
+
+
+def _environment() -> Any:
+    """Jinja as transformers sets it up for chat templates (`_compile_jinja_template`), and as strict."""
+    from datetime import datetime
+
+    from jinja2 import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+    from jinja2.utils import Namespace
+
+    class Generation(Extension):
+        """What {% generation %} marks is for training: here it is only text."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    class Names(Namespace):
+        def __init__(*arguments: Any, **named: Any) -> None:
+            names = dict(*arguments[1:], **named)
+            for name in names:
+                Names.check(name)
+            Namespace.__init__(arguments[0], names)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            Names.check(name)
+            super().__setitem__(name, value)
+
+        @staticmethod
+        def check(name: str) -> None:
+            if str(name).startswith("_"):
+                raise SecurityError(f"a name may not begin with an underscore: {name!r}")
+
+    def fail(message: str) -> None:
+        raise TemplateError(message)
+
+    def as_json(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **settings)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = as_json
+    environment.globals |= {
+        "raise_exception": fail,
+        "strftime_now": lambda wanted: datetime.now().strftime(wanted),
+        "dict": lambda *pairs, **named: dict(*pairs, **named),
+        "namespace": Names,
+    }
+    return environment
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The tables that `flashvlm bench` prints, made from those that the benchmarks return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flashvlm import units
+from flashvlm_cli.console import print_table
+
+Row = dict[str, Any]
+
+
+def print_accuracy(table: Row) -> None:
+    """Print what `bench.accuracy.Run.table` returns: overall, the differences to the first selector, by family."""
+    settings = table["settings"]
+    overall, *families = table["sections"]
+    rows = overall["rows"]
+    at_most = "at most " if overall["chance_at_most"] else ""
+    title = (
+        f"{settings['model']} on {settings['data']} {table['begin']} to {table['end']}: "
+        f"{units.plural(table['questions'], 'question')}, {at_most}{percent(overall['chance'])} by chance, "
+        f"{settings['dtype']} on {settings['device']}"
+    )
+    if table["unreadable"]:
+        questions = sum(one["questions"] for one in table["unreadable"])
+        videos = units.plural(len(table["unreadable"]), "unreadable video")
+        title += f"; without {units.plural(questions, 'question')} about {videos}"
+    measured = {
+        "right": [with_interval(row, "accuracy") for row in rows],
+        "retained": [with_interval(row, "retention") for row in rows],
+        "kept": cells(rows, "kept", percent),
+        "select": cells(rows, "seconds", units.seconds),
+        "δ": cells(rows, "delta", "{:.3f}".format),
+        "same": cells(rows, "same", percent),
+    }
+    print_table(title, budgets_and_selectors(rows) | measured)
+    others = [row for row in rows if "difference" in row]
+    if others:
+        points = {
+            "points": [f"{100 * row['difference']:+.1f}" for row in others],
+            "95 %": cells(others, "difference_interval", lambda ends: " to ".join(f"{100 * end:+.1f}" for end in ends)),
+            "tie": ["tie" if row["tie"] else "" for row in others],
+        }
+        print_table(f"points right, compared with {settings['selectors'][0]}", budgets_and_selectors(others) | points)
+    for budget in settings["keep"] if families else ():
+        print_families(budget, families)
+
+
+def print_families(budget: str, families: Sequence[Row]) -> None:
+    """Print the accuracy of every selector at one budget, by family of questions."""
+    places = [place for place, row in enumerate(families[0]["rows"]) if row["keep"] == budget]
+    names = [families[0]["rows"][place]["selector"] or "all tokens" for place in places]
+    columns = {"selector": ["questions", "chance", *names]}
+    for section in families:
+        chance = ("≤" if section["chance_at_most"] else "") + percent(section["chance"])
+        right = [percent(section["rows"][place]["accuracy"]) for place in places]
+        columns[section["family"]] = [str(section["count"]), chance, *right]
+    print_table(f"right by family, {budget} kept", columns)
+
+
+def print_selection(table: Row) -> None:
+    """Print what `bench.selection.SelectionRun.table` returns: a table for each number of tokens."""
+    settings, threads = table["settings"], units.plural(table["versions"]["threads"], "thread")
+    before = None
+    for size in settings["tokens"]:
+        rows = [row for row in table["rows"] if row["tokens"] == size]
+        measured = [row for row in rows if "skipped" not in row]
+        kept = f"{units.count(measured[0]['kept'])} kept ({settings['keep']})" if measured else settings["keep"]
+        grown = f", growth from {units.count(before)}" if before else ""
+        title = (
+            f"{units.count(size)} tokens of {settings['width']}, {kept}, "
+            f"{units.plural(settings['repeats'], 'repeat')}, {threads}{grown}"
+        )
+        print_table(
+            title,
+            {
+                "selector": [row["selector"] for row in rows],
+                "median": [once or "left out" for once in cells(rows, "seconds", units.seconds)],
+                "fastest": [units.seconds(row["fastest"]) if "fastest" in row else expected(row) for row in rows],
+                "slowest": cells(rows, "slowest", units.seconds),
+                "vs paper": cells(rows, "against_paper", times),
+                "growth": cells(rows, "growth", times),
+                "peak": cells(rows, "peak_bytes", size_of),
+                "δ": cells(rows, "delta", "{:.3f}".format),
+                "δ took": cells(rows, "delta_seconds", units.seconds),
+            },
+        )
+        before = size
+
+
+def print_speed(table: Row, model: str) -> None:
+    """Print what `bench.speed.SpeedRun.table` returns: times, sizes, and times as a multiple of two reference rows."""
+    from flashvlm.bench.speed import STAGES
+
+    rows, facts, video, machine = table["rows"], table["model"], table["video"], table["machine"]
+    name = f"a {video['kind']} clip" if video["kind"] else Path(video["path"]).name
+    title = (
+        f"{model} ({facts['dtype']} on {facts['device']}, {units.plural(machine['threads'], 'thread')}) on {name}: "
+        f"{table['frames']} frames of {video['width']} × {video['height']}, {units.timestamp(video['duration'])}; "
+        f"medians of {table['settings']['repeats']}"
+    )
+    took = {stage: [units.seconds(row["seconds"][stage]) for row in rows] for stage in STAGES}
+    took["first token"] = [units.seconds(row["seconds"]["time_to_first_token"]) for row in rows]
+    print_table(title, encoders_and_budgets(rows) | took)
+    sizes = {
+        "encoded": [f"{row['encoded']} of {table['moments']}" for row in rows],
+        "tokens": cells(rows, "tokens", units.count),
+        "KV cache": cells(rows, "kv_cache_bytes", size_of),
+        "tokens/s": cells(rows, "tokens_a_second", "{:.3g}".format),
+        "peak memory": cells(rows, "peak_bytes", size_of),
+    }
+    print_table("encoded moments, kept tokens, and what that takes", encoders_and_budgets(rows) | sizes)
+    # The first row is transformers', the second ours with all tokens.
+    heads = {"decode": "decode", "encode": "encode", "prefill": "prefill", "first token": "first"}
+    less = {head: cells(rows[1:], f"{name}_ratio", times) for head, name in heads.items()}
+    print_table("times less than transformers at 100%", encoders_and_budgets(rows[1:]) | less)
+    if rows[2:]:
+        heads = {"prefill": "prefill", "first token": "first"}
+        less = {head: cells(rows[2:], f"{name}_to_unpruned", times) for head, name in heads.items()}
+        print_table("times less than flashvlm at 100%", encoders_and_budgets(rows[2:]) | less)
+
+
+def cells(rows: Sequence[Row], name: str, form: Callable[[Any], str]) -> list[str]:
+    """One figure of every row; empty where a row has none."""
+    return ["" if row.get(name) is None else form(row[name]) for row in rows]
+
+
+def budgets_and_selectors(rows: Sequence[Row]) -> dict[str, list[str]]:
+    return {"keep": cells(rows, "keep", str), "selector": [row["selector"] or "all tokens" for row in rows]}
+
+
+def encoders_and_budgets(rows: Sequence[Row]) -> dict[str, list[str]]:
+    return {name: cells(rows, name, str) for name in ("encoder", "keep")}
+
+
+def with_interval(row: Row, name: str) -> str:
+    """`93.4% (92.5–94.3)`; empty if the row has no such figure."""
+    if row.get(name) is None:
+        return ""
+    between = row[f"{name}_interval"]
+    return percent(row[name]) + ("" if between is None else " ({:.1f}–{:.1f})".format(*(100 * end for end in between)))
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.3g}×"
+
+
+def size_of(number: int) -> str:
+    return units.scaled(number, "B")
+
+
+def expected(row: Row) -> str:
+    """How long a selector that was left out would have taken, in brackets."""
+    return f"({'too long' if row['skipped'] is None else units.seconds(row['skipped'])})"
