@@ -119,7 +119,7 @@ def moment_pictures(seen: Seen, frames: int = 1) -> Iterator[list[Image.Image]]:
     """The first `frames` frames of each moment, as displayed."""
     _check_unchanged(seen)
     wanted = [moment.timestamps[:frames] for moment in seen.moments]
-    pictures = video.frames_at(seen.video.path, list(chain.from_iterable(wanted)))
+    pictures = video.frames_at(seen.video.path, list(chain.from_iterable(wanted)), _limits(seen))
     for timestamps in wanted:
         yield [_image(next(pictures)) for _ in timestamps]
 
@@ -369,6 +369,11 @@ def _mean_gap(times: Sequence[float]) -> float:
     return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else STILL
 
 
+def _limits(seen: Seen) -> video.Limits:
+    """What reading the video was allowed to cost before."""
+    return video.Limits(**{name: seen.settings[name] for name in ("timeout", "max_source_pixels")})
+
+
 def _frame_times(seen: Seen, kind: str) -> list[float]:
     """The times of the frames that are drawn: from the first that was looked at to the last."""
     _check_unchanged(seen)
@@ -377,7 +382,7 @@ def _frame_times(seen: Seen, kind: str) -> list[float]:
     if end > start:
         fps = min(fps, (MOST_FRAMES[kind] - 1) / (end - start))
     thinned = fps < seen.video.fps
-    return video.times(seen.video.path, start, end, fps if thinned else None)
+    return video.times(seen.video.path, start, end, fps if thinned else None, _limits(seen))
 
 
 def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[Image.Image]:
@@ -412,7 +417,7 @@ def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[
     # All bars share one scale.
     most = max(moment.kept_count for one in seen for moment in one.moments)
     sampled = [(moment, at) for moment in range(len(first.moments)) for at in first.moments[moment].timestamps]
-    for at, pixels in zip(times, video.frames_at(facts.path, times), strict=True):
+    for at, pixels in zip(times, video.frames_at(facts.path, times, _limits(seen[0])), strict=True):
         moment = min(sampled, key=lambda pair: abs(pair[1] - at))[0]
         picture = _image(pixels).resize((width, height), Image.Resampling.LANCZOS)
         shot = canvas.copy()

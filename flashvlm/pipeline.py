@@ -17,7 +17,7 @@ from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import FeatureCache, Features, entry_key
 from flashvlm.encode import Encoded, encode, second_look
 from flashvlm.errors import ModelError, UsageError
-from flashvlm.generate import generate, kv_cache_bytes, prefill_flops
+from flashvlm.generate import generate, kv_cache_bytes, lifts_top_k, prefill_flops
 from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, OPTIONS, AskOptions, Keep
 from flashvlm.report import (
     Answer,
@@ -199,6 +199,7 @@ class VideoQA:
             self.backend.sampling(options.sampling),
             lambda frame, frames: self.backend.fit(frame, options, frames),
             options.seek,
+            video.Limits(options.timeout, options.max_source_pixels),
         )
         return Decoded(clip, None, time.perf_counter() - begin, options, key)
 
@@ -351,6 +352,8 @@ class VideoQA:
             choice.planes,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
             seed=options.seed,
             on_text=on_text,
             on_first_token=lambda: clock.start("generate"),
@@ -427,11 +430,12 @@ class VideoQA:
         }
 
     def _warnings(self, choice: Choice) -> tuple[str, ...]:
-        unknown = self.backend.unknown_words(f"{choice.question or ''} {choice.options.system or ''}")
-        return (
-            *choice.watched.warnings,
-            *((f"This model does not know: {', '.join(unknown)}. Its answer may be off.",) if unknown else ()),
-        )
+        options, warnings = choice.options, list(choice.watched.warnings)
+        if unknown := self.backend.unknown_words(f"{choice.question or ''} {options.system or ''}"):
+            warnings.append(f"This model does not know: {', '.join(unknown)}. Its answer may be off.")
+        if options.temperature and options.top_k is None and lifts_top_k(self.backend):
+            warnings.append("This checkpoint's own top_k of 1 is left out, so that --temperature has an effect.")
+        return tuple(warnings)
 
     def _check(self, question: str | None, options: AskOptions) -> None:
         _check_options(options)
