@@ -54,6 +54,19 @@ ALIASES = {
         Alias("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "Qwen2-VL, 7 B parameters."),
         Alias("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL, 3 B parameters."),
         Alias("video-llava-7b", "LanguageBind/Video-LLaVA-7B-hf", "Video-LLaVA, 7 B parameters; looks at 8 frames."),
+        Alias(
+            "llava-onevision-0.5b",
+            "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+            "LLaVA-OneVision, 0.9 B parameters; looks at 32 frames.",
+        ),
+        Alias(
+            "llava-onevision-7b",
+            "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+            "LLaVA-OneVision, 8 B parameters; looks at 32 frames.",
+        ),
+        Alias("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LLaVA-1.5, 7 B parameters; looks at 6 frames, as pictures."),
+        Alias("internvl3-1b", "OpenGVLab/InternVL3-1B-hf", "InternVL3, 0.9 B parameters."),
+        Alias("internvl3-2b", "OpenGVLab/InternVL3-2B-hf", "InternVL3, 2 B parameters."),
         Alias("smolvlm2-256m", "HuggingFaceTB/SmolVLM2-256M-Video-Instruct", "SmolVLM2, 0.26 B parameters."),
         Alias("smolvlm2-500m", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "SmolVLM2, 0.5 B parameters."),
         Alias("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLM2, 2.2 B parameters."),
@@ -112,7 +125,8 @@ def _missing_of(folder: Path) -> str | None:
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return "tokenizer.json"
     processor = folder / "processor_config.json"
-    nested = processor.is_file() and b'"video_processor"' in processor.read_bytes()
+    said = processor.read_bytes() if processor.is_file() else b""
+    nested = b'"video_processor"' in said or b'"image_processor"' in said
     if not nested and not any((folder / name).is_file() for name in PREPARATIONS):
         # Without it, frames would have another size than those that the model has learned from.
         return PREPARATIONS[0]

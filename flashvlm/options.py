@@ -296,7 +296,7 @@ class Sampling:
         f"Frames to look at per second, at least {MIN_FRAMES} in all.",
         FRAMES,
         metavar="F",
-        unset=f"{DEFAULT_FPS:g}; Video-LLaVA: 8 frames in all",
+        unset=f"{DEFAULT_FPS:g}; some models: a number of frames in all",
         check=allowed(lambda fps: 0 < fps <= MAX_FPS, f"must be more than 0 and at most {MAX_FPS}, not {{:g}}"),
         instead_of="frames",
     )

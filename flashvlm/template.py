@@ -28,9 +28,13 @@ SECONDS, PATIENCE, MEMORY, LONGEST = 5, 20.0, 2**30, 100_000
 class ChatTemplate:
     """The prompts that a chat template makes. Rendering begins in the background at once."""
 
-    def __init__(self, tokenizer: Any, folder: Path) -> None:
-        """`tokenizer` has the template, and the special tokens that it may name; `folder` is for errors."""
-        self._tokenizer, self._folder = tokenizer, folder
+    def __init__(self, tokenizer: Any, folder: Path, part: str = "video") -> None:
+        """`tokenizer` has the template, and the special tokens that it may name; `folder` is for errors.
+
+        Args:
+            part: what the template calls a part of a message that is a video.
+        """
+        self._tokenizer, self._folder, self._part = tokenizer, folder, part
         self._rendered: dict[tuple[str, bool, int], Future[str]] = {}
         self._begin(with_system=False, videos=1)
 
@@ -55,7 +59,7 @@ class ChatTemplate:
     def _render(self, template: str, with_system: bool, videos: int) -> str:
         from flashvlm.errors import FlashVLMError, ModelError, sentence
 
-        content = [{"type": "video"}] * videos + [{"type": "text", "text": QUESTION}]
+        content = [{"type": self._part}] * videos + [{"type": "text", "text": QUESTION}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if with_system:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": SYSTEM}]})

@@ -258,6 +258,9 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen3_vl_moe": tiny_qwen3_vl_moe,
     "video_llava": tiny_video_llava,
     "smolvlm": tiny_smolvlm,
+    "llava_onevision": tiny_llava_onevision,
+    "internvl": tiny_internvl,
+    "llava": tiny_llava,
 }
 
 

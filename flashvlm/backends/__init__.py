@@ -21,6 +21,9 @@ FAMILIES = {
     "qwen3_vl_moe": "flashvlm.backends.qwen3_vl:Qwen3VLMoe",
     "video_llava": "flashvlm.backends.video_llava:VideoLlava",
     "smolvlm": "flashvlm.backends.smolvlm:SmolVLM",
+    "llava_onevision": "flashvlm.backends.llava_onevision:LlavaOnevision",
+    "internvl": "flashvlm.backends.internvl:InternVL",
+    "llava": "flashvlm.backends.llava:Llava",
 }
 
 

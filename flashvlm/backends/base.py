@@ -57,14 +57,16 @@ class Backend(ABC):
     """One loaded checkpoint of one family.
 
     A family's class sets `model_class` and implements what is abstract here. Where the defaults do not fit, it also
-    overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `visual_tokens`, `placeholders`, `text_config`,
-    `fixed_tokens`, `encoder_output` and `position_ids`.
+    overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `template_part`, `visual_tokens`, `marker`,
+    `placeholders`, `text_config`, `fixed_tokens`, `encoder_output` and `position_ids`.
     """
 
     # The name of transformers' class.
     model_class: ClassVar[str]
     # The published prompt format, for checkpoints that come without a chat template.
     chat_template: ClassVar[str | None] = None
+    # What the chat template calls a part of a message that is a video.
+    template_part: ClassVar[str] = "video"
     # How many frames to look at if the user does not say; None: a number per second, as in `Sampling`.
     default_frames: ClassVar[int | None] = None
     # Tokens in each group that stand for no place in the picture; they come first.
@@ -74,7 +76,7 @@ class Backend(ABC):
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
-        self.template = ChatTemplate(tokenizer, folder)
+        self.template = ChatTemplate(tokenizer, folder, self.template_part)
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Backend:

@@ -71,8 +71,10 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
 def video_settings(folder: Path) -> dict[str, Any]:
     """How the checkpoint wants its frames prepared, from the file that transformers reads it from."""
-    nested = read_settings(folder, "processor_config.json").get("video_processor")
-    return nested or read_settings(folder, "video_preprocessor_config.json", "preprocessor_config.json")
+    nested = read_settings(folder, "processor_config.json")
+    files = read_settings(folder, "video_preprocessor_config.json", "preprocessor_config.json")
+    # A model of pictures has no others.
+    return nested.get("video_processor") or files or nested.get("image_processor") or {}
 
 
 def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
