@@ -89,7 +89,7 @@ def write(path: str | Path, seen: Sequence[Seen]) -> Path:
         VideoError: the video cannot be read again, or has changed.
     """
     check_alike(seen)
-    path = files.check_overlay(path, seen[0].video.path)
+    path = files.check_overlay(path, *(facts.path for facts in seen[0].videos or [seen[0].video]))
     draw = {".png": _write_sheet, ".mp4": _write_video}.get(path.suffix.lower(), _write_animation)
     with files.whole(path) as temporary:
         draw(temporary, seen)
