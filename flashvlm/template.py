@@ -31,31 +31,40 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, folder: Path) -> None:
         """`tokenizer` has the template, and the special tokens that it may name; `folder` is for errors."""
         self._tokenizer, self._folder = tokenizer, folder
-        self._rendered: dict[tuple[str, bool, int], Future[str]] = {}
-        self._begin(with_system=False, videos=1)
+        self._rendered: dict[tuple[str, bool, int, str], Future[str]] = {}
+        self._begin(with_system=False, videos=1, content="video")
 
-    def fill(self, question: str, system: str | None, videos: int) -> str:
-        """The prompt for this question about so many videos.
+    def fill(self, question: str, system: str | None, videos: int, content: str = "video") -> str:
+        """The prompt for this question about so many videos, or pictures if the `content` is `image`.
 
         Raises:
             ModelError: the template is broken, or takes too long or too much memory.
         """
         words = {QUESTION: question, SYSTEM: system or ""}
-        rendered = self._begin(with_system=system is not None, videos=videos).result()
+        rendered = self._begin(with_system=system is not None, videos=videos, content=content).result()
         return re.sub("|".join(words), lambda found: words[found[0]], rendered)
 
-    def _begin(self, with_system: bool, videos: int) -> Future[str]:
+    def writes(self, marker: str, content: str) -> bool:
+        """Whether the template writes this marker for a video, or for a picture if the `content` is `image`."""
+        from flashvlm.errors import ModelError
+
+        try:
+            return marker in self._begin(with_system=False, videos=1, content=content).result()
+        except ModelError:
+            return False
+
+    def _begin(self, with_system: bool, videos: int, content: str) -> Future[str]:
         from flashvlm import aside
 
-        key = self._tokenizer.get_chat_template(), with_system, videos
+        key = self._tokenizer.get_chat_template(), with_system, videos, content
         if key not in self._rendered:
             self._rendered[key] = aside.begin(partial(self._render, *key), "template")
         return self._rendered[key]
 
-    def _render(self, template: str, with_system: bool, videos: int) -> str:
+    def _render(self, template: str, with_system: bool, videos: int, kind: str) -> str:
         from flashvlm.errors import FlashVLMError, ModelError, sentence
 
-        content = [{"type": "video"}] * videos + [{"type": "text", "text": QUESTION}]
+        content = [{"type": kind}] * videos + [{"type": "text", "text": QUESTION}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if with_system:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": SYSTEM}]})

@@ -69,6 +69,8 @@ class Backend(ABC):
     default_frames: ClassVar[int | None] = None
     # Tokens in each group that stand for no place in the picture; they come first.
     class_tokens: ClassVar[int] = 0
+    # What a video is in a chat message.
+    content: str = "video"
     # What there is to say of the checkpoint.
     warnings: tuple[str, ...] = ()
 
@@ -145,6 +147,19 @@ class Backend(ABC):
         """A (3, H, W) uint8 frame of a video, of which this many are looked at, resized to `frame_size`."""
         return resize(frame, self.frame_size(frame.shape[1], frame.shape[2], options, frames))
 
+    def whole(
+        self, frames: Tensor, seconds_per_frame: float, timestamps: tuple[float, ...], duration: float
+    ) -> Encoded | None:
+        """A whole video encoded at once, if it cannot be encoded group by group; else None.
+
+        Args:
+            frames: (F, 3, h, w) uint8 frames of `frame_size`.
+            seconds_per_frame: how long each stands for.
+            timestamps: the second at which each appears.
+            duration: how long the video lasts, in seconds.
+        """
+        return None
+
     def area(self, height: int, width: int) -> Area:
         """The part of a frame of this size, as displayed, that the grid of its tokens divides into equal cells."""
         return Area()
@@ -212,7 +227,7 @@ class Backend(ABC):
         markers = [self.marker, *self.tokenizer.convert_ids_to_tokens(list(self.visual_tokens))]
         if any(marker in part for marker in markers for part in (question, system or "")):
             raise UsageError("The question must not contain the model's own marker for a video.")
-        text = self.template.fill(question, system, len(videos))
+        text = self.template.fill(question, system, len(videos), self.content)
         between = text.split(self.marker)
         if len(between) != len(videos) + 1:
             raise ModelError(f"The chat template of this model has no place for a video ({self.marker}).")
