@@ -26,6 +26,7 @@ def inputs(
     videos: list[torch.Tensor] = (),  # type: ignore[assignment]
     times: list[list[float]] = (),  # type: ignore[assignment]
     images: list[torch.Tensor] = (),  # type: ignore[assignment]
+    **settings: Any,
 ) -> dict[str, torch.Tensor]:
     """What `model.generate(**inputs)` takes for a conversation about these frames, all of which are used.
 
@@ -34,6 +35,7 @@ def inputs(
         videos: each (F, 3, H, W) uint8.
         times: for each video, the time of each frame in seconds, in whole milliseconds.
         images: each (3, H, W) uint8.
+        settings: of the processor.
     """
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     given: dict[str, Any] = {"text": [text]}
@@ -51,4 +53,4 @@ def inputs(
         given |= {"videos": list(videos), "do_sample_frames": False}
     if images:
         given["images"] = list(images)
-    return dict(processor(**given, return_tensors="pt"))
+    return dict(processor(**given, **settings, return_tensors="pt"))

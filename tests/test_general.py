@@ -14,6 +14,12 @@ from flashvlm.generate import answers
 QUESTION = "Why is this video funny?"
 # Families whose layers carry on a state: hiding a token is not the same as taking it out.
 RECURRENT = {"qwen3_5"}
+# Processors that would choose tokens themselves, or cut the frames of a video into tiles.
+SETTINGS = {
+    "video_llama_3": {"use_token_compression": False},
+    "idefics3": {"do_image_splitting": False},
+    "aya_vision": {"crop_to_patches": False},
+}
 
 
 @pytest.fixture(scope="module", params=GENERAL)
@@ -33,18 +39,13 @@ def seen(qa: VideoQA, frames: torch.Tensor) -> Encoded:
 
 def theirs(qa: VideoQA, frames: torch.Tensor) -> dict[str, torch.Tensor]:
     """What `generate` takes, by the checkpoint's processor alone."""
-    own = processor(qa.backend.folder)
     if qa.backend.kind == "video":
         content, given = [{"type": "video"}], {"videos": [frames], "times": [times(len(frames))]}
-        if hasattr(own.video_processor, "use_token_compression"):
-            own.video_processor.use_token_compression = False
     else:
         content, given = [{"type": "image"}] * len(frames), {"images": [list(frames)]}
-        for name in ("do_image_splitting", "crop_to_patches"):
-            if hasattr(own.image_processor, name) and len(frames) > 1:
-                setattr(own.image_processor, name, False)
+    settings = SETTINGS.get(qa.backend.family, {}) if qa.backend.kind == "video" or len(frames) > 1 else {}
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": QUESTION}]}]
-    return inputs(own, messages, **given)
+    return inputs(processor(qa.backend.folder), messages, **given, **settings)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -68,15 +69,12 @@ def test_keeping_everything_is_what_transformers_does(qa: VideoQA, count: int) -
 def visible(qa: VideoQA, ids: torch.Tensor, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
     """Which tokens each token sees, (S, S) for each kind of layer: those before it and, in some families, in its own
     picture; not the hidden ones."""
-    config = qa.backend.text_config
     before = torch.ones(len(ids), len(ids)).tril().bool()
-    types = qa.backend._types(ids)[0] > 0
-    picture = (types & ~types.roll(1)).cumsum(0) * types
-    together = (picture[:, None] == picture) & types
-    family = qa.backend.family
-    full = before | together if family == "gemma3" else before
-    both_ways = family == "gemma3" or getattr(config, "use_bidirectional_attention", None) == "vision"
-    near = before | together if both_ways else before
+    visual = torch.isin(ids, torch.tensor(list(qa.backend.visual_tokens)))
+    picture = (visual & ~visual.roll(1)).cumsum(0)
+    together = (picture[:, None] == picture) & visual & visual[:, None]
+    full = before | together if qa.backend.family == "gemma3" else before
+    near = before | together if qa.backend.family in ("gemma3", "gemma4") else before
     itself = torch.eye(len(ids), dtype=torch.bool)
     return {kind: seen & ~hidden | itself for kind, seen in {"full_attention": full, "sliding_attention": near}.items()}
 

@@ -69,8 +69,6 @@ class Backend(ABC):
     default_frames: ClassVar[int | None] = None
     # Tokens in each group that stand for no place in the picture; they come first.
     class_tokens: ClassVar[int] = 0
-    # What a video is in a chat message.
-    content: str = "video"
     # What there is to say of the checkpoint.
     warnings: tuple[str, ...] = ()
 
@@ -175,6 +173,11 @@ class Backend(ABC):
         The first one is the one that a video uses.
         """
         return {self.model.config.video_token_id: "video", self.model.config.image_token_id: "image"}
+
+    @property
+    def content(self) -> str:
+        """What a video is in a message of the chat template: `video`, or `image`."""
+        return "video"
 
     @property
     def marker(self) -> str:

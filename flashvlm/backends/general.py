@@ -63,10 +63,9 @@ class General(Backend):
     def kind(self) -> str:
         """`video` if the model, its processor and its chat template know videos, else `image`."""
         marker = getattr(self.processor, "video_token", None)
-        knows = marker is not None and getattr(self.processor, "video_processor", None) is not None
-        if knows and self.encoder("video") is not None and self.template.writes(marker, "video"):
-            return "video"
-        return "image"
+        if not marker or getattr(self.processor, "video_processor", None) is None or self.encoder("video") is None:
+            return "image"
+        return "video" if self.template.writes(marker, "video") else "image"
 
     @property
     def content(self) -> str:
@@ -210,9 +209,9 @@ class General(Backend):
         inputs = super().inputs(prompt, kept, vectors, planes)
         if not hasattr(self.model.base_model, "get_rope_index"):
             # Some attend both ways within a picture, and see by these what belongs to one.
-            types = self._types(prompt.ids)[0][prompt.places(kept)].to(self.device)
-            taken = signature(self.model.forward).parameters
-            inputs |= {name: types for name in ("mm_token_type_ids", "token_type_ids") if name in taken}
+            known = signature(self.model.forward).parameters.keys()
+            for name in known & {"mm_token_type_ids", "token_type_ids"}:
+                inputs[name] = self._types(prompt.ids)[0][prompt.places(kept)].to(self.device)
         return inputs
 
     def encoder_output(self, vectors: list[Tensor], planes: Tensor | None) -> Any:
