@@ -40,16 +40,33 @@ def load(folder: Path, *, device: str, dtype: str) -> Backend:
     family = config.get("model_type")
     if not isinstance(family, str):
         raise ModelError(f"{folder / 'config.json'} is missing, or names no model_type.")
-    if family not in FAMILIES:
-        raise ModelError(f"Models of type {family!r} are not supported; supported are: {', '.join(FAMILIES)}.")
-    module, name = FAMILIES[family].split(":")
-    backend: type[Backend] = getattr(import_module(module), name)
+    backend = _backend(family, config)
     # Not inside: what cannot be imported is no fault of the checkpoint.
     getattr(transformers, backend.model_class)
     with blaming(f"The checkpoint in {folder} cannot be loaded"):
         check_settings(folder, config)
         _refuse_others(backend, config)
         return backend.load(folder, device=device, dtype=dtype)
+
+
+def _backend(family: str, config: dict[str, Any]) -> type[Backend]:
+    """The class that serves a family: of a file of its own, or the general one.
+
+    Raises:
+        ModelError: neither does.
+    """
+    if family in FAMILIES:
+        module, name = FAMILIES[family].split(":")
+        return getattr(import_module(module), name)
+    from flashvlm.backends.general import backend_of
+
+    architecture = (config.get("architectures") or [""])[0]
+    if (general := backend_of(architecture)) is None:
+        raise ModelError(
+            f"Models of type {family!r} are not supported; supported are: {', '.join(FAMILIES)}, and others whose "
+            "class in transformers takes mm_encoder_outputs."
+        )
+    return general
 
 
 def _refuse_others(backend: type[Backend], config: dict[str, Any]) -> None:
