@@ -238,6 +238,19 @@ def test_an_animation_is_decoded_only_as_far_as_it_is_looked_at(tmp_path):
         decode(path, Sampling(), unchanged)
 
 
+def test_an_animation_of_a_hundred_thousand_frames_is_refused_at_once(tmp_path):
+    path = write_picture(tmp_path / "a.webp")
+    data = path.read_bytes()
+    start = data.index(b"ANMF")
+    frame = data[start : data.index(b"ANMF", start + 4)]
+    size = struct.pack("<I", start - 8 + len(frame) * 100_000)
+    path.write_bytes(data[:4] + size + data[8:start] + frame * 100_000)
+    begin = time.monotonic()
+    with pytest.raises(VideoError, match="it has 100000 frames, and an animated picture may have 10000"):
+        decode(path, Sampling(), unchanged)
+    assert time.monotonic() - begin < 20
+
+
 @pytest.mark.parametrize("seek", SEEKS)
 def test_frames_that_change_their_size_are_shown_in_that_of_the_first(tmp_path, seek):
     later, flat = [0.32 + at for at in steady(8)], {"bf": "0"}
