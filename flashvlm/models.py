@@ -102,7 +102,7 @@ def _missing_of(folder: Path) -> str | None:
         return "config.json"
     weights = weight_files(folder)
     if weights is None:
-        return f"a readable {INDEX}"
+        return f"readable {INDEX}"
     if lacking := [name for name in weights if not (folder / name).is_file()]:
         others = weights == [WEIGHTS] and (any(folder.glob("*.bin")) or any(folder.glob("*.pt*")))
         return f"{lacking[0]} (weights in other formats are not read)" if others else lacking[0]
@@ -125,7 +125,8 @@ def weight_files(folder: Path) -> list[str] | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     # All are in the folder itself.
-    return sorted(names) if names and all(isinstance(n, str) and os.path.basename(n) == n for n in names) else None
+    fit = all(isinstance(name, str) and name and os.path.basename(name) == name for name in names)
+    return sorted(names) if names and fit else None
 
 
 def _cached(hub_id: str, revision: str | None) -> tuple[Path | None, str | None]:
@@ -179,7 +180,7 @@ def fingerprint(folder: Path) -> str:
     if revision is not None:
         return revision
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern) if path.is_file()):
         digest.update(path.name.encode())
         if path.suffix != ".safetensors":
             digest.update(path.read_bytes())

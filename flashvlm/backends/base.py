@@ -245,6 +245,8 @@ class Backend(ABC):
         if not places:
             raise ModelError(f"The chat template of this model has no place for a video (token {self.visual_token}).")
         if len(places) > 1:
+            if self.tokenizer(self.template.fill("", system and "")).input_ids.count(self.visual_token) > 1:
+                raise ModelError("The chat template of this model has several places for a video.")
             raise UsageError("The question must not contain the model's own marker for a video.")
         return Prompt(ids[: places[0]], ids[places[0] + 1 :])
 

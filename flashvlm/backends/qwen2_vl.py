@@ -14,6 +14,7 @@ from flashvlm.backends.base import Backend, Encoded, Prompt
 from flashvlm.backends.loading import video_settings
 from flashvlm.backends.packing import packed
 from flashvlm.backends.vision import Layout, layout, see
+from flashvlm.errors import ModelError
 from flashvlm.pixels import qwen2_vl_patches, smart_resize
 
 # Defaults of transformers' Qwen2VLVideoProcessor, for what a checkpoint does not set.
@@ -32,6 +33,14 @@ class Qwen2VL(Backend):
         self.mean = tuple(settings.get("image_mean") or OPENAI_CLIP_MEAN)
         self.std = tuple(settings.get("image_std") or OPENAI_CLIP_STD)
         self.vision = model.config.vision_config
+        # What transformers finds out when it answers.
+        attention, sections = model.model.visual.blocks[0].attn, model.model.language_model.rotary_emb.mrope_section
+        if attention.num_heads * attention.head_dim != attention.dim:
+            raise ModelError(
+                f"{attention.num_heads} heads cannot share {attention.dim} channels of the vision encoder."
+            )
+        if 2 * sum(sections) != self._head_dim or min(sections) < 0:
+            raise ModelError(f"The parts {sections} of positions do not make up half of {self._head_dim} channels.")
 
     @cached_property
     def encoder(self) -> Any:
