@@ -108,6 +108,9 @@ def _missing_of(folder: Path) -> str | None:
         return f"{lacking[0]} (weights in other formats are not read)" if others else lacking[0]
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return "tokenizer.json"
+    # Every model on the hub has it, but other programs leave snapshots with only what they use.
+    if revision_of(folder) is not None and not (folder / "tokenizer_config.json").is_file():
+        return "tokenizer_config.json"
     processor = folder / "processor_config.json"
     nested = processor.is_file() and b'"video_processor"' in processor.read_bytes()
     if not nested and not any((folder / name).is_file() for name in PREPARATIONS):
@@ -147,9 +150,7 @@ def _cached(hub_id: str, revision: str | None) -> tuple[Path | None, str | None]
         folder, lacking = Path(begun), "complete set of files"
     except (HfHubHTTPError, ValueError):
         return None, None
-    # Other programs leave snapshots of weights alone, or without what the special tokens are.
-    settings = "tokenizer_config.json"
-    return folder, _missing(folder) or (lacking if (folder / settings).is_file() else settings)
+    return folder, _missing(folder) or lacking
 
 
 def state(model: str, revision: str | None = None) -> Literal["here", "incomplete", "away"]:

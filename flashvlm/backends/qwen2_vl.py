@@ -37,7 +37,7 @@ class Qwen2VL(Backend):
         attention, sections = model.model.visual.blocks[0].attn, model.model.language_model.rotary_emb.mrope_section
         if attention.num_heads * attention.head_dim != attention.dim:
             raise ModelError(
-                f"{attention.num_heads} heads cannot share {attention.dim} channels of the vision encoder."
+                f"{attention.num_heads} heads of the vision encoder do not divide {attention.dim} channels."
             )
         if 2 * sum(sections) != self._head_dim or min(sections) < 0:
             raise ModelError(f"The parts {sections} of positions do not make up half of {self._head_dim} channels.")
