@@ -96,7 +96,7 @@ def lifts_top_k(backend: Backend) -> bool:
 def kv_cache_bytes(backend: Backend, tokens: BeforeAfter) -> BeforeAfter:
     """Bytes of keys and values that a prompt of this many tokens leaves in the cache, in the model's dtype."""
     config = backend.text_config
-    each = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * backend.dtype.itemsize
+    each = 2 * config.num_hidden_layers * config.num_key_value_heads * backend.head_dim * backend.dtype.itemsize
     return BeforeAfter(each * tokens.before, each * tokens.after)
 
 
@@ -114,17 +114,13 @@ def prefill_flops(backend: Backend, tokens: BeforeAfter) -> BeforeAfter:
         if parameter.ndim in (2, 3) and "embed_tokens" not in name
     )
     # Scores and weighted values: two (S x d) by (S x d) products per head, half of which the causal mask saves.
-    attention = 2 * config.num_hidden_layers * config.num_attention_heads * _head_dim(config)
+    attention = 2 * config.num_hidden_layers * config.num_attention_heads * backend.head_dim
     last = 2 * config.hidden_size * config.vocab_size
 
     def flops(count: int) -> int:
         return 2 * linear * count + attention * count**2 + last
 
     return BeforeAfter(flops(tokens.before), flops(tokens.after))
-
-
-def _head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _generate(

@@ -216,6 +216,12 @@ class Backend(ABC):
         """The language model's configuration."""
         return self.model.config.get_text_config()
 
+    @property
+    def head_dim(self) -> int:
+        """The width of an attention head of the language model."""
+        config = self.text_config
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
     def sampling(self, asked: Sampling) -> Sampling:
         """The sampling asked for, with the family's own number of frames if neither fps nor frames was given."""
         if self.default_frames is None or asked.fps is not None or asked.frames is not None:
@@ -235,7 +241,8 @@ class Backend(ABC):
         text = self.template.fill(question, system, len(videos), self.part)
         between = text.split(self.marker)
         if len(between) != len(videos) + 1:
-            raise ModelError(f"The chat template of this model has no place for a video ({self.marker}).")
+            places = "no place" if len(between) <= len(videos) else "several places"
+            raise ModelError(f"The chat template of this model has {places} for a video ({self.marker}).")
         whole = between[0] + "".join(
             self.placeholders(video) + text for video, text in zip(videos, between[1:], strict=True)
         )
