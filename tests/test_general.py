@@ -7,7 +7,6 @@ from general_checkpoints import GENERAL
 from oracle import inputs, processor
 
 from flashvlm import VideoQA
-from flashvlm.backends.general import named
 from flashvlm.encode import Encoded, encode
 from flashvlm.generate import answers
 
@@ -95,8 +94,7 @@ def test_pruning_hides_the_dropped_tokens_and_changes_nothing_else(qa: VideoQA) 
     layers = set(getattr(backend.text_config, "layer_types", None) or ())
     mask = masks if "sliding_attention" in layers else masks["full_attention"]
     if backend.family in RECURRENT:
-        told = " ".join(named(backend.text_config))
-        assert "carry on a state" in told and told in " ".join(backend.warnings)
+        assert any("carry on a state" in told for told in backend.warnings)
         return
     with torch.inference_mode():
         expected = backend.model(**whole | {"attention_mask": mask}).logits[0, places]

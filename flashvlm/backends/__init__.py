@@ -24,6 +24,20 @@ FAMILIES = {
 }
 
 
+def served() -> list[dict[str, str]]:
+    """The families that are served, each with its `model_type`, transformers class and `way`: of its own, or general.
+
+    All of them are checked. Other classes that take `mm_encoder_outputs` are served in the general way, unchecked.
+    """
+    from flashvlm.backends.general import CHECKED
+
+    own = {family: _own(family).model_class for family in FAMILIES}
+    ways = (("own", own), ("general", {family: name for family, name in CHECKED.items() if family not in own}))
+    return [
+        {"family": family, "model_class": name, "way": way} for way, names in ways for family, name in names.items()
+    ]
+
+
 def load(folder: Path, *, device: str, dtype: str) -> Backend:
     """Load the checkpoint in `folder` with the backend of its family.
 
@@ -46,6 +60,11 @@ def load(folder: Path, *, device: str, dtype: str) -> Backend:
         return backend.load(folder, device=device, dtype=dtype)
 
 
+def _own(family: str) -> type[Backend]:
+    module, name = FAMILIES[family].split(":")
+    return getattr(import_module(module), name)
+
+
 def _backend(family: str, config: dict[str, Any]) -> type[Backend]:
     """The class that serves a family: of a file of its own, or the general one.
 
@@ -53,8 +72,7 @@ def _backend(family: str, config: dict[str, Any]) -> type[Backend]:
         ModelError: neither does.
     """
     if family in FAMILIES:
-        module, name = FAMILIES[family].split(":")
-        return getattr(import_module(module), name)
+        return _own(family)
     from flashvlm.backends.general import backend_of
 
     architecture = (config.get("architectures") or [""])[0]

@@ -31,6 +31,23 @@ from flashvlm.options import AskOptions
 # into tiles.
 SETTINGS = {"use_token_compression": False}
 WHOLE_FRAMES = {"do_image_splitting": False, "crop_to_patches": False}
+# What a vision encoder may return: anything else would have to be pruned in a way of its own.
+ENCODED = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}
+# `model_type` -> its class, for those that tests compare with transformers: everything kept gives its logits and words,
+# and what is dropped is as if hidden. Others are served, too, but nobody has checked them.
+CHECKED = {
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "llava_next_video": "LlavaNextVideoForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "video_llama_3": "VideoLlama3ForConditionalGeneration",
+    "glm4v": "Glm4vForConditionalGeneration",
+    "glm46v": "Glm46VForConditionalGeneration",
+    "idefics3": "Idefics3ForConditionalGeneration",
+    "mistral3": "Mistral3ForConditionalGeneration",
+    "aya_vision": "AyaVisionForConditionalGeneration",
+}
 
 
 def backend_of(model_class: str) -> type[General] | None:
@@ -56,7 +73,7 @@ class General(Backend):
     @classmethod
     def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Backend:
         backend = super().load(folder, device=device, dtype=dtype)
-        backend.warnings = (*backend.warnings, *named(backend.text_config))
+        backend.warnings = (*backend.warnings, *named(backend.model))
         return backend
 
     @cached_property
@@ -143,8 +160,8 @@ class General(Backend):
         ids, encoder = prepared["input_ids"][0], self.encoder(self.kind)
         taken = {name: value for name, value in prepared.items() if name in signature(encoder).parameters}
         output = encoder(**{name: self._placed(value) for name, value in taken.items()}, return_dict=True)
-        if getattr(output, "deepstack_features", None) is not None:
-            raise ModelError(f"{self.model_class} has features of several layers, which the general way does not know.")
+        if other := sorted(set(output) - ENCODED):
+            raise ModelError(f"{self.model_class} makes {other[0]} of a video, which flashvlm cannot prune.")
         rows, form = _rows(output.pooler_output)
         there = torch.isin(ids, torch.tensor(list(self.visual_tokens)))
         if int(there.sum()) != len(rows):
@@ -233,18 +250,17 @@ def _processor(folder: Path) -> Any:
         return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def named(config: Any) -> tuple[str, ...]:
-    """What there is to say of a language model that is served in the general way.
-
-    Args:
-        config: its configuration.
-    """
-    kinds = set(getattr(config, "layer_types", None) or ())
+def named(model: Any) -> tuple[str, ...]:
+    """What there is to say of a model that is served in the general way."""
+    family = model.config.model_type
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     told = ["Every token of this model counts as equally salient: flashvlm has no file for its family."]
-    if other := sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"}):
+    if family not in CHECKED:
+        told.append(f"Nobody has checked models of type {family} with flashvlm: do not rely on the answer.")
+    if kinds - {"full_attention", "sliding_attention", "chunked_attention"} or model._is_stateful:
         told.append(
-            f"This model has layers of type {' and '.join(other)}, which carry on a state from token to token: what is "
-            "dropped is as if it had never been there, which is more than hiding it."
+            "Some layers of this model carry on a state from token to token: what is dropped is as if it had never "
+            "been there, which is more than hiding it."
         )
     if kinds & {"sliding_attention", "chunked_attention"}:
         told.append("Some layers of this model see a number of tokens back: further in time, if tokens are dropped.")
