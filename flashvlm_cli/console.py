@@ -380,7 +380,7 @@ def print_models(models: Sequence[Mapping[str, Any]]) -> None:
 WAYS = {
     "own": "Has a file of its own: fast pixels and vision encoder, saliency, and reuse of repeated moments. Checked "
     "against transformers: pixels, prompt, logits and words; what is dropped is as if hidden.",
-    "general": "The general way, with torchvision (flashvlm[any]): the checkpoint's own processor; every token counts as "
+    "general": "The general way, with torchvision (flashvlm[any]): the checkpoint's own processor; all tokens are "
     "equally salient. Checked against transformers: prompt, logits and words; what is dropped is as if hidden (except "
     "in layers that carry on a state: qwen3_5).",
 }

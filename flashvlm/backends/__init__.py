@@ -76,7 +76,7 @@ def _backend(family: str, config: dict[str, Any]) -> type[Backend]:
     from flashvlm.backends.general import backend_of
 
     architecture = (config.get("architectures") or [""])[0]
-    if (general := backend_of(architecture)) is None:
+    if (general := backend_of(family, architecture)) is None:
         raise ModelError(
             f"Models of type {family!r} are not supported; supported are: {', '.join(FAMILIES)}, and others whose "
             "class in transformers takes mm_encoder_outputs."
