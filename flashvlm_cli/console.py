@@ -376,6 +376,36 @@ def print_models(models: Sequence[Mapping[str, Any]]) -> None:
     _print(_described(rows, "aside", sys.stdout), sys.stdout)
 
 
+# What is so of a family that is served in this way.
+WAYS = {
+    "own": "Has a file of its own: fast pixels and vision encoder, saliency, and reuse of repeated moments. Checked "
+    "against transformers: pixels, prompt, logits and words; what is dropped is as if hidden.",
+    "general": "The general way, with torchvision (flashvlm[any]): the checkpoint's own processor; all tokens are "
+    "equally salient. Checked against transformers: prompt, logits and words; what is dropped is as if hidden (except "
+    "in layers that carry on a state: qwen3_5).",
+}
+OTHERS = (
+    "Any other class of transformers that takes mm_encoder_outputs is served in the general way, too, but is not "
+    "checked: an answer says so."
+)
+
+
+def print_families(families: Sequence[Mapping[str, str]]) -> None:
+    """Print the families that are served, by the way in which they are."""
+    wide, width = max(len(family["family"]) for family in families) + GAP, _width(sys.stdout)
+    lines: list[Text] = []
+    for way, about in WAYS.items():
+        lines += [Text(line, "aside") for line in textwrap.wrap(about, width, break_on_hyphens=False)]
+        lines += [
+            Text.assemble(" " * GAP, (family["family"].ljust(wide), "value"), family["model_class"])
+            for family in families
+            if family["way"] == way
+        ]
+        lines.append(Text(""))
+    lines += [Text(line, "aside") for line in textwrap.wrap(OTHERS, width, break_on_hyphens=False)]
+    _print(lines, sys.stdout)
+
+
 def _described(rows: Sequence[tuple[Text, str]], style: str, stream: TextIO | None) -> list[Text]:
     """Heads with a text about each: beside them in a column or, on a narrow terminal, below."""
     before = max(head.cell_len for head, _ in rows) + GAP

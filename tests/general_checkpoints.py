@@ -128,9 +128,8 @@ def gemma4(folder: Path) -> Path:
     """3 x 3 patches of 8 pixels a token, at most 70 tokens a frame; a frame's tokens see each other in one layer."""
     sizes = {"patch_size": 8, "max_soft_tokens": 70, "pooling_kernel_size": 3}
     special = {
-        "<bos>": 300, "<turn|>": 301, "<|turn>": 302, "<|image>": 303, "<image|>": 304,
-        "<|img|>": 305, "<|video|>": 306,
-        "<|audio|>": 307, "<|audio>": 308, "<audio|>": 309,
+        "<bos>": 300, "<turn|>": 301, "<|turn>": 302, "<|image>": 303, "<image|>": 304, "<|img|>": 305,
+        "<|video|>": 306, "<|audio|>": 307, "<|audio>": 308, "<audio|>": 309,
     }  # fmt: skip
     return tiny(
         folder,

@@ -32,6 +32,20 @@ FAMILIES = {
 LARGEST_FRAME = 2**24
 
 
+def served() -> list[dict[str, str]]:
+    """The families that are served, each with its `model_type`, transformers class and `way`: of its own, or general.
+
+    All of them are checked. Other classes that take `mm_encoder_outputs` are served in the general way, unchecked.
+    """
+    from flashvlm.backends.general import CHECKED
+
+    own = {family: _own(family).model_class for family in FAMILIES}
+    ways = (("own", own), ("general", {family: name for family, name in CHECKED.items() if family not in own}))
+    return [
+        {"family": family, "model_class": name, "way": way} for way, names in ways for family, name in names.items()
+    ]
+
+
 def load(folder: Path, *, device: str, dtype: str) -> Backend:
     """Load the checkpoint in `folder` with the backend of its family.
 
@@ -72,6 +86,11 @@ def rehearse(backend: Backend) -> None:
         raise ValueError("its frames become no pixels")
 
 
+def _own(family: str) -> type[Backend]:
+    module, name = FAMILIES[family].split(":")
+    return getattr(import_module(module), name)
+
+
 def _backend(family: str, config: dict[str, Any]) -> type[Backend]:
     """The class that serves a family: of a file of its own, or the general one.
 
@@ -79,12 +98,11 @@ def _backend(family: str, config: dict[str, Any]) -> type[Backend]:
         ModelError: neither does.
     """
     if family in FAMILIES:
-        module, name = FAMILIES[family].split(":")
-        return getattr(import_module(module), name)
+        return _own(family)
     from flashvlm.backends.general import backend_of
 
     architecture = (config.get("architectures") or [""])[0]
-    if (general := backend_of(architecture)) is None:
+    if (general := backend_of(family, architecture)) is None:
         raise ModelError(
             f"Models of type {family!r} are not supported; supported are: {', '.join(FAMILIES)}, and others whose "
             "class in transformers takes mm_encoder_outputs."

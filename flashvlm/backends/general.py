@@ -2,7 +2,10 @@
 
 The checkpoint's own processor prepares pixels and prompt, `get_video_features` or `get_image_features` makes the
 tokens, and `get_rope_index` gives the positions where the model has one. What a family's own file adds is missing: a
-saliency from the vision encoder (here all tokens have the same), reuse of repeated moments, and a second look.
+saliency from the vision encoder, reuse of repeated moments, and a second look.
+
+All tokens have the same saliency, because transformers returns attention only for all layers together, and computed
+without fused kernels: more than 10 GB for 24 frames of a SigLIP tower.
 """
 
 from __future__ import annotations
@@ -31,12 +34,35 @@ from flashvlm.options import AskOptions
 # into tiles.
 SETTINGS = {"use_token_compression": False}
 WHOLE_FRAMES = {"do_image_splitting": False, "crop_to_patches": False}
+# What a vision encoder may return: anything else would have to be pruned in a way of its own.
+ENCODED = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}
+# `model_type` -> its class, for those that tests compare with transformers: everything kept gives its logits and words,
+# and what is dropped is as if hidden. Others are served, too, but nobody has checked them.
+CHECKED = {
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "llava_next_video": "LlavaNextVideoForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "video_llama_3": "VideoLlama3ForConditionalGeneration",
+    "glm4v": "Glm4vForConditionalGeneration",
+    "glm46v": "Glm46VForConditionalGeneration",
+    "idefics3": "Idefics3ForConditionalGeneration",
+    "mistral3": "Mistral3ForConditionalGeneration",
+    "aya_vision": "AyaVisionForConditionalGeneration",
+}
 
 
-def backend_of(model_class: str) -> type[General] | None:
-    """The general backend for this transformers class; None if the class does not take `mm_encoder_outputs`."""
+def backend_of(family: str, model_class: str) -> type[General] | None:
+    """The general backend for this transformers class of this `model_type`; None if it cannot be served.
+
+    It cannot if it does not take `mm_encoder_outputs`, or has an encoder for its text: that sees all tokens at once.
+    """
     named = getattr(transformers, model_class, None)
-    if named is None or "mm_encoder_outputs" not in signature(named.forward).parameters:
+    if named is None or getattr(named.config_class, "model_type", None) != family:
+        return None
+    taken = signature(named.forward).parameters
+    if "mm_encoder_outputs" not in taken or "decoder_input_ids" in taken:
         return None
     return type(model_class, (General,), {"model_class": model_class})
 
@@ -49,14 +75,12 @@ class General(Backend):
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         super().__init__(model, tokenizer, folder)
-        if model.config.is_encoder_decoder:
-            raise ModelError(f"{self.model_class} has an encoder for its text, too, and is not supported.")
         self.processor = _processor(folder)
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Backend:
         backend = super().load(folder, device=device, dtype=dtype)
-        backend.warnings = (*backend.warnings, *named(backend.text_config))
+        backend.warnings = (*backend.warnings, *named(backend.model))
         return backend
 
     @cached_property
@@ -143,8 +167,8 @@ class General(Backend):
         ids, encoder = prepared["input_ids"][0], self.encoder(self.kind)
         taken = {name: value for name, value in prepared.items() if name in signature(encoder).parameters}
         output = encoder(**{name: self._placed(value) for name, value in taken.items()}, return_dict=True)
-        if getattr(output, "deepstack_features", None) is not None:
-            raise ModelError(f"{self.model_class} has features of several layers, which the general way does not know.")
+        if other := sorted(set(output) - ENCODED):
+            raise ModelError(f"{self.model_class} makes {other[0]} of a video, which flashvlm cannot prune.")
         rows, form = _rows(output.pooler_output)
         there = torch.isin(ids, torch.tensor(list(self.visual_tokens)))
         if int(there.sum()) != len(rows):
@@ -162,7 +186,7 @@ class General(Backend):
             rows[:count],
             torch.ones(count, device=rows.device),
             groups,
-            *_grid(size, prepared, runs=_runs(there, size), pictures=len(frames)),
+            *_grid(size, prepared, len(frames)),
             seconds_per_group=seconds_per_frame * len(frames) / groups,
             timestamps=timestamps,
             duration=duration,
@@ -233,18 +257,17 @@ def _processor(folder: Path) -> Any:
         return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def named(config: Any) -> tuple[str, ...]:
-    """What there is to say of a language model that is served in the general way.
-
-    Args:
-        config: its configuration.
-    """
-    kinds = set(getattr(config, "layer_types", None) or ())
+def named(model: Any) -> tuple[str, ...]:
+    """What there is to say of a model that is served in the general way."""
+    family = model.config.model_type
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     told = ["Every token of this model counts as equally salient: flashvlm has no file for its family."]
-    if other := sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"}):
+    if family not in CHECKED:
+        told.append(f"Nobody has checked models of type {family} with flashvlm: do not rely on the answer.")
+    if kinds - {"full_attention", "sliding_attention", "chunked_attention"} or model._is_stateful:
         told.append(
-            f"This model has layers of type {' and '.join(other)}, which carry on a state from token to token: what is "
-            "dropped is as if it had never been there, which is more than hiding it."
+            "Some layers of this model carry on a state from token to token: what is dropped is as if it had never "
+            "been there, which is more than hiding it."
         )
     if kinds & {"sliding_attention", "chunked_attention"}:
         told.append("Some layers of this model see a number of tokens back: further in time, if tokens are dropped.")
@@ -263,22 +286,20 @@ def _rows(pooled: Any) -> tuple[Tensor, list[int]]:
     return torch.cat([one.flatten(0, -2) for one in pooled]), [True, pooled[0].ndim]
 
 
-def _runs(there: Tensor, size: int) -> int:
-    """In how many runs the first `size` placeholders stand, if these are equally long; else 1."""
-    places = there.nonzero()[:size, 0]
-    ends = torch.cat([(places.diff() > 1).nonzero()[:, 0] + 1, torch.tensor([size])])
-    lengths = ends.diff(prepend=torch.zeros(1, dtype=ends.dtype)).unique()
-    return len(ends) if len(lengths) == 1 else 1
-
-
-def _grid(size: int, prepared: dict[str, Tensor], *, runs: int, pictures: int) -> tuple[int, int]:
+def _grid(size: int, prepared: dict[str, Tensor], pictures: int) -> tuple[int, int]:
     """The (height, width) of the grid of `size` tokens, from what the processor says of the pixels; else (1, size).
 
+    Of a picture that is cut into tiles, places are not known.
+
     Args:
-        runs: in how many equal runs the placeholders of one group stand: rows, where text ends a row.
         pictures: the number of frames.
     """
     sides = [prepared[name][0].tolist()[-2:] for name in prepared if name.endswith(("grid_thw", "image_sizes"))]
+    # (x, y) of every patch.
+    places = [
+        prepared[name].flatten(0, -2) for name in ("image_position_ids", "video_position_ids") if name in prepared
+    ]
+    sides += [(place.amax(0).flip(0) + 1).tolist() for place in places]
     for name in ("pixel_values", "pixel_values_videos"):
         values = prepared.get(name)
         # Unless frames are cut into tiles.
@@ -286,6 +307,7 @@ def _grid(size: int, prepared: dict[str, Tensor], *, runs: int, pictures: int) -
             sides.append([values.shape[-2], values.shape[-1]])
     for height, width in sides:
         side = math.sqrt(height * width / size)
-        if height % side == 0 and width % side == 0:
-            return int(height / side), int(width / side)
-    return (runs, size // runs) if runs > 1 else (1, size)
+        rows, columns = round(height / side), round(width / side)
+        if rows * columns == size and rows * width == columns * height:
+            return rows, columns
+    return 1, size
