@@ -264,7 +264,7 @@ def by_video(seen: Seen) -> list[Seen]:
             seen,
             video=facts,
             area=area,
-            moments=tuple(moment for moment in seen.moments if moment.video == number),
+            moments=tuple(replace(moment, video=0) for moment in seen.moments if moment.video == number),
             videos=(),
             areas=(),
         )
