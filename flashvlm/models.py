@@ -264,8 +264,9 @@ def fetch(
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise ModelError(f"{not_here} and {why}: {out}.") from error
     if (lacking := _missing(folder)) is not None:
-        # The client gives what is in its cache, too, if the hub cannot be reached.
-        raise ModelError(f"{hub_id} has no {lacking}, here or on the hub (if that was reached): {out}.")
+        # Without a hub, the client gives what is in its cache.
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub gave none"
+        raise ModelError(f"{hub_id} has no {lacking} on this machine and {why}: {out}.")
     return folder
 
 
