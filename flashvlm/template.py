@@ -38,7 +38,7 @@ class ChatTemplate:
         self._rendered: dict[tuple[str, bool, int, str], Future[str]] = {}
         self._begin(with_system=False, videos=1, part=part)
 
-    def fill(self, question: str, system: str | None, videos: int, part: str | None = None) -> str:
+    def fill(self, question: str, system: str | None, videos: int = 1, part: str | None = None) -> str:
         """The prompt for this question about so many videos.
 
         Args:

@@ -215,6 +215,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: changed_settings(folder, "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
         r"Quantised weights \(gptq\) are not supported: use the checkpoint that they were made from",
     ),
+    "an adapter": (lambda folder: changed_settings(folder, "adapter_config.json"), "merge it into the weights"),
     "deep JSON": (lambda folder: (folder / "config.json").write_text(f'{{"a": {DEEP}}}'), "not valid JSON"),
     "deep JSON that transformers reads": (
         lambda folder: (folder / "generation_config.json").write_text(f'{{"a": {DEEP}}}'),

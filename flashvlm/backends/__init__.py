@@ -64,7 +64,7 @@ def load(folder: Path, *, device: str, dtype: str) -> Backend:
     getattr(transformers, backend.model_class)
     with blaming(f"The checkpoint in {folder} cannot be loaded"):
         check_settings(folder, config)
-        _refuse_others(backend, config)
+        _refuse_others(backend, folder, config)
         loaded = backend.load(folder, device=device, dtype=dtype)
         rehearse(loaded)
         return loaded
@@ -110,12 +110,14 @@ def _backend(family: str, config: dict[str, Any]) -> type[Backend]:
     return general
 
 
-def _refuse_others(backend: type[Backend], config: dict[str, Any]) -> None:
+def _refuse_others(backend: type[Backend], folder: Path, config: dict[str, Any]) -> None:
     """Refuse what transformers would load, but what cannot answer, or not with what is installed here.
 
     Raises:
-        ModelError: another architecture of the family, or quantised weights.
+        ModelError: another architecture of the family, quantised weights, or an adapter.
     """
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(f"{folder} holds an adapter, and adapters are not applied: merge it into the weights first.")
     architectures = config.get("architectures") or [backend.model_class]
     if backend.model_class not in architectures:
         # For example a reward or embedding model, which has no words to answer with.
