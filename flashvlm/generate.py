@@ -43,11 +43,13 @@ def generate(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
     seed: int = 0,
     on_text: Callable[[str], None] = lambda text: None,
     on_first_token: Callable[[], None] = lambda: None,
 ) -> Generated:
-    """Answer from the kept tokens: greedily at temperature 0; above, by sampling with the checkpoint's top-k and top-p.
+    """Answer from the kept tokens: greedily at temperature 0; above, by sampling.
 
     Penalties from the checkpoint's `generation_config.json` see the prompt's ids as they would without pruning.
 
@@ -55,11 +57,13 @@ def generate(
         kept: (K,) int64, ascending: the visual tokens of the prompt that stay.
         vectors: (K, D), the vectors that stand there.
         planes: (P, K, D), their further features, if the family has any.
+        top_p, top_k: which tokens are drawn from; None is as the checkpoint says, but a top-k of 1, which would leave
+            nothing to draw, is lifted.
     """
     inputs = backend.inputs(prompt, kept[None], vectors[None], None if planes is None else planes[:, None])
     streamer = _Streamer(backend.tokenizer, on_text, on_first_token)
     with _seeded(backend, seed) if temperature else contextlib.nullcontext():
-        said = _generate(backend, prompt, inputs, max_new_tokens, temperature, streamer)
+        said = _generate(backend, prompt, inputs, max_new_tokens, (temperature, top_p, top_k), streamer)
     return Generated(_text(backend, said[0]), said.shape[1])
 
 
@@ -84,10 +88,15 @@ def answers(
     return [_text(backend, said) for said in _generate(backend, prompt, inputs, max_new_tokens)]
 
 
+def lifts_top_k(backend: Backend) -> bool:
+    """Whether the checkpoint itself draws from the likeliest token alone, which a temperature is to change."""
+    return backend.model.generation_config.top_k == 1
+
+
 def kv_cache_bytes(backend: Backend, tokens: BeforeAfter) -> BeforeAfter:
     """Bytes of keys and values that a prompt of this many tokens leaves in the cache, in the model's dtype."""
     config = backend.text_config
-    each = 2 * config.num_key_value_heads * _head_dim(config) * backend.dtype.itemsize
+    each = 2 * config.num_key_value_heads * backend.head_dim * backend.dtype.itemsize
     return BeforeAfter(each * _attended(config, tokens.before), each * _attended(config, tokens.after))
 
 
@@ -105,7 +114,7 @@ def prefill_flops(backend: Backend, tokens: BeforeAfter) -> BeforeAfter:
         if parameter.ndim in (2, 3) and "embed_tokens" not in name
     )
     # Scores and weighted values: two (S x d) by (S x d) products per head, half of which the causal mask saves.
-    attention = 2 * config.num_attention_heads * _head_dim(config)
+    attention = 2 * config.num_attention_heads * backend.head_dim
     last = 2 * config.hidden_size * config.vocab_size
 
     def flops(count: int) -> int:
@@ -122,16 +131,12 @@ def _attended(config: Any, count: int) -> int:
     return sum(seen.get(kind, 0) for kind in kinds)
 
 
-def _head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
 def _generate(
     backend: Backend,
     prompt: Prompt,
     inputs: dict[str, Any],
     max_new_tokens: int,
-    temperature: float = 0.0,
+    sampling: tuple[float, float | None, int | None] = (0.0, None, None),
     streamer: TextStreamer | None = None,
 ) -> Tensor:
     """The (B, T) ids that follow B prompts."""
@@ -147,9 +152,11 @@ def _generate(
         processors.append(_Unpruned(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size), unpruned, pruned))
         config.no_repeat_ngram_size = 0
     config.max_new_tokens = max_new_tokens
+    temperature, top_p, top_k = sampling
     config.do_sample = temperature > 0
     if config.do_sample:
-        config.temperature = temperature
+        config.temperature, config.top_p = temperature, top_p or config.top_p
+        config.top_k = top_k or (0 if lifts_top_k(backend) else config.top_k)
     else:
         config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
     output = backend.model.generate(**inputs, generation_config=config, logits_processor=processors, streamer=streamer)

@@ -54,6 +54,19 @@ ALIASES = {
         Alias("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "Qwen2-VL, 7 B parameters."),
         Alias("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL, 3 B parameters."),
         Alias("video-llava-7b", "LanguageBind/Video-LLaVA-7B-hf", "Video-LLaVA, 7 B parameters; looks at 8 frames."),
+        Alias(
+            "llava-onevision-0.5b",
+            "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+            "LLaVA-OneVision, 0.9 B parameters; looks at 32 frames.",
+        ),
+        Alias(
+            "llava-onevision-7b",
+            "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+            "LLaVA-OneVision, 8 B parameters; looks at 32 frames.",
+        ),
+        Alias("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LLaVA-1.5, 7 B parameters; looks at 6 frames, as pictures."),
+        Alias("internvl3-1b", "OpenGVLab/InternVL3-1B-hf", "InternVL3, 0.9 B parameters."),
+        Alias("internvl3-2b", "OpenGVLab/InternVL3-2B-hf", "InternVL3, 2 B parameters."),
         Alias("smolvlm2-256m", "HuggingFaceTB/SmolVLM2-256M-Video-Instruct", "SmolVLM2, 0.26 B parameters."),
         Alias("smolvlm2-500m", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "SmolVLM2, 0.5 B parameters."),
         Alias("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLM2, 2.2 B parameters."),
@@ -105,14 +118,18 @@ def _missing_of(folder: Path) -> str | None:
         return "config.json"
     weights = weight_files(folder)
     if weights is None:
-        return f"a readable {INDEX}"
+        return f"readable {INDEX}"
     if lacking := [name for name in weights if not (folder / name).is_file()]:
         others = weights == [WEIGHTS] and (any(folder.glob("*.bin")) or any(folder.glob("*.pt*")))
         return f"{lacking[0]} (weights in other formats are not read)" if others else lacking[0]
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return "tokenizer.json"
+    # Every model on the hub has it, but other programs leave snapshots with only what they use.
+    if revision_of(folder) is not None and not (folder / "tokenizer_config.json").is_file():
+        return "tokenizer_config.json"
     processor = folder / "processor_config.json"
-    nested = processor.is_file() and b'"video_processor"' in processor.read_bytes()
+    said = processor.read_bytes() if processor.is_file() else b""
+    nested = b'"video_processor"' in said or b'"image_processor"' in said
     if not nested and not any((folder / name).is_file() for name in PREPARATIONS):
         # Without it, frames would have another size than those that the model has learned from.
         return PREPARATIONS[0]
@@ -128,7 +145,8 @@ def weight_files(folder: Path) -> list[str] | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     # All are in the folder itself.
-    return sorted(names) if names and all(isinstance(n, str) and os.path.basename(n) == n for n in names) else None
+    fit = all(isinstance(name, str) and name and os.path.basename(name) == name for name in names)
+    return sorted(names) if names and fit else None
 
 
 def _cached(hub_id: str, revision: str | None) -> tuple[Path | None, str | None]:
@@ -149,9 +167,7 @@ def _cached(hub_id: str, revision: str | None) -> tuple[Path | None, str | None]
         folder, lacking = Path(begun), "complete set of files"
     except (HfHubHTTPError, ValueError):
         return None, None
-    # Other programs leave snapshots of weights alone, or without what the special tokens are.
-    settings = "tokenizer_config.json"
-    return folder, _missing(folder) or (lacking if (folder / settings).is_file() else settings)
+    return folder, _missing(folder) or lacking
 
 
 def state(model: str, revision: str | None = None) -> Literal["here", "incomplete", "away"]:
@@ -182,7 +198,7 @@ def fingerprint(folder: Path) -> str:
     if revision is not None:
         return revision
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern) if path.is_file()):
         digest.update(path.name.encode())
         if path.suffix != ".safetensors":
             digest.update(path.read_bytes())

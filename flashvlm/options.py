@@ -40,6 +40,7 @@ FRAMES = "Which frames"
 TOKENS = "Which tokens"
 ANSWER = "The answer"
 MODEL = "The model"
+READING = "Reading the file"
 
 # The types of fields that are checked, as their annotations name them.
 KINDS: dict[str, tuple[type, str]] = {
@@ -57,7 +58,7 @@ class Option:
     default: Any
     # A sentence or two.
     help: str
-    # FRAMES, TOKENS, ANSWER or MODEL; the panel of the help that it stands in.
+    # FRAMES, TOKENS, ANSWER, READING or MODEL; the panel of the help that it stands in.
     stage: str
     # What the help writes for the value; nothing for a switch.
     metavar: str | None = None
@@ -295,7 +296,7 @@ class Sampling:
         f"Frames to look at per second, at least {MIN_FRAMES} in all.",
         FRAMES,
         metavar="F",
-        unset=f"{DEFAULT_FPS:g}; Video-LLaVA: 8 frames in all",
+        unset=f"{DEFAULT_FPS:g}; some models: a number of frames in all",
         check=allowed(lambda fps: 0 < fps <= MAX_FPS, f"must be more than 0 and at most {MAX_FPS}, not {{:g}}"),
         instead_of="frames",
     )
@@ -429,12 +430,42 @@ class AskOptions:
             f"must be 0, or {LEAST_TEMPERATURE} or more, not {{:g}}",
         ),
     )
+    top_p: float | None = option(
+        None,
+        "With --temperature, take one of the likeliest tokens that have this probability together.",
+        ANSWER,
+        metavar="P",
+        unset="the checkpoint's own",
+        check=allowed(lambda share: 0 < share <= 1, "must be more than 0 and at most 1, not {:g}"),
+    )
+    top_k: int | None = option(
+        None,
+        "With --temperature, take one of this many likeliest tokens.",
+        ANSWER,
+        metavar="N",
+        unset="the checkpoint's own",
+        check=at_least(1),
+    )
     seed: int = option(
         0,
         "Random seed of --temperature and --selector random.",
         ANSWER,
         metavar="N",
         check=allowed(lambda seed: -(2**63) <= seed < 2**63, "must fit into 64 bits, which {} does not"),
+    )
+    timeout: float = option(
+        120.0,
+        "Give a video up after so many seconds of decoding without a frame.",
+        READING,
+        metavar="S",
+        check=allowed(lambda seconds: 0 < seconds < math.inf, "must be more than 0 seconds, not {:g}"),
+    )
+    max_source_pixels: int = option(
+        8192 * 8192,
+        "The most pixels that a frame of the file may have.",
+        READING,
+        metavar="P",
+        check=at_least(1),
     )
     cache: bool = option(
         False, "Store what the encoder makes of the video, and reuse it.", MODEL, flags=("--cache/--no-cache",)

@@ -28,43 +28,50 @@ SECONDS, PATIENCE, MEMORY, LONGEST = 5, 20.0, 2**30, 100_000
 class ChatTemplate:
     """The prompts that a chat template makes. Rendering begins in the background at once."""
 
-    def __init__(self, tokenizer: Any, folder: Path) -> None:
-        """`tokenizer` has the template, and the special tokens that it may name; `folder` is for errors."""
-        self._tokenizer, self._folder = tokenizer, folder
-        self._rendered: dict[tuple[str, bool, int, str], Future[str]] = {}
-        self._begin(with_system=False, videos=1, content="video")
+    def __init__(self, tokenizer: Any, folder: Path, part: str = "video") -> None:
+        """`tokenizer` has the template, and the special tokens that it may name; `folder` is for errors.
 
-    def fill(self, question: str, system: str | None, videos: int, content: str = "video") -> str:
-        """The prompt for this question about so many videos, or pictures if the `content` is `image`.
+        Args:
+            part: what the template calls a part of a message that is a video.
+        """
+        self._tokenizer, self._folder, self._part = tokenizer, folder, part
+        self._rendered: dict[tuple[str, bool, int, str], Future[str]] = {}
+        self._begin(with_system=False, videos=1, part=part)
+
+    def fill(self, question: str, system: str | None, videos: int, part: str | None = None) -> str:
+        """The prompt for this question about so many videos.
+
+        Args:
+            part: as for the whole object, if it is another here.
 
         Raises:
             ModelError: the template is broken, or takes too long or too much memory.
         """
         words = {QUESTION: question, SYSTEM: system or ""}
-        rendered = self._begin(with_system=system is not None, videos=videos, content=content).result()
+        rendered = self._begin(with_system=system is not None, videos=videos, part=part or self._part).result()
         return re.sub("|".join(words), lambda found: words[found[0]], rendered)
 
-    def writes(self, marker: str, content: str) -> bool:
-        """Whether the template writes this marker for a video, or for a picture if the `content` is `image`."""
+    def writes(self, marker: str, part: str) -> bool:
+        """Whether the template writes this marker for such a part of a message."""
         from flashvlm.errors import ModelError
 
         try:
-            return marker in self._begin(with_system=False, videos=1, content=content).result()
+            return marker in self._begin(with_system=False, videos=1, part=part).result()
         except ModelError:
             return False
 
-    def _begin(self, with_system: bool, videos: int, content: str) -> Future[str]:
+    def _begin(self, with_system: bool, videos: int, part: str) -> Future[str]:
         from flashvlm import aside
 
-        key = self._tokenizer.get_chat_template(), with_system, videos, content
+        key = self._tokenizer.get_chat_template(), with_system, videos, part
         if key not in self._rendered:
             self._rendered[key] = aside.begin(partial(self._render, *key), "template")
         return self._rendered[key]
 
-    def _render(self, template: str, with_system: bool, videos: int, kind: str) -> str:
+    def _render(self, template: str, with_system: bool, videos: int, part: str) -> str:
         from flashvlm.errors import FlashVLMError, ModelError, sentence
 
-        content = [{"type": kind}] * videos + [{"type": "text", "text": QUESTION}]
+        content = [{"type": part}] * videos + [{"type": "text", "text": QUESTION}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if with_system:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": SYSTEM}]})

@@ -432,7 +432,7 @@ def _title(answer: Seen, width: int) -> Text:
 
 def _facts(answer: Seen, width: int) -> list[Text]:
     sampled = _plain(f"{units.plural(answer.frames, 'frame')} in {units.plural(len(answer.moments), 'moment')}")
-    if answer.video.fps:
+    if answer.video.fps and not answer.videos:
         first, last = (
             units.timestamp(at) for at in (answer.moments[0].timestamps[0], answer.moments[-1].timestamps[-1])
         )
@@ -445,10 +445,11 @@ def _facts(answer: Seen, width: int) -> list[Text]:
     if repeated:
         encoded = f"{units.count(len(answer.moments) - repeated)} encoded"
         sampled.append([(encoded, "value"), (f", {units.count(repeated)} like an earlier one", "aside")])
-    return [
-        *_labelled("video", _flow(_plain(*_video_facts(answer.video, width)), width)),
-        *_labelled("looked at", _flow(sampled, width)),
-    ]
+    named = {f"video {number}": video for number, video in enumerate(answer.videos, 1)} or {"video": answer.video}
+    lines = []
+    for label, video in named.items():
+        lines += _labelled(label, _flow(_plain(*_video_facts(video, width)), width))
+    return [*lines, *_labelled("looked at", _flow(sampled, width))]
 
 
 def _video_facts(video: VideoFacts, width: int) -> list[str]:
@@ -509,7 +510,8 @@ def _moments(answer: Seen, width: int) -> list[Text]:
     if len(answer.moments) > 1 and all(moment.kept_count == most.kept_count for moment in answer.moments):
         peak[0].append((" at every moment", ""))
     else:
-        peak[0].append((f" at {units.timestamp(most.timestamps[0])}", ""))
+        place = f" of video {most.video + 1}" if answer.videos else ""
+        peak[0].append((f" at {units.timestamp(most.timestamps[0])}{place}", ""))
     if drawn.moments_per_column > 1:
         peak.append([(f"a bar is {drawn.moments_per_column} moments", "aside")])
     radius = [

@@ -107,6 +107,7 @@ def tiny_video_llava(folder: Path, **settings: Any) -> Path:
             "image_size": 28,
             "projection_dim": 16,
         },
+        {"preprocessor_config.json": {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}},
         image_token_index=300,
         video_token_index=301,
         **settings,
@@ -257,6 +258,9 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen3_vl_moe": tiny_qwen3_vl_moe,
     "video_llava": tiny_video_llava,
     "smolvlm": tiny_smolvlm,
+    "llava_onevision": tiny_llava_onevision,
+    "internvl": tiny_internvl,
+    "llava": tiny_llava,
 }
 
 

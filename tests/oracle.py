@@ -25,6 +25,7 @@ def inputs(
     *,
     videos: list[torch.Tensor] = (),  # type: ignore[assignment]
     times: list[list[float]] = (),  # type: ignore[assignment]
+    durations: list[float] = (),  # type: ignore[assignment]
     images: list[torch.Tensor] = (),  # type: ignore[assignment]
     **settings: Any,
 ) -> dict[str, torch.Tensor]:
@@ -34,6 +35,7 @@ def inputs(
         messages: a conversation in the form that chat templates take.
         videos: each (F, 3, H, W) uint8.
         times: for each video, the time of each frame in seconds, in whole milliseconds.
+        durations: how long each video lasts, in seconds; if not given, until its last frame.
         images: each (3, H, W) uint8.
         settings: of the processor.
     """
@@ -43,12 +45,12 @@ def inputs(
         # transformers computes a time as index / fps.
         given["video_metadata"] = [
             {
-                "total_num_frames": round(shown[-1] * 1000) + 1,
+                "total_num_frames": round(duration * 1000),
                 "fps": 1000.0,
                 "frames_indices": [round(time * 1000) for time in shown],
-                "duration": shown[-1],
+                "duration": duration,
             }
-            for shown in times
+            for shown, duration in zip(times, durations or [shown[-1] + 0.001 for shown in times], strict=True)
         ]
         given |= {"videos": list(videos), "do_sample_frames": False}
     if images:

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from checkpoints import load, tiny_qwen2_5_vl, tiny_video_llava
+from checkpoints import FAMILIES, load, tiny_llava_onevision, tiny_qwen2_5_vl, tiny_video_llava
 from clips import numbered_frame, steady, write_clip
 from PIL import Image, ImageColor
 
@@ -140,6 +140,36 @@ def test_a_cell_is_the_pixels_of_its_token_behind_a_crop(cropping, monkeypatch, 
     tokens = shown_to_clip(monkeypatch, cropping, path, sampling)
     inspection = inspected(cropping, path, sampling=sampling)
     assert inspection.area != Area()
+    assert np.abs(shown_in_cells(inspection) - tokens).max() < 0.06
+
+
+def tiny_left_over(folder: Path) -> Path:
+    """Frames of 75 x 75 pixels, of which whole patches fill 70 x 70."""
+    config = json.loads((tiny_llava_onevision(folder) / "config.json").read_text())
+    config["vision_config"]["image_size"] = 75
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(("size", "rotation"), SHAPES[:4])
+@pytest.mark.parametrize("family", ["smolvlm", "llava_onevision", "internvl", "llava", "pixels left over"])
+def test_a_cell_is_the_pixels_of_its_token_in_a_square(family, monkeypatch, tmp_path, size, rotation) -> None:
+    qa = load(FAMILIES.get(family, tiny_left_over)(tmp_path / "model"))
+    path = write_clip(tmp_path / "clip.mp4", steady(4, 2), size=size, rotation=rotation, picture=wandering)
+    seen: list[torch.Tensor] = []
+    make = qa.backend.pixels
+
+    def spy(frames: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.extend((made := make(frames)).values())
+        return made
+
+    monkeypatch.setattr(qa.backend, "pixels", spy)
+    inspection = inspected(qa, path, sampling=Sampling(frames=4), encode="all")
+    side = qa.backend.patches * qa.backend.patch
+    bright = torch.cat([brightness(qa, one.flatten(0, -4)[:, 0, :side, :side]) for one in seen])
+    grid = (inspection.moments[0].grid_height, inspection.moments[0].grid_width)
+    tokens = torch.nn.functional.adaptive_avg_pool2d(bright, grid).numpy()
+    assert (inspection.area == Area()) == (family in ("smolvlm", "llava_onevision", "internvl"))
     assert np.abs(shown_in_cells(inspection) - tokens).max() < 0.06
 
 

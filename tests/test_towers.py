@@ -27,6 +27,9 @@ def square(patches: Tensor) -> Tensor:
 # Each layer's attention, averaged over heads, (F, P, P) -> the saliency of cells.
 OF_FAMILY: dict[str, Any] = {
     "smolvlm": lambda layers: F.avg_pool2d(received(layers[-1]), 4),
+    "llava_onevision": lambda layers: F.interpolate(received(layers[-1]), (3, 3), mode="bilinear"),
+    "internvl": lambda layers: F.avg_pool2d(square(layers[-1][:, 0, 1:]), 2),
+    "llava": lambda layers: layers[-2][:, 0, 1:],
 }
 
 

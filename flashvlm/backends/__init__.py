@@ -7,11 +7,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from flashvlm.backends.base import Backend
 from flashvlm.backends.checks import blaming, check_settings, read_settings
 from flashvlm.errors import FlashVLMError, ModelError
+from flashvlm.options import AskOptions
 
 # `model_type` of a checkpoint's config.json -> the class that serves it.
 FAMILIES = {
@@ -21,7 +23,13 @@ FAMILIES = {
     "qwen3_vl_moe": "flashvlm.backends.qwen3_vl:Qwen3VLMoe",
     "video_llava": "flashvlm.backends.video_llava:VideoLlava",
     "smolvlm": "flashvlm.backends.smolvlm:SmolVLM",
+    "llava_onevision": "flashvlm.backends.llava_onevision:LlavaOnevision",
+    "internvl": "flashvlm.backends.internvl:InternVL",
+    "llava": "flashvlm.backends.llava:Llava",
 }
+
+# Pixels of a frame as it is looked at; published models take less than one in twenty of this.
+LARGEST_FRAME = 2**24
 
 
 def served() -> list[dict[str, str]]:
@@ -57,7 +65,25 @@ def load(folder: Path, *, device: str, dtype: str) -> Backend:
     with blaming(f"The checkpoint in {folder} cannot be loaded"):
         check_settings(folder, config)
         _refuse_others(backend, config)
-        return backend.load(folder, device=device, dtype=dtype)
+        loaded = backend.load(folder, device=device, dtype=dtype)
+        rehearse(loaded)
+        return loaded
+
+
+def rehearse(backend: Backend) -> None:
+    """Use, for nothing, the settings that are read but not used while loading; whatever is wrong with them raises."""
+    if backend.too_long("What happens?"):
+        raise ValueError("it reads fewer tokens than a question has")
+    options, count = AskOptions(), backend.frames_per_group
+    height, width = backend.frame_size(48, 64, options, count)
+    # A frame is never larger than asked for; what is cut off its sides may be.
+    if height * width > LARGEST_FRAME:
+        raise ModelError(f"Frames of {width} x {height} pixels are too large.")
+    rows, columns = backend.cells((height, width))
+    frame = backend.fit(torch.zeros(3, 48, 64, dtype=torch.uint8), options, count)
+    pixels = backend.pixels(frame.expand(count, -1, -1, -1))
+    if not rows * columns or not all(values.isfinite().all() for values in pixels.values()):
+        raise ValueError("its frames become no pixels")
 
 
 def _own(family: str) -> type[Backend]:

@@ -57,14 +57,16 @@ class Backend(ABC):
     """One loaded checkpoint of one family.
 
     A family's class sets `model_class` and implements what is abstract here. Where the defaults do not fit, it also
-    overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `visual_tokens`, `placeholders`, `text_config`,
-    `fixed_tokens`, `encoder_output` and `position_ids`.
+    overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `template_part`, `visual_tokens`, `marker`,
+    `placeholders`, `text_config`, `fixed_tokens`, `encoder_output` and `position_ids`.
     """
 
     # The name of transformers' class.
     model_class: ClassVar[str]
     # The published prompt format, for checkpoints that come without a chat template.
     chat_template: ClassVar[str | None] = None
+    # What the chat template calls a part of a message that is a video.
+    template_part: ClassVar[str] = "video"
     # How many frames to look at if the user does not say; None: a number per second, as in `Sampling`.
     default_frames: ClassVar[int | None] = None
     # Tokens in each group that stand for no place in the picture; they come first.
@@ -74,7 +76,7 @@ class Backend(ABC):
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
-        self.template = ChatTemplate(tokenizer, folder)
+        self.template = ChatTemplate(tokenizer, folder, self.template_part)
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Backend:
@@ -175,9 +177,9 @@ class Backend(ABC):
         return {self.model.config.video_token_id: "video", self.model.config.image_token_id: "image"}
 
     @property
-    def content(self) -> str:
-        """What a video is in a message of the chat template: `video`, or `image`."""
-        return "video"
+    def part(self) -> str:
+        """What the chat template calls the part of a message that is a video."""
+        return self.template_part
 
     @property
     def marker(self) -> str:
@@ -214,6 +216,12 @@ class Backend(ABC):
         """The language model's configuration."""
         return self.model.config.get_text_config()
 
+    @property
+    def head_dim(self) -> int:
+        """The width of an attention head of the language model."""
+        config = self.text_config
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
     def sampling(self, asked: Sampling) -> Sampling:
         """The sampling asked for, with the family's own number of frames if neither fps nor frames was given."""
         if self.default_frames is None or asked.fps is not None or asked.frames is not None:
@@ -230,10 +238,11 @@ class Backend(ABC):
         markers = [self.marker, *self.tokenizer.convert_ids_to_tokens(list(self.visual_tokens))]
         if any(marker in part for marker in markers for part in (question, system or "")):
             raise UsageError("The question must not contain the model's own marker for a video.")
-        text = self.template.fill(question, system, len(videos), self.content)
+        text = self.template.fill(question, system, len(videos), self.part)
         between = text.split(self.marker)
         if len(between) != len(videos) + 1:
-            raise ModelError(f"The chat template of this model has no place for a video ({self.marker}).")
+            places = "no place" if len(between) <= len(videos) else "several places"
+            raise ModelError(f"The chat template of this model has {places} for a video ({self.marker}).")
         whole = between[0] + "".join(
             self.placeholders(video) + text for video, text in zip(videos, between[1:], strict=True)
         )

@@ -97,7 +97,7 @@ class General(Backend):
         raise ModelError(f"{self.model_class} and its processor and chat template have no way to show it a picture.")
 
     @property
-    def content(self) -> str:
+    def part(self) -> str:
         return self.kind
 
     @property

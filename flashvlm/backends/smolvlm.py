@@ -40,8 +40,8 @@ class SmolVLM(Squares):
     mean, std = tuple(IMAGENET_STANDARD_MEAN), tuple(IMAGENET_STANDARD_STD)
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        tokenizer.chat_template = self.chat_template
         super().__init__(model, tokenizer, folder)
-        self.tokenizer.chat_template = self.chat_template
         # transformers' processor reads `video_size` only where there is no `size`.
         sampling = self.settings.get("video_sampling") or {}
         size = self.settings.get("size") or sampling.get("video_size") or {}

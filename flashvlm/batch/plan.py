@@ -89,7 +89,8 @@ def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], f
     weights = models.fingerprint_here(model["model"])
     settings = {**model, "weights": weights, **asdict(options), "keep": str(options.keep)}
     # Where features come from does not change any answer.
-    del settings["cache"]
+    for name in ("cache", "timeout", "max_source_pixels"):
+        del settings[name]
     plan = Plan(settings, (), ())
     run = plan.run
     alike: dict[str, int] = {}

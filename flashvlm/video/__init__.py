@@ -173,6 +173,5 @@ def _clip(
     ).of(source.path, source.status)
     end = duration if sampling.end is None else min(sampling.end, duration)
     length = max(end - (sampling.start or 0.0), 0.0)
-    # Rounded, so that the noise of a container's times does not turn a whole second into 0.99999.
-    seconds_per_frame = round(length / len(chosen), 4)
+    seconds_per_frame = length / len(chosen)
     return Clip(facts, torch.stack(frames), tuple(reader.starts[index] for index in chosen), seconds_per_frame)

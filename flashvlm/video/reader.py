@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from flashvlm.errors import VideoError
+from flashvlm.options import AskOptions
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,8 @@ class Limits:
     `max_source_pixels`: how many pixels a frame may have as it is stored: by default 8K x 8K.
     """
 
-    timeout: float = 120.0
-    max_source_pixels: int = 8192 * 8192
+    timeout: float = AskOptions.timeout
+    max_source_pixels: int = AskOptions.max_source_pixels
 
 
 DEFAULT_LIMITS = Limits()
