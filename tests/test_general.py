@@ -176,6 +176,12 @@ def test_features_that_do_not_match_the_placeholders_are_refused(folder: Path) -
         encode(load(folder).backend, noise(2, 90, 160))
 
 
+def test_a_template_without_a_place_for_a_picture_is_refused(folder: Path) -> None:
+    change(folder / "chat_template.json", chat_template="{{ messages[-1]['content'][-1]['text'] }}")
+    with pytest.raises(ModelError, match="no way to show it a picture"):
+        encode(load(folder).backend, noise(2, 90, 160))
+
+
 def test_features_that_cannot_be_pruned_are_refused(tmp_path: Path) -> None:
     folder = tiny_qwen3_vl(tmp_path)
     processor(folder)

@@ -85,11 +85,16 @@ class General(Backend):
 
     @cached_property
     def kind(self) -> str:
-        """`video` if the model, its processor and its chat template know videos, else `image`."""
-        marker = getattr(self.processor, "video_token", None)
-        if not marker or getattr(self.processor, "video_processor", None) is None or self.encoder("video") is None:
-            return "image"
-        return "video" if self.template.writes(marker, "video") else "image"
+        """`video` if the model, its processor and its chat template know videos, else `image`.
+
+        Raises:
+            ModelError: they know no pictures, either.
+        """
+        for kind in ("video", "image"):
+            marker, part = (getattr(self.processor, f"{kind}_{name}", None) for name in ("token", "processor"))
+            if marker and part and self.encoder(kind) and self.template.writes(marker, kind):
+                return kind
+        raise ModelError(f"{self.model_class} and its processor and chat template have no way to show it a picture.")
 
     @property
     def part(self) -> str:
@@ -166,7 +171,8 @@ class General(Backend):
         prepared = self.prepared(frames, timestamps)
         ids, encoder = prepared["input_ids"][0], self.encoder(self.kind)
         taken = {name: value for name, value in prepared.items() if name in signature(encoder).parameters}
-        output = encoder(**{name: self._placed(value) for name, value in taken.items()}, return_dict=True)
+        with blaming(f"The vision encoder of {self.model_class} cannot be used"):
+            output = encoder(**{name: self._placed(value) for name, value in taken.items()}, return_dict=True)
         if other := sorted(set(output) - ENCODED):
             raise ModelError(f"{self.model_class} makes {other[0]} of a video, which flashvlm cannot prune.")
         rows, form = _rows(output.pooler_output)
