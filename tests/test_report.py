@@ -186,6 +186,21 @@ def pixels(tab, canvas: int = 0) -> str:
 
 
 @in_browser
+def test_each_moment_is_shown_as_its_video_is(demo: VideoQA, opened) -> None:
+    watched = demo.watch([SAMPLES / "one.mp4", SAMPLES / "still.jpg"], AskOptions())
+    tab = opened([demo.inspect(demo.choose(watched, "What happens?", AskOptions()))])
+    high = tab.locator("#stage img").first.bounding_box()
+    assert "video 1 · 0:00" in tab.inner_text("#when") and high["height"] > high["width"]
+    tab.focus("#timeline")
+    tab.keyboard.press("End")
+    wide = tab.locator("#stage img").first.bounding_box()
+    assert "video 2 · 0:00" in tab.inner_text("#when") and wide["width"] > wide["height"]
+    corner = {"x": wide["x"] + wide["width"] - 3, "y": wide["y"] + wide["height"] - 3}
+    tab.mouse.move(corner["x"], corner["y"])
+    assert tab.inner_text("#readout").startswith("row 5, column 8 · ")
+
+
+@in_browser
 def test_the_timeline_scrubs(demo: VideoQA, opened) -> None:
     inspections, answer = looked_at(demo, SAMPLES / "sequence.mp4", "Is there a bicycle?")
     tab = opened(inspections, answer)
