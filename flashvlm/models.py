@@ -256,8 +256,11 @@ def fetch(
     )
     folder = _downloaded(hub_id, revision, on_download, not_here, out)
     if (lacking := _missing(folder)) is not None:
-        # The client gives what is in its cache, too, if the hub cannot be reached.
-        raise ModelError(f"{hub_id} has no {lacking}, here or on the hub (if that was reached): {out}.")
+        from huggingface_hub import constants
+
+        # Without a hub, the client gives what is in its cache.
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub gave none"
+        raise ModelError(f"{hub_id} has no {lacking} on this machine and {why}: {out}.")
     return folder
 
 
