@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,6 +84,8 @@ class Encoded:
     planes: Tensor | None = None
     # (E, D): tokens after the N that always stay (LLaVA-OneVision ends a video with one). They are not counted in N.
     fixed: Tensor | None = None
+    # What else the general backend has to know of the video for its prompt, as JSON.
+    notes: dict[str, Any] | None = None
 
     @property
     def group_sizes(self) -> list[int]:
@@ -116,6 +118,13 @@ def encode(
         UsageError: a second look is asked for, and the model takes frames of only one size or has class tokens.
         ValueError: the family's `features` do not fit its grid.
     """
+    count = len(frames)
+    shown = tuple(timestamps or (number * seconds_per_frame for number in range(count)))
+    lasts = count * seconds_per_frame if duration is None else duration
+    if (whole := backend.whole(frames, seconds_per_frame, shown, lasts)) is not None:
+        if look == "twice":
+            raise UsageError("--look twice needs a model that flashvlm has a file for; this one has none.")
+        return whole
     groups = _groups_of(frames, backend.frames_per_group)
     sources = torch.tensor(repeats(groups)) if which == "changed" else torch.arange(len(groups))
     own = [group for number, group in enumerate(groups) if sources[number] == number]
@@ -130,7 +139,6 @@ def encode(
     # Where each group's features are among the encoded ones.
     places = torch.searchsorted(torch.tensor([n for n in range(len(groups)) if sources[n] == n]), sources)
     places = places.to(backend.device)
-    count = len(frames)
     encoded = Encoded(
         torch.cat([part.tokens for part in parts])[places].flatten(0, 1),
         torch.cat([part.saliency for part in parts])[places].flatten(),
@@ -138,8 +146,8 @@ def encode(
         *grid,
         class_tokens=backend.class_tokens,
         seconds_per_group=seconds_per_frame * backend.frames_per_group,
-        timestamps=tuple(timestamps or (number * seconds_per_frame for number in range(count))),
-        duration=count * seconds_per_frame if duration is None else duration,
+        timestamps=shown,
+        duration=lasts,
         sources=None if len(own) == len(groups) else sources,
         planes=torch.cat(planes, dim=1)[:, places].flatten(1, 2) if planes else None,
         fixed=backend.fixed_tokens(),

@@ -77,14 +77,16 @@ def refuse_address(path: str | Path) -> None:
         raise VideoError(f"{path}: this is an address; {instead}.")
 
 
-def check_overlay(path: str | Path, video: str | Path | None = None) -> Path:
-    """Check and return the path of an overlay that is to be written (see `_check`).
+def check_overlay(path: str | Path, *videos: str | Path) -> Path:
+    """Check and return the path of an overlay of these videos that is to be written (see `_check`).
 
     Raises:
-        UsageError: it is the video itself.
+        UsageError: it is one of the videos itself, or a clip of several.
     """
     path = _check(path, OVERLAYS, "--overlay")
-    if video is not None and path.exists() and os.path.exists(video) and os.path.samefile(path, video):
+    if len(videos) > 1 and path.suffix.lower() != ".png":
+        raise UsageError(f"{path}: a clip shows one video; of several there is a sheet, in a file that ends in .png.")
+    if path.exists() and any(os.path.exists(video) and os.path.samefile(path, video) for video in videos):
         raise UsageError(f"{path}: an overlay would write over the video itself.")
     return path
 

@@ -96,8 +96,8 @@ def lifts_top_k(backend: Backend) -> bool:
 def kv_cache_bytes(backend: Backend, tokens: BeforeAfter) -> BeforeAfter:
     """Bytes of keys and values that a prompt of this many tokens leaves in the cache, in the model's dtype."""
     config = backend.text_config
-    each = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * backend.dtype.itemsize
-    return BeforeAfter(each * tokens.before, each * tokens.after)
+    each = 2 * config.num_key_value_heads * backend.head_dim * backend.dtype.itemsize
+    return BeforeAfter(each * _attended(config, tokens.before), each * _attended(config, tokens.after))
 
 
 def prefill_flops(backend: Backend, tokens: BeforeAfter) -> BeforeAfter:
@@ -107,24 +107,28 @@ def prefill_flops(backend: Backend, tokens: BeforeAfter) -> BeforeAfter:
     """
     config = backend.text_config
     # The weights of all experts are in one tensor, of which a token passes through some.
-    used = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_experts", 1)
+    used = (getattr(config, "num_experts_per_tok", None) or 1) / (getattr(config, "num_experts", None) or 1)
     linear = sum(
         int(parameter.numel() * (used if parameter.ndim == 3 else 1))
         for name, parameter in backend.model.get_decoder().named_parameters()
         if parameter.ndim in (2, 3) and "embed_tokens" not in name
     )
     # Scores and weighted values: two (S x d) by (S x d) products per head, half of which the causal mask saves.
-    attention = 2 * config.num_hidden_layers * config.num_attention_heads * _head_dim(config)
+    attention = 2 * config.num_attention_heads * backend.head_dim
     last = 2 * config.hidden_size * config.vocab_size
 
     def flops(count: int) -> int:
-        return 2 * linear * count + attention * count**2 + last
+        return 2 * linear * count + attention * count * _attended(config, count) + last
 
     return BeforeAfter(flops(tokens.before), flops(tokens.after))
 
 
-def _head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def _attended(config: Any, count: int) -> int:
+    """How many of `count` tokens the last one attends to, summed over the layers: none where a layer has a state."""
+    window = min(getattr(config, "sliding_window", None) or count, count)
+    seen = {"full_attention": count, "sliding_attention": window}
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return sum(seen.get(kind, 0) for kind in kinds)
 
 
 def _generate(

@@ -118,12 +118,15 @@ def _missing_of(folder: Path) -> str | None:
         return "config.json"
     weights = weight_files(folder)
     if weights is None:
-        return f"a readable {INDEX}"
+        return f"readable {INDEX}"
     if lacking := [name for name in weights if not (folder / name).is_file()]:
         others = weights == [WEIGHTS] and (any(folder.glob("*.bin")) or any(folder.glob("*.pt*")))
         return f"{lacking[0]} (weights in other formats are not read)" if others else lacking[0]
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return "tokenizer.json"
+    # Every model on the hub has it, but other programs leave snapshots with only what they use.
+    if revision_of(folder) is not None and not (folder / "tokenizer_config.json").is_file():
+        return "tokenizer_config.json"
     processor = folder / "processor_config.json"
     said = processor.read_bytes() if processor.is_file() else b""
     nested = b'"video_processor"' in said or b'"image_processor"' in said
@@ -142,7 +145,8 @@ def weight_files(folder: Path) -> list[str] | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     # All are in the folder itself.
-    return sorted(names) if names and all(isinstance(n, str) and os.path.basename(n) == n for n in names) else None
+    fit = all(isinstance(name, str) and name and os.path.basename(name) == name for name in names)
+    return sorted(names) if names and fit else None
 
 
 def _cached(hub_id: str, revision: str | None) -> tuple[Path | None, str | None]:
@@ -163,9 +167,7 @@ def _cached(hub_id: str, revision: str | None) -> tuple[Path | None, str | None]
         folder, lacking = Path(begun), "complete set of files"
     except (HfHubHTTPError, ValueError):
         return None, None
-    # Other programs leave snapshots of weights alone, or without what the special tokens are.
-    settings = "tokenizer_config.json"
-    return folder, _missing(folder) or (lacking if (folder / settings).is_file() else settings)
+    return folder, _missing(folder) or lacking
 
 
 def state(model: str, revision: str | None = None) -> Literal["here", "incomplete", "away"]:
@@ -196,7 +198,7 @@ def fingerprint(folder: Path) -> str:
     if revision is not None:
         return revision
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern) if path.is_file()):
         digest.update(path.name.encode())
         if path.suffix != ".safetensors":
             digest.update(path.read_bytes())

@@ -14,14 +14,14 @@ from fractions import Fraction
 from functools import cache
 from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from flashvlm import files, units, video
 from flashvlm.errors import UsageError, VideoError
-from flashvlm.report import Area, Moment, Seen, distinguishes
+from flashvlm.report import Area, Moment, Seen, by_video, distinguishes
 
 QUESTION, COVERAGE, KEPT = "#E69F00", "#56B4E9", "#F2F2F2"
 GROUND, PANEL, INK, QUIET = "#14161A", "#22262D", "#F4F5F7", "#A3AAB5"
@@ -50,6 +50,8 @@ CELL = 12
 SMALLEST_MARKED = 6
 THICKEST = 5
 MARGIN, GAP = 32, 14
+# On a sheet, the heights of a video's name, of the time above a moment, and of the counts below it.
+TITLE, LABEL, COUNT = 36, 26, 28
 NO_QUESTION = "No question asked"
 MORE = " ..."
 
@@ -77,19 +79,20 @@ FONTS = (
 
 
 def write(path: str | Path, seen: Sequence[Seen]) -> Path:
-    """Draw what one or several selections keep of one video; the pictures are read from its file again.
+    """Draw what one or several selections keep of the same videos; the pictures are read from their files again.
 
     Args:
-        path: `.png` gives a sheet of the sampled moments; `.gif`, `.webp` and `.mp4` give the clip itself.
-        seen: answers or inspections of the same video with the same sampling.
+        path: `.png` gives a sheet of the sampled moments; `.gif`, `.webp` and `.mp4` give the clip, of one video.
+        seen: answers or inspections of the same videos with the same sampling.
 
     Raises:
-        UsageError: the path has another suffix, or is the video itself; or `seen` is empty, or of different moments.
+        UsageError: the path has another suffix, is a clip of several videos, or a video itself; or `seen` is empty, or
+            of different moments.
         OutputError: it cannot be written.
         VideoError: the video cannot be read again, or has changed.
     """
     check_alike(seen)
-    path = files.check_overlay(path, seen[0].video.path)
+    path = files.check_overlay(path, *(facts.path for facts in seen[0].videos or [seen[0].video]))
     draw = {".png": _write_sheet, ".mp4": _write_video}.get(path.suffix.lower(), _write_animation)
     with files.whole(path) as temporary:
         draw(temporary, seen)
@@ -100,9 +103,12 @@ def check_alike(seen: Sequence[Seen]) -> None:
     """Refuse what cannot be drawn side by side.
 
     Raises:
-        UsageError: they are none, or of several videos, or of different moments of one.
+        UsageError: they are none, or of different videos, or of different moments.
     """
-    looked = {(one.video.path, tuple(moment.timestamps for moment in one.moments)) for one in seen}
+    looked = {
+        (tuple(video.path for video in one.videos or [one.video]), tuple(moment.timestamps for moment in one.moments))
+        for one in seen
+    }
     if len(looked) != 1:
         raise UsageError("An overlay or a report shows one video, looked at in one way.")
 
@@ -117,11 +123,12 @@ def _check_unchanged(seen: Seen) -> None:
 
 def moment_pictures(seen: Seen, frames: int = 1) -> Iterator[list[Image.Image]]:
     """The first `frames` frames of each moment, as displayed."""
-    _check_unchanged(seen)
-    wanted = [moment.timestamps[:frames] for moment in seen.moments]
-    pictures = video.frames_at(seen.video.path, list(chain.from_iterable(wanted)), _limits(seen))
-    for timestamps in wanted:
-        yield [_image(next(pictures)) for _ in timestamps]
+    for one in by_video(seen):
+        _check_unchanged(one)
+        wanted = [moment.timestamps[:frames] for moment in one.moments]
+        pictures = video.frames_at(one.video.path, list(chain.from_iterable(wanted)), _limits(one))
+        for timestamps in wanted:
+            yield [_image(next(pictures)) for _ in timestamps]
 
 
 def mark(picture: Image.Image, moment: Moment, area: Area, apart: bool = True) -> Image.Image:
@@ -188,61 +195,91 @@ def _frame(brush: ImageDraw.ImageDraw, box: tuple[int, int, int, int], kind: str
                     brush.rectangle((min(x, far_x), min(y, far_y), max(x, far_x), max(y, far_y)), COVERAGE)
 
 
+class _Tiles(NamedTuple):
+    """How the moments of a video are laid out on a sheet: the size of their pictures, in pixels, and how many fit."""
+
+    width: int
+    height: int
+    columns: int
+    rows: int
+
+    @classmethod
+    def of(cls, seen: Seen, most: int, few: bool) -> _Tiles:
+        """Cells of `CELL` pixels unless that makes a picture too large or too small.
+
+        Args:
+            most: how many pixels there are side by side.
+            few: whether there are so few pictures that they are as large as they may be.
+        """
+        grid, facts = seen.moments[0], seen.video
+        across = grid.grid_width / (seen.area.right - seen.area.left)
+        down = grid.grid_height / (seen.area.bottom - seen.area.top)
+        side = TILE[1] if few else min(max(CELL * math.sqrt(across * down), TILE[0]), TILE[1])
+        aspect = min(max(facts.width / facts.height, 1 / 8), 8)
+        width, height = (max(1, round(side * length)) for length in (math.sqrt(aspect), 1 / math.sqrt(aspect)))
+        rows = -(-len(seen.moments) // max(1, (most + GAP) // (width + GAP)))
+        return cls(width, height, -(-len(seen.moments) // rows), rows)
+
+    def block(self, selections: int) -> int:
+        """The height of a row of moments with this many selections one below the other."""
+        return LABEL + selections * (self.height + COUNT) + GAP
+
+
 def _write_sheet(path: Path, seen: Sequence[Seen]) -> None:
-    """Draw all sampled moments with the times of their frames; several selections one below the other."""
-    first = seen[0]
-    moments, several = first.moments, len(seen) > 1
-    width, height = _tile_size(first)
+    """Draw all sampled moments with the times of their frames, video by video."""
+    first, several = seen[0], len(seen) > 1
     names = max(_width(one.selection.selector, 20) for one in seen) + GAP if several else 0
-    most = max(1, (SHEET_WIDTH - 2 * MARGIN - names + GAP) // (width + GAP))
-    rows = -(-len(moments) // most)
-    columns = -(-len(moments) // rows)
-    content = max(names + columns * (width + GAP) - GAP, 560)
+    parts = list(zip(*map(by_video, seen), strict=True))
+    few = len(first.moments) <= FEW
+    tiles = [_Tiles.of(part[0], SHEET_WIDTH - 2 * MARGIN - names, few) for part in parts]
+    content = max(560, *(names + tile.columns * (tile.width + GAP) - GAP for tile in tiles))
     head = _head(first, content, caption(first) if not several else None)
     legend = _legend(seen, content)
-    label, count = 26, 28
-    block = label + len(seen) * (height + count) + GAP
+    title = TITLE if first.videos else 0
+    heights = [title + tile.rows * tile.block(len(seen)) for tile in tiles]
     sheet = Image.new(
-        "RGB", (content + 2 * MARGIN, 2 * MARGIN + head.height + legend.height + rows * block + 4), GROUND
+        "RGB", (content + 2 * MARGIN, 2 * MARGIN + head.height + legend.height + sum(heights) + 4), GROUND
     )
     sheet.paste(head, (MARGIN, MARGIN))
-    brush = ImageDraw.Draw(sheet)
     top = MARGIN + head.height
-    for row in range(rows):
-        for place, one in enumerate(seen if several else ()):
-            y = top + row * block + label + place * (height + count)
-            _text(brush, (MARGIN, y), one.selection.selector, 20, INK)
-            _text(brush, (MARGIN, y + 28), units.percent(one.tokens.after, one.tokens.before), 16, QUIET)
-    for number, (picture,) in enumerate(moment_pictures(first)):
-        left = MARGIN + names + number % columns * (width + GAP)
-        y = top + number // columns * block
-        _text(brush, (left, y), when(moments[number]), 16, QUIET)
-        small = picture.resize((width, height), Image.Resampling.LANCZOS)
-        for place, one in enumerate(seen):
-            below = y + label + place * (height + count)
-            sheet.paste(mark(small, one.moments[number], one.area, distinguishes(one)), (left, below))
-            _counts(brush, (left, below + height + 4), one.moments[number], distinguishes(one))
-    sheet.paste(legend, (MARGIN, top + rows * block + 4))
+    for number, (part, tile, height) in enumerate(zip(parts, tiles, heights, strict=True), 1):
+        if title:
+            name = f"Video {number} · {Path(part[0].video.path).name}"
+            _text(ImageDraw.Draw(sheet), (MARGIN, top), _lines(name, 20, content, 1)[0], 20, INK)
+        _draw_moments(sheet, top + title, part, names, tile)
+        top += height
+    sheet.paste(legend, (MARGIN, top + 4))
     sheet.save(path, optimize=True)
 
 
-def _tile_size(seen: Seen) -> tuple[int, int]:
-    """The size of a moment's picture on a sheet: cells of `CELL` pixels unless that makes it too large or too small."""
-    grid, facts = seen.moments[0], seen.video
-    across = grid.grid_width / (seen.area.right - seen.area.left)
-    down = grid.grid_height / (seen.area.bottom - seen.area.top)
-    side = min(max(CELL * math.sqrt(across * down), TILE[0]), TILE[1]) if len(seen.moments) > FEW else TILE[1]
-    aspect = min(max(facts.width / facts.height, 1 / 8), 8)
-    return max(1, round(side * math.sqrt(aspect))), max(1, round(side / math.sqrt(aspect)))
+def _draw_moments(sheet: Image.Image, top: int, seen: Sequence[Seen], names: int, tile: _Tiles) -> None:
+    """Draw the moments of a video from `top` on; several selections one below the other, named in `names` pixels."""
+    brush, first = ImageDraw.Draw(sheet), seen[0]
+    each, block = tile.height + COUNT, tile.block(len(seen))
+    for row in range(tile.rows):
+        for place, one in enumerate(seen if names else ()):
+            y = top + row * block + LABEL + place * each
+            _text(brush, (MARGIN, y), one.selection.selector, 20, INK)
+            _text(brush, (MARGIN, y + 28), units.percent(one.tokens.after, one.tokens.before), 16, QUIET)
+    for number, (picture,) in enumerate(moment_pictures(first)):
+        left = MARGIN + names + number % tile.columns * (tile.width + GAP)
+        y = top + number // tile.columns * block
+        _text(brush, (left, y), when(first.moments[number]), 16, QUIET)
+        small = picture.resize((tile.width, tile.height), Image.Resampling.LANCZOS)
+        for place, one in enumerate(seen):
+            below = y + LABEL + place * each
+            sheet.paste(mark(small, one.moments[number], one.area, distinguishes(one)), (left, below))
+            _counts(brush, (left, below + tile.height + 4), one.moments[number], distinguishes(one))
 
 
 def _head(seen: Seen, width: int, about: str | None) -> Image.Image:
     """The question, and below it the answer and the file."""
     title = seen.question or NO_QUESTION
     lines, said = _lines(title, 30, width, 3), _said(seen, 20, width, 3)
-    frames = len(seen.moments[0].timestamps)
+    frames = max(len(moment.timestamps) for moment in seen.moments)
+    name = f"{len(seen.videos)} videos" if seen.videos else Path(seen.video.path).name
     shown = f"the first of {frames} frames of each moment" if frames > 1 else None
-    facts = " · ".join(filter(None, (Path(seen.video.path).name, seen.model.name, about, shown)))
+    facts = " · ".join(filter(None, (name, seen.model.name, about, shown)))
     image = Image.new("RGB", (width, 38 * len(lines) + 28 * len(said) + 52), GROUND)
     brush = ImageDraw.Draw(image)
     for row, line in enumerate(lines):

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from flashvlm import files, overlay, units
-from flashvlm.report import Answer, Inspection, Moment, Signal, distinguishes, overlap
+from flashvlm.report import Answer, Inspection, Moment, Signal, by_video, distinguishes, overlap
 
 # All pictures together take at most about this many bytes, before base64 adds a third.
 PICTURES = 3_000_000
@@ -45,11 +45,11 @@ LAYERS = {
 
 
 def write(path: str | Path, inspections: Sequence[Inspection], answer: Answer | None = None) -> Path:
-    """Write a report on one or several selections of one video, which is read from its file again.
+    """Write a report on one or several selections of the same videos, which are read from their files again.
 
     Args:
         path: ends in `.html`.
-        inspections: of the same video and question, with the same sampling.
+        inspections: of the same videos and question, with the same sampling.
         answer: the answer from the tokens of the first of them.
 
     Raises:
@@ -86,16 +86,25 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
         layers=[{"name": name, "key": keys[name], "label": label, "about": about} for name, (label, about) in shown],
         settings=[*_flat(first.settings), *_flat(first.versions)],
         data={
-            "size": (first.video.width, first.video.height),
-            "grid": (first.moments[0].grid_height, first.moments[0].grid_width),
-            "area": vars(first.area),
+            "videos": [
+                {
+                    "size": (one.video.width, one.video.height),
+                    "grid": (one.moments[0].grid_height, one.moments[0].grid_width),
+                    "area": vars(one.area),
+                }
+                for one in by_video(first)
+            ],
             "frames": frames,
             "layers": layers,
             "legend": overlay.marks(inspections),
             "moments": [
                 {
-                    "label": overlay.when(moment),
-                    "ticks": [units.timestamp(at) for at in (moment.timestamps[0], moment.timestamps[-1])],
+                    "video": moment.video,
+                    "label": (f"video {moment.video + 1} · " if first.videos else "") + overlay.when(moment),
+                    "ticks": [
+                        (f"{moment.video + 1} · " if first.videos else "") + units.timestamp(at)
+                        for at in (moment.timestamps[0], moment.timestamps[-1])
+                    ],
                     "times": [units.timestamp(at) for at in moment.timestamps],
                     "pictures": pictures,
                 }
@@ -118,11 +127,14 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
 
 
 def _facts(seen: Inspection) -> list[str]:
-    clip, model = seen.video, seen.model
-    length = [units.timestamp(clip.duration), f"{clip.fps:.4g} fps"] if clip.fps else ["still"]
+    model, clips = seen.model, []
+    for number, clip in enumerate(seen.videos or [seen.video], 1):
+        length = [units.timestamp(clip.duration), f"{clip.fps:.4g} fps"] if clip.fps else ["still"]
+        name = f"video {number}: {clip.path}" if seen.videos else clip.path
+        clips += [name, f"{clip.width} × {clip.height}", *length]
     looked = f"{units.plural(seen.frames, 'frame')} in {units.plural(len(seen.moments), 'moment')}"
     named = [model.name, model.family, model.device, model.dtype]
-    return [clip.path, f"{clip.width} × {clip.height}", *length, looked, *dict.fromkeys(named)]
+    return [*clips, looked, *dict.fromkeys(named)]
 
 
 def _figures(seen: Inspection, answer: Answer | None) -> list[dict[str, str]]:
@@ -209,7 +221,8 @@ def _pictures(seen: Inspection, frames: int) -> Iterator[list[str]]:
     """The frames of each moment as data URIs, small enough that all of them fit into `PICTURES` bytes."""
     count = sum(len(moment.timestamps) for moment in seen.moments)
     step, left = 0, PICTURES
-    shape = min(seen.video.width, seen.video.height) / max(seen.video.width, seen.video.height)
+    sides = [sorted((video.width, video.height)) for video in seen.videos or [seen.video]]
+    shape = max(short / long for short, long in sides)
     while step < len(SIZES) - 1 and PIXEL * shape * SIZES[step][0] ** 2 > PICTURES / count:
         step += 1
     for pictures in overlay.moment_pictures(seen, frames):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -36,6 +36,9 @@ from flashvlm.selection import select
 from flashvlm.selection.blocks import Directions
 from flashvlm.selection.flashvlm import relevance
 from flashvlm.selection.result import Selection
+
+# The paths of several videos. Not a `Sequence`, which a text is, too.
+Paths = list[Any] | tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +85,13 @@ class Watched:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The tokens of a video that were chosen for a question, or for none."""
+    """The tokens of one or several videos that were chosen for a question, or for none."""
 
     question: str | None
     options: AskOptions
-    # The video that they were chosen from, after any second look.
-    watched: Watched
+    # The videos that they were chosen from, after any second look.
+    videos: tuple[Watched, ...]
+    # Of the tokens of all videos, one after the other.
     selection: Selection
     # (P, K, D): the chosen tokens' further features, if the model has any.
     planes: torch.Tensor | None
@@ -132,7 +136,7 @@ class VideoQA:
 
     def ask(
         self,
-        path: str | Path,
+        path: str | Path | Paths,
         question: str,
         options: AskOptions | None = None,
         *,
@@ -140,9 +144,10 @@ class VideoQA:
         on_stage: Callable[[str], None] = lambda stage: None,
         **settings: Any,
     ) -> Answer:
-        """Answer one question on one video (or still image).
+        """Answer one question on one video (or still image), or on several.
 
         Args:
+            path: of the video, or a list of paths; the budget is for all of them together.
             options: everything that can be set; `settings` override single fields of `AskOptions` or `Sampling`
                 (`keep=0.1`, `selector="uniform"`, `fps=1`, `start=10`).
             on_text: gets the answer piece by piece as it is generated.
@@ -158,18 +163,37 @@ class VideoQA:
         watched = self.watch(path, options, on_stage=on_stage)
         return self.answer(watched, question, options, on_text=on_text, on_stage=on_stage)
 
+    @overload
+    def watch(self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = ...) -> Watched: ...
+
+    @overload
     def watch(
-        self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
-    ) -> Watched:
+        self, path: Paths, options: AskOptions, *, on_stage: Callable[[str], None] = ...
+    ) -> tuple[Watched, ...]: ...
+
+    def watch(
+        self,
+        path: str | Path | Paths,
+        options: AskOptions,
+        *,
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> Watched | tuple[Watched, ...]:
         """Decode and encode a video once, for any number of questions on it (`answer`), which may differ in all options
         that do not concern the video.
+
+        Args:
+            path: of the video, or a list of paths for questions on several; the options are for each.
 
         Raises:
             VideoError: the video cannot be read.
             UsageError: the part asked for does not exist.
         """
         _check_options(options)
-        return self.encode(self.decode(path, options, on_stage=on_stage), on_stage=on_stage)
+        several = path if isinstance(path, (list, tuple)) else (path,)
+        for one in several:
+            files.check_video(one)
+        watched = (self.encode(self.decode(one, options, on_stage=on_stage), on_stage=on_stage) for one in several)
+        return tuple(watched) if several is path else next(watched)
 
     def decode(
         self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
@@ -243,14 +267,14 @@ class VideoQA:
     ) -> Watched:
         """Encode the ends and what the question asks about at full size, if the video was seen in small frames.
 
-        Any other video is returned as it is. `choose` does this first.
+        Any other video is returned as it is. `choose` does this first, for each video by itself.
         """
         if watched.frames is None:
             return watched
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
         usual = replace(options, keep=Keep.parse(DEFAULT_KEEP), selector=DEFAULT_SELECTOR, merge=False)
-        scores = self._select(watched, question, usual).scores
+        scores = self._select((watched,), question, usual).scores
         full = second_look(self.backend, watched.encoded, watched.frames, scores)
         clock.stop()
         seconds = watched.encode_seconds + clock.seconds["encode"]
@@ -258,14 +282,14 @@ class VideoQA:
 
     def answer(
         self,
-        watched: Watched,
+        watched: Watched | Sequence[Watched],
         question: str,
         options: AskOptions,
         *,
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Answer:
-        """Answer a question on a video that `watch` has encoded: `choose`, then `respond`.
+        """Answer a question on a video, or several, that `watch` has encoded: `choose`, then `respond`.
 
         The answer's times include decoding and encoding, unless it is given `watched.again()`.
 
@@ -278,13 +302,14 @@ class VideoQA:
 
     def choose(
         self,
-        watched: Watched,
+        watched: Watched | Sequence[Watched],
         question: str | None,
         options: AskOptions,
         *,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Choice:
-        """Choose the tokens of a video that the language model gets; a `question` of None chooses for the video alone.
+        """Choose the tokens that the language model gets, of a video or of several together; a `question` of None
+        chooses for the video alone.
 
         A video that was seen in small frames gets its second look first (`look_again`).
 
@@ -293,35 +318,37 @@ class VideoQA:
             ModelError: the model makes tokens that are not finite numbers.
         """
         self._check(question, options)
-        watched = self.look_again(watched, question, options, on_stage=on_stage)
+        several = (watched,) if isinstance(watched, Watched) else watched
+        if not several:
+            raise UsageError("There is no video to choose from.")
+        videos = tuple(self.look_again(one, question, options, on_stage=on_stage) for one in several)
         clock = _Clock(on_stage, self.backend)
         clock.start("select")
-        selection = self._select(watched, question, options)
+        selection = self._select(videos, question, options)
         if options.merge:
             selection = selection.merged()
-        planes = watched.encoded.planes
-        if planes is not None:
-            planes = selection.pooled(planes)
+        further = [one.encoded.planes for one in videos if one.encoded.planes is not None]
+        planes = selection.pooled(torch.cat(further, dim=1)) if further else None
         clock.stop()
-        return Choice(question, options, watched, selection, planes, clock.seconds["select"])
+        return Choice(question, options, videos, selection, planes, clock.seconds["select"])
 
-    def _select(self, watched: Watched, question: str | None, options: AskOptions) -> Selection:
-        encoded = watched.encoded
-        count = len(encoded.tokens)
+    def _select(self, videos: Sequence[Watched], question: str | None, options: AskOptions) -> Selection:
+        encoded = [one.encoded for one in videos]
+        tokens, saliency = torch.cat([one.tokens for one in encoded]), torch.cat([one.saliency for one in encoded])
         try:
             return select(
-                encoded.tokens,
-                encoded.saliency,
+                tokens,
+                saliency,
                 self.backend.words(question or ""),
-                group_sizes=encoded.group_sizes,
-                budget=options.keep.budget(count),
+                group_sizes=[size for one in encoded for size in one.group_sizes],
+                budget=options.keep.budget(len(tokens)),
                 delta=options.keep.delta,
                 selector=options.selector,
                 metric=options.metric,
                 seed=options.seed,
             )
         except UsageError as error:
-            if encoded.tokens.isfinite().all() and encoded.saliency.isfinite().all():
+            if tokens.isfinite().all() and saliency.isfinite().all():
                 raise
             dtype = self._facts().dtype
             why = f"its weights are damaged, or too large for {dtype}"
@@ -341,8 +368,8 @@ class VideoQA:
         """
         if choice.question is None:
             raise UsageError("The question is empty.")
-        options, watched, clock = choice.options, choice.watched, _Clock(on_stage, self.backend)
-        prompt = self.backend.prompt(choice.question, options.system, [watched.encoded])
+        options, clock = choice.options, _Clock(on_stage, self.backend)
+        prompt = self.backend.prompt(choice.question, options.system, [one.encoded for one in choice.videos])
         clock.start("prefill")
         generated = generate(
             self.backend,
@@ -361,8 +388,7 @@ class VideoQA:
         clock.start("delta")
         chosen = selection_facts(options, choice.selection)
         clock.stop()
-        before = {"decode": watched.decode_seconds, "encode": watched.encode_seconds, "select": choice.seconds}
-        seconds = before | clock.seconds
+        seconds = _seconds(choice) | clock.seconds
         first = sum(seconds[stage] for stage in ("decode", "encode", "select", "prefill"))
         shared = self._shared(choice)
         prompt_tokens = BeforeAfter(
@@ -387,50 +413,46 @@ class VideoQA:
     @torch.inference_mode()
     def inspect(self, choice: Choice) -> Inspection:
         """Report which tokens were chosen, where they lie, and what the selector based its choice on."""
-        backend, watched, selection = self.backend, choice.watched, choice.selection
+        backend, selection = self.backend, choice.selection
         clock = _Clock(lambda stage: None, backend)
         clock.start("delta")
         chosen = selection_facts(choice.options, selection)
         clock.stop()
-        encoded = watched.encoded
-        signals = {"saliency": encoded.saliency}
+        videos = [one.encoded for one in choice.videos]
+        signals = {"saliency": torch.cat([one.saliency for one in videos])}
         if choice.question is not None:
-            signals["relevance"] = relevance(Directions.of(encoded.tokens), backend.words(choice.question))
+            signals["relevance"] = relevance(Directions.of(selection.tokens), backend.words(choice.question))
         if selection.scores.any():
             signals["score"] = selection.scores
         return Inspection(
             **self._shared(choice),
             selection=chosen,
-            seconds={
-                "load": self.load_seconds,
-                "decode": watched.decode_seconds,
-                "encode": watched.encode_seconds,
-                "select": choice.seconds,
-                **clock.seconds,
-            },
-            signals={name: signal(values, encoded) for name, values in signals.items()},
+            seconds={"load": self.load_seconds, **_seconds(choice), **clock.seconds},
+            signals={name: signal(values, videos) for name, values in signals.items()},
         )
 
     def _shared(self, choice: Choice) -> dict[str, Any]:
         """What an answer and an inspection both report."""
-        watched, selection = choice.watched, choice.selection
-        facts, encoded = watched.facts, watched.encoded
+        videos, selection = choice.videos, choice.selection
+        facts, encoded = tuple(one.facts for one in videos), [one.encoded for one in videos]
+        areas = tuple(self.backend.area(one.height, one.width) for one in facts)
         return {
             "question": choice.question,
             "model": self._facts(),
-            "video": facts,
-            "frames": len(encoded.timestamps),
-            "tokens": BeforeAfter(len(encoded.tokens), len(selection.indices)),
+            "video": facts[0],
+            "frames": sum(len(one.timestamps) for one in encoded),
+            "tokens": BeforeAfter(len(selection.tokens), len(selection.indices)),
             "moments": moments(encoded, selection, self.backend.frames_per_group),
-            "area": self.backend.area(facts.height, facts.width),
-            "settings": settings_of(watched.options, choice.options),
+            "area": areas[0],
+            "settings": settings_of(videos[0].options, choice.options),
             "versions": versions(),
             "warnings": self._warnings(choice),
-            "cached": watched.cached,
+            "cached": all(one.cached for one in videos),
+            **({"videos": facts, "areas": areas} if len(videos) > 1 else {}),
         }
 
     def _warnings(self, choice: Choice) -> tuple[str, ...]:
-        options, warnings = choice.options, list(choice.watched.warnings)
+        options, warnings = choice.options, list(dict.fromkeys(told for one in choice.videos for told in one.warnings))
         if unknown := self.backend.unknown_words(f"{choice.question or ''} {options.system or ''}"):
             warnings.append(f"This model does not know: {', '.join(unknown)}. Its answer may be off.")
         if options.temperature and options.top_k is None and lifts_top_k(self.backend):
@@ -489,6 +511,15 @@ class _Clock:
         self._backend.wait()
         self.seconds[self._stage] = time.perf_counter() - self._since
         self._stage = None
+
+
+def _seconds(choice: Choice) -> dict[str, float]:
+    """The seconds of the stages up to the choice, over all videos."""
+    return {
+        "decode": sum(one.decode_seconds for one in choice.videos),
+        "encode": sum(one.encode_seconds for one in choice.videos),
+        "select": choice.seconds,
+    }
 
 
 def _check_options(options: AskOptions) -> None:

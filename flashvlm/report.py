@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
@@ -85,7 +86,7 @@ class Moment:
     question (true) or for coverage (false). `tokens` also counts a class token, which stands for a whole frame and has
     no cell: `class_token` says the same for it, and is None if it was dropped or the model has none. `like` is the
     number, from 0, of the earlier moment that this one looks like and whose tokens it reuses; None if it has its own.
-    `small`: it was only seen in a small frame.
+    `small`: it was only seen in a small frame. `video` is the number of its video, from 0.
     """
 
     timestamps: tuple[float, ...]
@@ -97,6 +98,7 @@ class Moment:
     class_token: bool | None = None
     like: int | None = None
     small: bool = False
+    video: int = 0
 
     @property
     def kept_count(self) -> int:
@@ -159,7 +161,8 @@ class Answer:
 
     `cached`: the video was not decoded and encoded for this question, but for an earlier one (of this run, or kept in
     the feature cache). `area` is the part of the picture that the moments' grids divide into cells: what the model saw
-    of it.
+    of it. If the question is on several videos, `video` and `area` are the first one's, and `videos` and `areas` hold
+    all; `moments` are those of the first, then of the second, and so on.
     """
 
     question: str
@@ -180,10 +183,12 @@ class Answer:
     warnings: tuple[str, ...] = field(default=())
     cached: bool = False
     area: Area = field(default=Area())
+    videos: tuple[VideoFacts, ...] = ()
+    areas: tuple[Area, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The answer as dicts, tuples, strings and numbers, as `json.dumps` takes them."""
-        return asdict(self)
+        return _to_json(self)
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,8 @@ class Inspection:
 
     `signals` holds `saliency` (attention received in the vision encoder), `relevance` if there is a question (how far a
     token's similarity to its words stands out from that of the others; from 1 on it is beyond noise), and `score` if
-    the selector has one. `seconds` has `load`, `decode`, `encode`, `select` and `delta`.
+    the selector has one. `seconds` has `load`, `decode`, `encode`, `select` and `delta`. `videos` and `areas` are as in
+    `Answer`.
     """
 
     question: str | None
@@ -227,15 +233,43 @@ class Inspection:
     versions: dict[str, str]
     warnings: tuple[str, ...] = field(default=())
     cached: bool = False
+    videos: tuple[VideoFacts, ...] = ()
+    areas: tuple[Area, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The inspection as dicts, tuples, strings and numbers, as `json.dumps` takes them; signals are summarised."""
-        plain = asdict(replace(self, signals={}))
+        plain = _to_json(replace(self, signals={}))
         return plain | {"signals": {name: signal.to_json() for name, signal in self.signals.items()}}
 
 
 # Both have a video, its moments and what was chosen from them.
 Seen = Answer | Inspection
+
+
+def _to_json(seen: Seen) -> dict[str, Any]:
+    plain = asdict(seen)
+    if not seen.videos:
+        # What tells several videos apart.
+        del plain["videos"], plain["areas"]
+        for moment in plain["moments"]:
+            del moment["video"]
+    return plain
+
+
+def by_video(seen: Seen) -> list[Seen]:
+    """What was seen of each video, as if it were the only one; the figures are still those of all together."""
+    videos = zip(seen.videos or [seen.video], seen.areas or [seen.area], strict=True)
+    return [
+        replace(
+            seen,
+            video=facts,
+            area=area,
+            moments=tuple(replace(moment, video=0) for moment in seen.moments if moment.video == number),
+            videos=(),
+            areas=(),
+        )
+        for number, (facts, area) in enumerate(videos)
+    ]
 
 
 def distinguishes(seen: Seen) -> bool:
@@ -276,28 +310,49 @@ def selection_facts(options: AskOptions, selection: Selection) -> SelectionFacts
     )
 
 
-def signal(values: Tensor, encoded: Encoded) -> Signal:
-    """(N,) values of the tokens, by moment and cell."""
-    cells = values.float().view(encoded.groups, -1)[:, encoded.class_tokens :]
-    return Signal(tuple(map(tuple, cells.tolist())))
+def signal(values: Tensor, videos: Sequence[Encoded]) -> Signal:
+    """(N,) values of the tokens of all videos, by moment and cell."""
+    parts = values.float().split([len(encoded.tokens) for encoded in videos])
+    return Signal(
+        tuple(
+            tuple(cells)
+            for encoded, part in zip(videos, parts, strict=True)
+            for cells in part.view(encoded.groups, -1)[:, encoded.class_tokens :].tolist()
+        )
+    )
 
 
-def moments(encoded: Encoded, selection: Selection, frames_per_group: int) -> tuple[Moment, ...]:
-    """What was kept of each temporal group, by the row and column of its cells."""
+def moments(videos: Sequence[Encoded], selection: Selection, frames_per_group: int) -> tuple[Moment, ...]:
+    """What was kept of each temporal group of each video, by the row and column of its cells."""
+    made: list[Moment] = []
+    first = 0
+    for number, encoded in enumerate(videos):
+        here = (selection.indices >= first) & (selection.indices < first + len(encoded.tokens))
+        kept = zip((selection.indices[here] - first).tolist(), selection.important[here].tolist(), strict=True)
+        earlier = len(made)
+        for moment in _moments(encoded, kept, frames_per_group):
+            like = None if moment.like is None else moment.like + earlier
+            made.append(replace(moment, like=like, video=number))
+        first += len(encoded.tokens)
+    return tuple(made)
+
+
+def _moments(encoded: Encoded, chosen: Iterable[tuple[int, bool]], frames_per_group: int) -> Iterator[Moment]:
+    """The moments of a video, of which these tokens were kept, each for the question or not."""
     size = encoded.class_tokens + encoded.height * encoded.width
     kept: list[list[tuple[int, int]]] = [[] for _ in range(encoded.groups)]
     important: list[list[bool]] = [[] for _ in range(encoded.groups)]
     class_token: list[bool | None] = [None] * encoded.groups
     like = list(range(encoded.groups)) if encoded.sources is None else encoded.sources.tolist()
-    for index, for_question in zip(selection.indices.tolist(), selection.important.tolist(), strict=True):
+    for index, for_question in chosen:
         group, place = divmod(index, size)
         if place < encoded.class_tokens:
             class_token[group] = for_question
             continue
         kept[group].append(divmod(place - encoded.class_tokens, encoded.width))
         important[group].append(for_question)
-    return tuple(
-        Moment(
+    for group in range(encoded.groups):
+        yield Moment(
             encoded.timestamps[group * frames_per_group : (group + 1) * frames_per_group],
             size,
             encoded.height,
@@ -308,8 +363,6 @@ def moments(encoded: Encoded, selection: Selection, frames_per_group: int) -> tu
             None if like[group] == group else like[group],
             encoded.small is not None and bool(encoded.small[group]),
         )
-        for group in range(encoded.groups)
-    )
 
 
 def versions() -> dict[str, str]:

@@ -35,31 +35,43 @@ class ChatTemplate:
             part: what the template calls a part of a message that is a video.
         """
         self._tokenizer, self._folder, self._part = tokenizer, folder, part
-        self._rendered: dict[tuple[str, bool, int], Future[str]] = {}
-        self._begin(with_system=False, videos=1)
+        self._rendered: dict[tuple[str, bool, int, str], Future[str]] = {}
+        self._begin(with_system=False, videos=1, part=part)
 
-    def fill(self, question: str, system: str | None, videos: int) -> str:
+    def fill(self, question: str, system: str | None, videos: int, part: str | None = None) -> str:
         """The prompt for this question about so many videos.
+
+        Args:
+            part: as for the whole object, if it is another here.
 
         Raises:
             ModelError: the template is broken, or takes too long or too much memory.
         """
         words = {QUESTION: question, SYSTEM: system or ""}
-        rendered = self._begin(with_system=system is not None, videos=videos).result()
+        rendered = self._begin(with_system=system is not None, videos=videos, part=part or self._part).result()
         return re.sub("|".join(words), lambda found: words[found[0]], rendered)
 
-    def _begin(self, with_system: bool, videos: int) -> Future[str]:
+    def writes(self, marker: str, part: str) -> bool:
+        """Whether the template writes this marker for such a part of a message."""
+        from flashvlm.errors import ModelError
+
+        try:
+            return marker in self._begin(with_system=False, videos=1, part=part).result()
+        except ModelError:
+            return False
+
+    def _begin(self, with_system: bool, videos: int, part: str) -> Future[str]:
         from flashvlm import aside
 
-        key = self._tokenizer.get_chat_template(), with_system, videos
+        key = self._tokenizer.get_chat_template(), with_system, videos, part
         if key not in self._rendered:
             self._rendered[key] = aside.begin(partial(self._render, *key), "template")
         return self._rendered[key]
 
-    def _render(self, template: str, with_system: bool, videos: int) -> str:
+    def _render(self, template: str, with_system: bool, videos: int, part: str) -> str:
         from flashvlm.errors import FlashVLMError, ModelError, sentence
 
-        content = [{"type": self._part}] * videos + [{"type": "text", "text": QUESTION}]
+        content = [{"type": part}] * videos + [{"type": "text", "text": QUESTION}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if with_system:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": SYSTEM}]})

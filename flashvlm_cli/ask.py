@@ -1,4 +1,4 @@
-"""`flashvlm ask`: one question about one video."""
+"""`flashvlm ask`: one question about one video, or several."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flashvlm.errors import UsageError
 from flashvlm.files import check_video
 from flashvlm.options import AskOptions
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, Pictures, ask_options, model_options, options_of, takes
-from flashvlm_cli.running import draw, prepare_libraries, read_question, show_loading, stream_answer
+from flashvlm_cli.options import OUTPUT, More, Pictures, ask_options, model_options, options_of, takes
+from flashvlm_cli.running import draw, names_file, prepare_libraries, read_question, show_loading, stream_answer
 
 if TYPE_CHECKING:
     from flashvlm.report import Answer, Inspection
@@ -24,6 +25,8 @@ OnStage = Callable[[str], None]
 @takes(options=ask_options(), loading=model_options, pictures=options_of(Pictures))
 def ask(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],
+    *,
+    more: More = [],  # noqa: B006
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask; - reads it from standard input.")],
     options: AskOptions,
     loading: dict[str, Any],
@@ -35,12 +38,16 @@ def ask(
         bool, typer.Option("--quiet", "-q", help="The answer only: no summary.", rich_help_panel=OUTPUT)
     ] = False,
 ) -> None:
-    """Ask a video a question.
+    """Ask a video a question, or several videos one: the budget is for all of them together.
 
     The answer goes to standard output, as it is generated; a summary of what was kept and saved goes to standard error.
     """
-    check_video(video)
-    pictures.check(video)
+    videos = [video, *more]
+    for one in videos:
+        check_video(one)
+    pictures.check(videos)
+    if names_file(question):
+        raise UsageError(f"The question goes last, and {question} is a file.")
     asked = read_question(question)
     prepare_libraries()
     inspections: list[Inspection] = []
@@ -50,8 +57,8 @@ def ask(
 
         loaded = VideoQA.from_pretrained(**loading)
         if pictures.report is None:
-            return loaded.ask(video, asked, options, on_text=on_text, on_stage=on_stage)
-        watched = loaded.watch(video, options, on_stage=on_stage)
+            return loaded.ask(videos if more else video, asked, options, on_text=on_text, on_stage=on_stage)
+        watched = loaded.watch(videos, options, on_stage=on_stage)
         choice = loaded.choose(watched, asked, options, on_stage=on_stage)
         inspections.append(loaded.inspect(choice))
         return loaded.respond(choice, on_text=on_text, on_stage=on_stage)

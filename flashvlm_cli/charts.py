@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from flashvlm import units
 from flashvlm.report import Moment
@@ -69,9 +70,14 @@ def columns(moments: Sequence[Moment], distinguishes: bool, width: int, height: 
             drawn.append(cells)
         return drawn
 
+    first = [group[0] for group in groups]
+    if moments[-1].video:
+        axis = _videos_axis([moment.video for moment in first], slot, bar)
+    else:
+        axis = _axis([moment.timestamps[0] for moment in first], moments[-1].timestamps[-1], slot, bar)
     return Columns(
         above=rows(rising, "important" if distinguishes else "kept", EIGHTHS_UP)[::-1],
-        axis=[(_axis([group[0].timestamps[0] for group in groups], moments[-1].timestamps[-1], slot, bar), "axis")],
+        axis=[(axis, "axis")],
         below=rows(hanging, "diverse", HANGING) if distinguishes else [],
         moments_per_column=per_column,
     )
@@ -103,6 +109,17 @@ def bar(eighths: int) -> str:
 def _eighths(share: float, cells: int) -> int:
     """How many eighths of `cells` a share fills: at least one unless the share is 0."""
     return min(8 * cells, max(1 if share > 0 else 0, round(8 * cells * share)))
+
+
+def _videos_axis(videos: Sequence[int], slot: int, bar: int) -> str:
+    """An axis with the number of each video where it begins, if there is room."""
+    line = "video 1"
+    for column, (before, video) in enumerate(pairwise(videos), 1):
+        gap = column * slot - len(line)
+        if video != before and gap > 0:
+            line += f" {'─' * (gap - 2)} "[:gap] + str(video + 1)
+    width = len(videos) * slot - (slot - bar)
+    return f"{line} ".ljust(width, "─")[: max(width, len(line))]
 
 
 def _axis(starts: Sequence[float], end: float, slot: int, bar: int) -> str:

@@ -376,6 +376,36 @@ def print_models(models: Sequence[Mapping[str, Any]]) -> None:
     _print(_described(rows, "aside", sys.stdout), sys.stdout)
 
 
+# What is so of a family that is served in this way.
+WAYS = {
+    "own": "Has a file of its own: fast pixels and vision encoder, saliency, and reuse of repeated moments. Checked "
+    "against transformers: pixels, prompt, logits and words; what is dropped is as if hidden.",
+    "general": "The general way, with torchvision (flashvlm[any]): the checkpoint's own processor; all tokens are "
+    "equally salient. Checked against transformers: prompt, logits and words; what is dropped is as if hidden (except "
+    "in layers that carry on a state: qwen3_5).",
+}
+OTHERS = (
+    "Any other class of transformers that takes mm_encoder_outputs is served in the general way, too, but is not "
+    "checked: an answer says so."
+)
+
+
+def print_families(families: Sequence[Mapping[str, str]]) -> None:
+    """Print the families that are served, by the way in which they are."""
+    wide, width = max(len(family["family"]) for family in families) + GAP, _width(sys.stdout)
+    lines: list[Text] = []
+    for way, about in WAYS.items():
+        lines += [Text(line, "aside") for line in textwrap.wrap(about, width, break_on_hyphens=False)]
+        lines += [
+            Text.assemble(" " * GAP, (family["family"].ljust(wide), "value"), family["model_class"])
+            for family in families
+            if family["way"] == way
+        ]
+        lines.append(Text(""))
+    lines += [Text(line, "aside") for line in textwrap.wrap(OTHERS, width, break_on_hyphens=False)]
+    _print(lines, sys.stdout)
+
+
 def _described(rows: Sequence[tuple[Text, str]], style: str, stream: TextIO | None) -> list[Text]:
     """Heads with a text about each: beside them in a column or, on a narrow terminal, below."""
     before = max(head.cell_len for head, _ in rows) + GAP
@@ -402,7 +432,7 @@ def _title(answer: Seen, width: int) -> Text:
 
 def _facts(answer: Seen, width: int) -> list[Text]:
     sampled = _plain(f"{units.plural(answer.frames, 'frame')} in {units.plural(len(answer.moments), 'moment')}")
-    if answer.video.fps:
+    if answer.video.fps and not answer.videos:
         first, last = (
             units.timestamp(at) for at in (answer.moments[0].timestamps[0], answer.moments[-1].timestamps[-1])
         )
@@ -415,10 +445,11 @@ def _facts(answer: Seen, width: int) -> list[Text]:
     if repeated:
         encoded = f"{units.count(len(answer.moments) - repeated)} encoded"
         sampled.append([(encoded, "value"), (f", {units.count(repeated)} like an earlier one", "aside")])
-    return [
-        *_labelled("video", _flow(_plain(*_video_facts(answer.video, width)), width)),
-        *_labelled("looked at", _flow(sampled, width)),
-    ]
+    named = {f"video {number}": video for number, video in enumerate(answer.videos, 1)} or {"video": answer.video}
+    lines = []
+    for label, video in named.items():
+        lines += _labelled(label, _flow(_plain(*_video_facts(video, width)), width))
+    return [*lines, *_labelled("looked at", _flow(sampled, width))]
 
 
 def _video_facts(video: VideoFacts, width: int) -> list[str]:
@@ -479,7 +510,8 @@ def _moments(answer: Seen, width: int) -> list[Text]:
     if len(answer.moments) > 1 and all(moment.kept_count == most.kept_count for moment in answer.moments):
         peak[0].append((" at every moment", ""))
     else:
-        peak[0].append((f" at {units.timestamp(most.timestamps[0])}", ""))
+        place = f" of video {most.video + 1}" if answer.videos else ""
+        peak[0].append((f" at {units.timestamp(most.timestamps[0])}{place}", ""))
     if drawn.moments_per_column > 1:
         peak.append([(f"a bar is {drawn.moments_per_column} moments", "aside")])
     radius = [

@@ -1,4 +1,4 @@
-"""`flashvlm inspect`: what would be kept of a video, without generating an answer."""
+"""`flashvlm inspect`: what would be kept of a video, or several, without generating an answer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
 from flashvlm_cli.options import (
     OUTPUT,
+    More,
     Pictures,
     ask_options,
     model_options,
     options_of,
     takes,
 )
-from flashvlm_cli.running import draw, prepare_libraries, read_question, show_loading
+from flashvlm_cli.running import draw, names_file, prepare_libraries, read_question, show_loading
 
 if TYPE_CHECKING:
     from flashvlm.report import Inspection
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 )
 def inspect(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],
+    *,
+    more: More = [],  # noqa: B006
     options: AskOptions,
     loading: dict[str, Any],
     pictures: Pictures,
@@ -59,7 +62,7 @@ def inspect(
         bool, typer.Option("--quiet", "-q", help="Nothing: only write the files.", rich_help_panel=OUTPUT)
     ] = False,
 ) -> None:
-    """See which tokens of a video are kept, with or without a question; no answer is generated.
+    """See which tokens of a video, or of several, are kept, with or without a question; no answer is generated.
 
     --overlay and --report show it in pictures.
     """
@@ -67,8 +70,12 @@ def inspect(
         raise UsageError("Give --selector or --compare, not both.")
     names = [name.strip() for name in compare.split(",")] if compare is not None else [options.selector]
     choices = [replace(options, selector=name) for name in dict.fromkeys(names)]
-    check_video(video)
-    pictures.check(video)
+    if question is not None and names_file(question):
+        more, question = [*more, question], None
+    videos = [video, *more]
+    for one in videos:
+        check_video(one)
+    pictures.check(videos)
     asked = None if question is None else read_question(question)
     prepare_libraries()
 
@@ -76,8 +83,9 @@ def inspect(
         from flashvlm import VideoQA
 
         loaded = VideoQA.from_pretrained(**loading)
-        watched = loaded.watch(video, options, on_stage=on_stage)
-        watched = loaded.look_again(watched, asked, options, on_stage=on_stage)
+        watched = loaded.watch(videos, options, on_stage=on_stage)
+        # Once for all selectors.
+        watched = tuple(loaded.look_again(one, asked, options, on_stage=on_stage) for one in watched)
         return [loaded.inspect(loaded.choose(watched, asked, chosen, on_stage=on_stage)) for chosen in choices]
 
     if as_json or quiet:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -162,14 +162,21 @@ class Pictures:
     def wanted(self) -> bool:
         return self.overlay is not None or self.report is not None
 
-    def check(self, video: str) -> None:
-        """Refuse to write over the video.
+    def check(self, videos: Sequence[str]) -> None:
+        """Refuse to write over a video.
 
         Raises:
-            UsageError: the overlay is the video.
+            UsageError: the overlay is a video itself, or a clip of several.
         """
         if self.overlay is not None:
-            check_overlay(self.overlay, video)
+            check_overlay(self.overlay, *videos)
+
+
+# The videos that a question may be about besides the first one.
+More = Annotated[
+    list[str],
+    typer.Argument(metavar="VIDEO", help="Others that the question is about, too.", show_default=False),
+]
 
 
 def model_options(

@@ -76,6 +76,11 @@ def read_question(text: str) -> str:
     return question
 
 
+def names_file(question: str) -> bool:
+    """Whether what stands where the question goes is a file, probably a video."""
+    return bool(os.path.splitext(question)[1]) and os.path.isfile(question)
+
+
 def show_loading(progress: Progress, loading: dict[str, Any]) -> None:
     """Let `progress` follow the loading of the model, and its download if it is not on this machine."""
     from flashvlm.models import present

@@ -27,6 +27,7 @@ def inputs(
     times: list[list[float]] = (),  # type: ignore[assignment]
     durations: list[float] = (),  # type: ignore[assignment]
     images: list[torch.Tensor] = (),  # type: ignore[assignment]
+    **settings: Any,
 ) -> dict[str, torch.Tensor]:
     """What `model.generate(**inputs)` takes for a conversation about these frames, all of which are used.
 
@@ -36,6 +37,7 @@ def inputs(
         times: for each video, the time of each frame in seconds, in whole milliseconds.
         durations: how long each video lasts, in seconds; if not given, until its last frame.
         images: each (3, H, W) uint8.
+        settings: of the processor.
     """
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     given: dict[str, Any] = {"text": [text]}
@@ -53,4 +55,4 @@ def inputs(
         given |= {"videos": list(videos), "do_sample_frames": False}
     if images:
         given["images"] = list(images)
-    return dict(processor(**given, return_tensors="pt"))
+    return dict(processor(**given, **settings, return_tensors="pt"))

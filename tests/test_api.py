@@ -83,7 +83,7 @@ def test_what_makes_no_sense_is_wrong_usage(wrong) -> None:
         wrong()
 
 
-@pytest.mark.parametrize("path", [None, b"one.mp4", 3, [ONE], np.zeros(3)])
+@pytest.mark.parametrize("path", [None, b"one.mp4", 3, [ONE, 3], [[ONE]], np.zeros(3)])
 def test_what_is_no_path_is_wrong_usage(demo: VideoQA, path) -> None:
     with pytest.raises(UsageError, match="given as a path"):
         demo.ask(path, QUESTION)

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from flashvlm import VideoQA
 from flashvlm.backends.loading import free_memory, weight_bytes
-from flashvlm.errors import ModelError, UsageError
-from flashvlm.models import DEFAULT_MODEL, fetch, fingerprint, present, revision_of
+from flashvlm.errors import FlashVLMError, ModelError, UsageError
+from flashvlm.models import DEFAULT_MODEL, fetch, fingerprint, present, revision_of, state
+from flashvlm.options import AskOptions
 from flashvlm.samples import samples_dir
 
 
@@ -195,6 +196,148 @@ def test_a_folder_has_no_revisions() -> None:
         VideoQA.from_pretrained("demo", revision="main")
 
 
+def changed_settings(folder: Path, name: str, **changes: object) -> None:
+    """Changes to one of the folder's JSON files; `a__b` is the entry `b` of `a`."""
+    path = folder / name
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    for entry, value in changes.items():
+        *parents, last = entry.split("__")
+        inner = settings
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+    path.write_text(json.dumps(settings))
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "quantised": (
+        lambda folder: changed_settings(folder, "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"Quantised weights \(gptq\) are not supported: use the checkpoint that they were made from",
+    ),
+    "deep JSON": (lambda folder: (folder / "config.json").write_text(f'{{"a": {DEEP}}}'), "not valid JSON"),
+    "deep JSON that transformers reads": (
+        lambda folder: (folder / "generation_config.json").write_text(f'{{"a": {DEEP}}}'),
+        "recursion",
+    ),
+    "large JSON": (lambda folder: (folder / "config.json").write_text(" " * 3_000_000), "more than 2097152 bytes"),
+    "null in the index": (
+        lambda folder: changed_settings(folder, "model.safetensors.index.json", weight_map={"a": None}),
+        "no readable model.safetensors.index.json",
+    ),
+    "weights elsewhere": (
+        lambda folder: changed_settings(folder, "model.safetensors.index.json", weight_map={"a": "../a.safetensors"}),
+        "no readable model.safetensors.index.json",
+    ),
+    "a pipe": (lambda folder: ((folder / "config.json").unlink(), os.mkfifo(folder / "config.json")), "config.json"),
+    "no heads": (lambda folder: changed_settings(folder, "config.json", text_config__num_attention_heads=0), "by zero"),
+    "heads that do not fit": (
+        lambda folder: changed_settings(folder, "config.json", vision_config__num_heads=3),
+        "3 heads of the vision encoder",
+    ),
+    "positions that do not fit": (
+        lambda folder: changed_settings(folder, "config.json", text_config__rope_parameters__mrope_section=[9, 8, 8]),
+        r"\[9, 8, 8\] of positions",
+    ),
+    "no depth": (lambda folder: changed_settings(folder, "config.json", vision_config__depth=0), "depth is 0"),
+    "absurd depth": (lambda folder: changed_settings(folder, "config.json", vision_config__depth=10**5), "100000"),
+    "absurd labels": (lambda folder: changed_settings(folder, "config.json", num_labels=10**9), "1000000000"),
+    "absurd width": (
+        lambda folder: changed_settings(folder, "config.json", text_config__vocab_size=10**10),
+        r"it is of a model of \d{13} numbers, and they are \d{7}\.",
+    ),
+    "absurd tokenizer": (
+        lambda folder: changed_settings(
+            folder,
+            "tokenizer.json",
+            added_tokens=[{"id": n, "content": f"<{n}>", "single_word": False} for n in range(60_000)],
+        ),
+        "adds more than 50000 tokens",
+    ),
+    "absurd special tokens": (
+        lambda folder: changed_settings(folder, "tokenizer_config.json", extra_special_tokens=["a"] * 3000),
+        "more than 2000 special tokens",
+    ),
+    "tokenizer.model alone": (
+        lambda folder: (folder / "tokenizer.json").rename(folder / "tokenizer.model"),
+        "pip install sentencepiece, or add the tokenizer.json",
+    ),
+    "a penalty in words": (
+        lambda folder: changed_settings(folder, "generation_config.json", repetition_penalty="high"),
+        "penalty",
+    ),
+    "no number for the mean": (
+        lambda folder: changed_settings(folder, "video_preprocessor_config.json", image_mean=[0.5, {}, 0.5]),
+        "must be real number",
+    ),
+    "no preparation": (
+        lambda folder: [path.unlink() for path in folder.glob("*preprocessor_config.json")],
+        "no preprocessor_config.json",
+    ),
+    "a header of gigabytes": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}"),
+        "not a safetensors file",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_whatever_is_wrong_with_a_checkpoint_is_told_as_its_fault(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("flashvlm.backends.loading.find_spec", lambda name: None)
+    change, told = HOSTILE[how]
+    change(copy)
+    with pytest.raises(ModelError, match=told):
+        VideoQA.from_pretrained(copy, device="cpu")
+
+
+def test_how_words_are_searched_for_is_not_the_checkpoint_s_to_say(copy: Path) -> None:
+    changed_settings(copy, "generation_config.json", num_beams=10_000, num_return_sequences=10_000, max_time=0.001)
+    asked = (samples_dir() / "still.jpg", "What is there?")
+    assert VideoQA.from_pretrained(copy).ask(*asked).answer == VideoQA.from_pretrained("demo").ask(*asked).answer
+
+
+def test_weights_that_are_not_used_are_a_warning_once(copy: Path) -> None:
+    changed_weights(copy, lambda weights: weights.update({"more.weight": torch.ones(7)}))
+    qa = VideoQA.from_pretrained(copy)
+    watched = qa.watch(samples_dir() / "still.jpg", AskOptions())
+    (told,) = watched.warnings
+    assert told == f"The weights in {copy} hold more.weight, which this model does not use."
+    assert watched.again().warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "told"),
+    [
+        (PermissionError(13, "Permission denied"), ModelError, "cannot be read: model.safetensors: Permission denied"),
+        (RuntimeError("can't start new thread"), FlashVLMError, "No more threads can be started"),
+        (MemoryError("none left"), MemoryError, "none left"),
+        (OSError(24, "Too many open files"), OSError, "Too many open files"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_checkpoint_is_not_called_damaged_for_what_the_machine_does_not_give(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception], told: str
+) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
+        raise error
+
+    if isinstance(error, PermissionError):
+        monkeypatch.setattr("flashvlm.backends.checks.open", fail, raising=False)
+    else:
+        monkeypatch.setattr("transformers.Qwen2VLForConditionalGeneration.from_pretrained", fail)
+    with pytest.raises(raised, match=told) as caught:
+        VideoQA.from_pretrained(copy, device="cpu")
+    assert raised is ModelError or not isinstance(caught.value, ModelError)
+
+
+def test_python_without_docstrings_is_told() -> None:
+    command = ["-OO", "-m", "flashvlm_cli", "ask", str(samples_dir() / "still.jpg"), "What?", "--model", "demo"]
+    child = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
+    assert child.returncode == 1 and "python -OO" in child.stderr and child.stderr.count("\n") == 1
+
+
 class Hub(BaseHTTPRequestHandler):
     """A hub with one model, `maker/model`, in one revision, `v1`."""
 
@@ -273,6 +416,23 @@ def test_a_download_counts_its_bytes_and_takes_no_code(hub: str, tmp_path: Path)
     assert last == "[(300008, 300008)]"
     # From the cache the second time.
     assert fetch_from("http://127.0.0.1:9", tmp_path, "maker/model", "v1") == [folder, files, revision, "[]"]
+
+
+@pytest.mark.parametrize("lost", ["preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_model_of_which_files_are_missing_is_incomplete_until_it_is_fetched(
+    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    folder, *_ = fetch_from(hub, tmp_path, "maker/model", "v1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert state("maker/model", "v1") == "here"
+    (Path(folder) / lost).unlink()
+    # As other programs leave it, which download file by file.
+    shutil.rmtree(tmp_path / "hub" / "models--maker--model" / "trees", ignore_errors=True)
+    assert state("maker/model", "v1") == "incomplete"
+    (said,) = fetch_from("http://127.0.0.1:9", tmp_path, "maker/model", "v1")
+    assert f"has no {lost}" in said and "flashvlm fetch maker/model" in said
+    assert fetch_from(hub, tmp_path, "maker/model", "v1")[0] == folder
+    assert state("maker/model", "v1") == "here"
 
 
 def test_a_revision_or_model_that_the_hub_lacks_is_named(hub: str, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from flashvlm.backends.base import Backend
 from flashvlm.backends.checks import blaming, check_settings, read_settings
 from flashvlm.errors import FlashVLMError, ModelError
+from flashvlm.options import AskOptions
 
 # `model_type` of a checkpoint's config.json -> the class that serves it.
 FAMILIES = {
@@ -25,6 +27,23 @@ FAMILIES = {
     "internvl": "flashvlm.backends.internvl:InternVL",
     "llava": "flashvlm.backends.llava:Llava",
 }
+
+# Pixels of a frame as it is looked at; published models take less than one in twenty of this.
+LARGEST_FRAME = 2**24
+
+
+def served() -> list[dict[str, str]]:
+    """The families that are served, each with its `model_type`, transformers class and `way`: of its own, or general.
+
+    All of them are checked. Other classes that take `mm_encoder_outputs` are served in the general way, unchecked.
+    """
+    from flashvlm.backends.general import CHECKED
+
+    own = {family: _own(family).model_class for family in FAMILIES}
+    ways = (("own", own), ("general", {family: name for family, name in CHECKED.items() if family not in own}))
+    return [
+        {"family": family, "model_class": name, "way": way} for way, names in ways for family, name in names.items()
+    ]
 
 
 def load(folder: Path, *, device: str, dtype: str) -> Backend:
@@ -40,16 +59,55 @@ def load(folder: Path, *, device: str, dtype: str) -> Backend:
     family = config.get("model_type")
     if not isinstance(family, str):
         raise ModelError(f"{folder / 'config.json'} is missing, or names no model_type.")
-    if family not in FAMILIES:
-        raise ModelError(f"Models of type {family!r} are not supported; supported are: {', '.join(FAMILIES)}.")
-    module, name = FAMILIES[family].split(":")
-    backend: type[Backend] = getattr(import_module(module), name)
+    backend = _backend(family, config)
     # Not inside: what cannot be imported is no fault of the checkpoint.
     getattr(transformers, backend.model_class)
     with blaming(f"The checkpoint in {folder} cannot be loaded"):
         check_settings(folder, config)
         _refuse_others(backend, config)
-        return backend.load(folder, device=device, dtype=dtype)
+        loaded = backend.load(folder, device=device, dtype=dtype)
+        rehearse(loaded)
+        return loaded
+
+
+def rehearse(backend: Backend) -> None:
+    """Use, for nothing, the settings that are read but not used while loading; whatever is wrong with them raises."""
+    if backend.too_long("What happens?"):
+        raise ValueError("it reads fewer tokens than a question has")
+    options, count = AskOptions(), backend.frames_per_group
+    height, width = backend.frame_size(48, 64, options, count)
+    # A frame is never larger than asked for; what is cut off its sides may be.
+    if height * width > LARGEST_FRAME:
+        raise ModelError(f"Frames of {width} x {height} pixels are too large.")
+    rows, columns = backend.cells((height, width))
+    frame = backend.fit(torch.zeros(3, 48, 64, dtype=torch.uint8), options, count)
+    pixels = backend.pixels(frame.expand(count, -1, -1, -1))
+    if not rows * columns or not all(values.isfinite().all() for values in pixels.values()):
+        raise ValueError("its frames become no pixels")
+
+
+def _own(family: str) -> type[Backend]:
+    module, name = FAMILIES[family].split(":")
+    return getattr(import_module(module), name)
+
+
+def _backend(family: str, config: dict[str, Any]) -> type[Backend]:
+    """The class that serves a family: of a file of its own, or the general one.
+
+    Raises:
+        ModelError: neither does.
+    """
+    if family in FAMILIES:
+        return _own(family)
+    from flashvlm.backends.general import backend_of
+
+    architecture = (config.get("architectures") or [""])[0]
+    if (general := backend_of(family, architecture)) is None:
+        raise ModelError(
+            f"Models of type {family!r} are not supported; supported are: {', '.join(FAMILIES)}, and others whose "
+            "class in transformers takes mm_encoder_outputs."
+        )
+    return general
 
 
 def _refuse_others(backend: type[Backend], config: dict[str, Any]) -> None:

@@ -147,6 +147,19 @@ class Backend(ABC):
         """A (3, H, W) uint8 frame of a video, of which this many are looked at, resized to `frame_size`."""
         return resize(frame, self.frame_size(frame.shape[1], frame.shape[2], options, frames))
 
+    def whole(
+        self, frames: Tensor, seconds_per_frame: float, timestamps: tuple[float, ...], duration: float
+    ) -> Encoded | None:
+        """A whole video encoded at once, if it cannot be encoded group by group; else None.
+
+        Args:
+            frames: (F, 3, h, w) uint8 frames of `frame_size`.
+            seconds_per_frame: how long each stands for.
+            timestamps: the second at which each appears.
+            duration: how long the video lasts, in seconds.
+        """
+        return None
+
     def area(self, height: int, width: int) -> Area:
         """The part of a frame of this size, as displayed, that the grid of its tokens divides into equal cells."""
         return Area()
@@ -162,6 +175,11 @@ class Backend(ABC):
         The first one is the one that a video uses.
         """
         return {self.model.config.video_token_id: "video", self.model.config.image_token_id: "image"}
+
+    @property
+    def part(self) -> str:
+        """What the chat template calls the part of a message that is a video."""
+        return self.template_part
 
     @property
     def marker(self) -> str:
@@ -198,6 +216,12 @@ class Backend(ABC):
         """The language model's configuration."""
         return self.model.config.get_text_config()
 
+    @property
+    def head_dim(self) -> int:
+        """The width of an attention head of the language model."""
+        config = self.text_config
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
     def sampling(self, asked: Sampling) -> Sampling:
         """The sampling asked for, with the family's own number of frames if neither fps nor frames was given."""
         if self.default_frames is None or asked.fps is not None or asked.frames is not None:
@@ -214,10 +238,11 @@ class Backend(ABC):
         markers = [self.marker, *self.tokenizer.convert_ids_to_tokens(list(self.visual_tokens))]
         if any(marker in part for marker in markers for part in (question, system or "")):
             raise UsageError("The question must not contain the model's own marker for a video.")
-        text = self.template.fill(question, system, len(videos))
+        text = self.template.fill(question, system, len(videos), self.part)
         between = text.split(self.marker)
         if len(between) != len(videos) + 1:
-            raise ModelError(f"The chat template of this model has no place for a video ({self.marker}).")
+            places = "no place" if len(between) <= len(videos) else "several places"
+            raise ModelError(f"The chat template of this model has {places} for a video ({self.marker}).")
         whole = between[0] + "".join(
             self.placeholders(video) + text for video, text in zip(videos, between[1:], strict=True)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,24 +16,29 @@ import torch
 from flashvlm.errors import FlashVLMError, ModelError, is_out_of_memory, sentence
 from flashvlm.models import INDEX, weight_files
 
-# How large JSON files may be, in bytes: published ones are at most a third of this, and reading them takes many times
-# their size. How many tokens may be added to a tokenizer, each of which takes as long as hundreds of its own.
-LARGEST_JSON, LARGEST_VOCABULARY, MOST_ADDED = 10 * 2**20, 100 * 2**20, 50_000
+# How large JSON files may be, in bytes, and how many tokens may be added to a tokenizer: published ones stay far below,
+# and for each added token a tokenizer takes a tenth of a millisecond, for special ones much longer if they are many.
+LARGEST_JSON, LARGEST_VOCABULARY, MOST_ADDED, MOST_SPECIAL = 2 * 2**20, 100 * 2**20, 50_000, 2_000
 VOCABULARIES = ("tokenizer.json", "vocab.json")
+# The longest header of a file of weights, as in safetensors.
+LONGEST_HEADER = 100_000_000
 # Entries of config.json, as many of which are made one by one.
 COUNTS = ("depth", "num_hidden_layers", "num_labels")
 # What the machine lacks, not the checkpoint.
-SCARCE = {getattr(errno, name) for name in ("EAGAIN", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC") if hasattr(errno, name)}
+SCARCE = {getattr(errno, name) for name in ("EMFILE", "ENFILE", "ENOMEM", "ENOSPC") if hasattr(errno, name)}
+
+NO_THREADS = ("can't start new thread", os.strerror(errno.EAGAIN))
 
 
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
     """Turn errors into one of the model: libraries raise whatever exception the files of a checkpoint lead to.
 
-    What the machine lacks (memory, threads, open files) is not the checkpoint's fault, and stays as it is.
+    What the machine lacks is not the checkpoint's fault: errors of memory and open files stay as they are.
 
     Raises:
         ModelError: `what`, and the error's first line.
+        FlashVLMError: the error is that no threads can be started.
     """
     try:
         yield
@@ -42,8 +48,9 @@ def blaming(what: str) -> Iterator[None]:
         # The exception of a panic in Rust is no `Exception`.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        scarce = isinstance(error, OSError) and error.errno in SCARCE
-        if scarce or is_out_of_memory(error) or "can't start new thread" in str(error):
+        if any(words in str(error) for words in NO_THREADS):
+            raise FlashVLMError("No more threads can be started: see ulimit -u.") from error
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in SCARCE):
             raise
         raise ModelError(f"{what}: {first_line(error)}") from error
 
@@ -83,7 +90,7 @@ def check_size(path: Path) -> None:
         ModelError: it is.
     """
     most = LARGEST_VOCABULARY if path.name in VOCABULARIES else LARGEST_JSON
-    if path.stat().st_size > most:
+    if path.is_file() and path.stat().st_size > most:
         raise ModelError(f"{path} has more than {most} bytes.")
 
 
@@ -91,8 +98,8 @@ def check_settings(folder: Path, config: dict[str, Any]) -> None:
     """Refuse what would take too long to read.
 
     Raises:
-        ModelError: a JSON file is too large, the tokenizer has too many added tokens, or config.json asks for more
-            layers than the weights have tensors.
+        ModelError: a JSON file is too large, the tokenizer has too many added tokens, or config.json asks for no
+            layers, or more than the weights have tensors.
     """
     for path in folder.glob("*.json"):
         check_size(path)
@@ -100,10 +107,15 @@ def check_settings(folder: Path, config: dict[str, Any]) -> None:
     # Each added token says whether it is a single word.
     if tokenizer.is_file() and tokenizer.read_bytes().count(b'"single_word"') > MOST_ADDED:
         raise ModelError(f"{tokenizer} adds more than {MOST_ADDED} tokens.")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        said = read_settings(folder, name)
+        special = (said.get("extra_special_tokens"), said.get("additional_special_tokens"))
+        if any(isinstance(tokens, list | dict) and len(tokens) > MOST_SPECIAL for tokens in special):
+            raise ModelError(f"{folder / name} has more than {MOST_SPECIAL} special tokens.")
     tensors = len(weight_shapes(folder))
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name in COUNTS:
-            if isinstance(part.get(name), int) and part[name] > tensors:
+            if isinstance(part.get(name), int) and not 0 < part[name] <= tensors:
                 asked = f"{name} is {part[name]}, and there are {tensors} tensors"
                 raise ModelError(f"The weights in {folder} do not fit its config.json: {asked}.")
 
@@ -141,7 +153,7 @@ def weight_shapes(folder: Path) -> dict[str, list[int]]:
         try:
             with open(path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                if length > path.stat().st_size:
+                if length > min(path.stat().st_size, LONGEST_HEADER):
                     raise ValueError
                 head = json.loads(file.read(length))
             head.pop("__metadata__", None)

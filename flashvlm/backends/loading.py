@@ -11,13 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig
-from transformers.generation import (
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import AutoTokenizer, GenerationConfig, generation
 
 from flashvlm.backends.checks import blaming, check_model, read_settings, weight_shapes
 from flashvlm.errors import ModelError, UsageError
@@ -31,6 +25,8 @@ OF_WORDS = (
     *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
     *("top_k", "top_p", "min_p", "typical_p"),
 )
+# What switches such a rule off.
+NEUTRAL = (0, 1.0)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Where Linux says how much memory a container may use and how much it does use: cgroup version 2, then version 1.
 CGROUPS = (
@@ -149,16 +145,20 @@ def _more(names: Sequence[str]) -> str:
 def _of_words(said: GenerationConfig) -> GenerationConfig:
     """What it says of generation, as far as it concerns words (OF_WORDS); raises whatever is wrong with it."""
     config = GenerationConfig(**{name: getattr(said, name, None) for name in OF_WORDS})
-    for ids in (config.bos_token_id, config.eos_token_id, config.pad_token_id):
+    single = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+    for ids in (*single, config.suppress_tokens, config.begin_suppress_tokens):
         torch.tensor(-1 if ids is None else ids, dtype=torch.long)
     checks = {
-        RepetitionPenaltyLogitsProcessor: config.repetition_penalty,
-        NoRepeatNGramLogitsProcessor: config.no_repeat_ngram_size,
-        TopKLogitsWarper: config.top_k,
-        TopPLogitsWarper: config.top_p,
+        generation.RepetitionPenaltyLogitsProcessor: config.repetition_penalty,
+        generation.NoRepeatNGramLogitsProcessor: config.no_repeat_ngram_size,
+        generation.NoBadWordsLogitsProcessor: config.bad_words_ids,
+        generation.TopKLogitsWarper: config.top_k,
+        generation.TopPLogitsWarper: config.top_p,
+        generation.MinPLogitsWarper: config.min_p,
+        generation.TypicalLogitsWarper: config.typical_p,
     }
     for check, value in checks.items():
-        if value:
+        if value is not None and value not in NEUTRAL:
             check(value)
     return config
 

@@ -16,6 +16,7 @@ from flashvlm.backends.loading import video_settings
 from flashvlm.backends.packing import packed
 from flashvlm.backends.vision import Layout, forward, layout
 from flashvlm.encode import Encoded, Features
+from flashvlm.errors import ModelError
 from flashvlm.options import AskOptions
 from flashvlm.pixels import qwen2_vl_patches, smart_resize
 
@@ -36,6 +37,14 @@ class Qwen2VL(Backend):
         self.mean = tuple(settings.get("image_mean") or self.default_mean)
         self.std = tuple(settings.get("image_std") or self.default_std)
         self.vision = model.config.vision_config
+        # What transformers finds out when it answers.
+        attention, sections = model.model.visual.blocks[0].attn, model.model.language_model.rotary_emb.mrope_section
+        if attention.num_heads * attention.head_dim != attention.dim:
+            raise ModelError(
+                f"{attention.num_heads} heads of the vision encoder do not divide {attention.dim} channels."
+            )
+        if 2 * sum(sections) != self.head_dim or min(sections) < 0:
+            raise ModelError(f"The parts {sections} of positions do not make up half of {self.head_dim} channels.")
 
     @cached_property
     def encoder(self) -> Any:

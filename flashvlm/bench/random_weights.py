@@ -105,13 +105,18 @@ def write_processor(folder: Path, architecture: Architecture) -> Path:
 
 @torch.no_grad()
 def fill(model: Any, scale: float) -> None:
-    """Fill matrices and embeddings with one repeated block of normal numbers, norms with ones, biases with zeros.
+    """Fill matrices and embeddings with one repeated block of normal numbers, norms and saved buffers (Gemma 4 scales
+    its layers by one) with ones, biases with zeros.
 
     Drawing billions of numbers would take minutes. The length of the block is prime, so matrix products do not notice
     the repetition.
     """
     block = torch.randn(4_194_301, generator=torch.Generator().manual_seed(0)).mul_(scale).to(torch.bfloat16)
     begin = 0
+    saved = model.state_dict()
+    for name, buffer in model.named_buffers():
+        if name in saved and buffer.is_floating_point():
+            buffer.fill_(1)
     for name, parameter in model.named_parameters():
         flat = parameter.view(-1)
         if parameter.ndim < 2 and not name.endswith(("class_embedding", "image_newline")):

@@ -212,6 +212,10 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
 
     clip = decoded.clip
     assert clip is not None
+    times = clip.timestamps, clip.facts.duration
+    with torch.inference_mode():
+        if (whole := backend.whole(clip.frames, clip.seconds_per_frame, *times)) is not None:
+            return whole
     # For some families, the frames of a video are pictures.
     kind = next(iter(backend.visual_tokens.values()))
     with torch.inference_mode():
@@ -237,8 +241,7 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
         width,
         backend.class_tokens,
         seconds,
-        clip.timestamps,
-        clip.facts.duration,
+        *times,
         fixed=fixed,
     )
 

@@ -3,7 +3,6 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const last = data.moments.length - 1;
-  const [rows, columns] = data.grid;
   const state = { moment: 0, layer: "kept" };
   const RAMP = ["#0b0724", "#3b0f70", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf"];
   const MARKS = { 1: "coverage", 2: "question", 3: "kept" };
@@ -23,6 +22,8 @@
     if (!decoded.has(text)) decoded.set(text, Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)));
     return decoded.get(text);
   };
+  // The video that the current moment is of.
+  const video = () => data.videos[data.moments[state.moment].video];
   const figure = (value) => (value === 0 ? "0" : Math.abs(value) < 0.01 ? value.toExponential(1) : value.toPrecision(3));
   const signal = (selection, name) => data.signals[name] || selection.signals[name];
   const value = (one, level) => one.low + ((one.high - one.low) * level) / 255;
@@ -62,11 +63,10 @@
 
   // The stage: for each selection the frames of the moment, each a picture under a canvas.
   const shows = data.selections.map((selection) => {
-    const panel = make("figure", byId("stage"), { className: data.size[0] > data.size[1] ? "wide" : "" });
+    const panel = make("figure", byId("stage"));
     const title = make("figcaption", panel);
     const frames = make("div", panel, { className: "frames" });
     frames.style.setProperty("--frames", data.frames);
-    frames.style.setProperty("--aspect", data.size[0] / data.size[1]);
     const views = Array.from({ length: data.frames }, () => {
       const shot = make("div", frames, { className: "shot" });
       const frame = make("div", shot, { className: "frame" });
@@ -85,20 +85,22 @@
     });
     return { selection, panel, title, frames, views };
   });
-  if (data.size[0] > 1.2 * data.size[1] * (data.frames > 1 ? 0.5 : 1) && shows.length < 3) {
+  const widest = Math.max(...data.videos.map(({ size }) => size[0] / size[1]));
+  if (widest > 1.2 * (data.frames > 1 ? 0.5 : 1) && shows.length < 3) {
     byId("stage").style.gridTemplateColumns = "1fr";
   }
 
   const edges = (count, start, end, pixels) =>
     Array.from({ length: count + 1 }, (_, place) => Math.round((start + ((end - start) * place) / count) * pixels));
-  const grid = (canvas) => [
-    edges(columns, data.area.left, data.area.right, canvas.width),
-    edges(rows, data.area.top, data.area.bottom, canvas.height),
+  const grid = (canvas, { area, grid: [rows, columns] }) => [
+    edges(columns, area.left, area.right, canvas.width),
+    edges(rows, area.top, area.bottom, canvas.height),
   ];
 
   function draw({ selection, panel, views }) {
     const kept = selection.kept[state.moment];
     const one = state.layer === "kept" ? null : signal(selection, state.layer);
+    const [rows, columns] = video().grid;
     panel.classList.toggle("heat", state.layer !== "kept");
     for (const { shot, frame, canvas } of views) {
       if (shot.hidden) continue;
@@ -106,7 +108,7 @@
       canvas.width = Math.max(1, Math.round(frame.clientWidth * scale));
       canvas.height = Math.max(1, Math.round(frame.clientHeight * scale));
       const pen = canvas.getContext("2d");
-      const [xs, ys] = grid(canvas);
+      const [xs, ys] = grid(canvas, video());
       const levels = one && bytes(one.moments[state.moment]);
       pen.fillStyle = "rgb(0 0 0 / .85)";
       pen.fillRect(0, 0, canvas.width, canvas.height);
@@ -154,7 +156,7 @@
 
   function readOut(selection, { canvas }, event) {
     const bounds = canvas.getBoundingClientRect();
-    const [xs, ys] = grid(canvas);
+    const [xs, ys] = grid(canvas, video());
     const x = ((event.clientX - bounds.left) / bounds.width) * canvas.width;
     const y = ((event.clientY - bounds.top) / bounds.height) * canvas.height;
     const column = xs.findIndex((edge, place) => edge <= x && x < xs[place + 1]);
@@ -163,7 +165,7 @@
       byId("readout").textContent = "outside what the model sees";
       return;
     }
-    const cell = row * columns + column;
+    const cell = row * video().grid[1] + column;
     const parts = [`row ${row}, column ${column}`, NAMES[selection.kept[state.moment][cell]]];
     for (const name of data.layers) {
       const one = name === "kept" ? null : signal(selection, name);
@@ -213,7 +215,10 @@
     document.querySelectorAll("#layers button").forEach((button) => {
       button.setAttribute("aria-pressed", button.dataset.layer === state.layer);
     });
-    for (const { selection, title, views } of shows) {
+    const [wide, high] = video().size;
+    for (const { selection, panel, frames, title, views } of shows) {
+      panel.classList.toggle("wide", wide > high);
+      frames.style.setProperty("--aspect", wide / high);
       title.replaceChildren();
       if (data.selections.length > 1) make("b", title, { textContent: selection.name });
       const [up, down] = selection.counts[state.moment];

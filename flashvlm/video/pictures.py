@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
 # How long a frame of an animation is shown that does not say it, in seconds.
 UNTIMED = 0.1
+# For each frame of a WebP libwebp counts through those before, so that time grows with the square of their number.
+MOST_FRAMES = 10_000
 # EXIF orientations in degrees clockwise; 2, 4, 5 and 7 are mirrored left to right before that.
 EXIF_ROTATIONS = {3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270}
 
@@ -42,6 +44,8 @@ class Animation(Reader):
         # The picture that a PNG shows where animations are not played is not part of its own.
         self._first = int(bool(image.info.get("default_image")))
         count = image.n_frames - self._first  # type: ignore[attr-defined]
+        if count > MOST_FRAMES:
+            raise VideoError(f"{source.path}: it has {count} frames, and an animated picture may have {MOST_FRAMES}.")
         lengths = list(_lengths(source, image.format == "WEBP"))[:count]
         if len(lengths) < count:
             raise EOFError("it claims to have more frames than there are")

@@ -75,6 +75,8 @@ class PyAVReader(Reader):
 
     def __init__(self, source: Source, strict: bool = True):
         self._source, self._strict = source, strict
+        self._size: tuple[int, int] | None = None
+        self._turned: dict[int, Orientation] = {}
         with opened(source) as (container, stream):
             # AVI says when a frame is decoded, not when it is shown. If the two orders may differ, frames are
             # identified by their number alone.
@@ -135,8 +137,14 @@ class PyAVReader(Reader):
         """A PyAV frame as (H, W, 3) uint8, turned as it says."""
         import torch
 
-        turned = orientation_of(frame)
+        if frame.rotation not in self._turned:
+            self._turned[frame.rotation] = orientation_of(frame)
+        turned = self._turned[frame.rotation]
         self.rotation = turned.rotation
+        self._size = self._size or (frame.width, frame.height)
+        if (frame.width, frame.height) != self._size:
+            # All are shown in the size of the first, as players do.
+            frame = frame.reformat(*self._size)
         if max(part.bits for part in frame.format.components) > 8:
             return torch.from_numpy(_filtered(frame, turned).to_ndarray())
         return torch.from_numpy(upright(frame.to_ndarray(format="rgb24"), turned))
@@ -147,7 +155,9 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
     """A file as PyAV's container, and its first video stream; what goes wrong while it is used is a `VideoError`."""
     import av
 
-    path, most = source.path, {"max_pixels": str(source.limits.max_source_pixels)}
+    path, limit = source.path, source.limits.max_source_pixels
+    # FFmpeg counts lines as long as they are in memory.
+    most = {"max_pixels": str(limit + 2**22)}
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "pattern_type": "none", **most}
     problem = UNREADABLE
     try:
@@ -164,6 +174,8 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
             stream.codec_context.options = most
             stream.thread_type = "AUTO"
             problem = DAMAGED
+            if not stream.codec_context.width:
+                problem += f", or has frames of more than {limit} pixels (--max-source-pixels allows more)"
             yield container, stream
     except (av.FFmpegError, UnicodeError) as error:
         source.seconds_left()
@@ -175,7 +187,8 @@ def orientation_of(frame: Any) -> Orientation:
     import numpy as np
 
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        # A frame that has been asked for this is kept until garbage is collected; so it had better be small.
+        matrix = frame.reformat(16, 16).side_data.get("DISPLAYMATRIX")
     except ValueError:
         # PyAV does not know all that may come with a frame. This much it says of any.
         return Orientation(-frame.rotation % 360 // 90 * 90)

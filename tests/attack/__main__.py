@@ -20,7 +20,10 @@ with tempfile.TemporaryDirectory() as there, tempfile.TemporaryDirectory() as he
     found = attack(Path(there), seeds, asked.seconds, asked.seed, asked.first, asked.files, asked.workers)
 for outcome, count in sorted(found.outcomes.items()):
     print(f"{count:8d} {outcome}")
-print(f"longest {found.seconds:.1f} s, most memory {found.memory} MB, {len(found.bad)} findings")
+print(
+    f"longest {found.slowest[0]:.1f} s (file {found.slowest[1]}), most memory {found.memory[0]} MB (file "
+    f"{-found.memory[1]}), {len(found.bad)} findings"
+)
 for number, what in found.bad:
     print(f"--- file {number} of seed {asked.seed}\n{what}")
-sys.exit(bool(found.bad))
+sys.exit(bool(found.bad) or found.memory[0] > 2048)

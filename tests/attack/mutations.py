@@ -89,7 +89,7 @@ def zero_part(rng, data, other):
 
 def drop_part(rng, data, other):
     start, end = rng.choice(parts(data) or [(0, len(data))])
-    return data[:start] + data[end:] or b"\0"
+    return data[:start] + data[end:]
 
 
 def swap_parts(rng, data, other):
@@ -121,6 +121,6 @@ def damaged(seed: int, number: int, seeds: Mapping[str, bytes]) -> tuple[str, by
     name = rng.choice(names)
     data = seeds[name]
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        data = rng.choice(WAYS)(rng, data, seeds[rng.choice(names)])
+        data = rng.choice(WAYS)(rng, data, seeds[rng.choice(names)]) or b"\0"
     suffix = rng.choice(names).rsplit(".")[-1] if rng.random() < 0.1 else name.rsplit(".")[-1]
     return f"{number}-{name.rsplit('.')[0]}.{suffix}", data

@@ -28,13 +28,18 @@ HANG_SECONDS = 60.0
 
 @dataclass
 class Findings:
-    """What was seen: how often each outcome, the findings as (number of the file, what happened), the longest time in
-    seconds and the most memory of a process in MB."""
+    """What was seen.
+
+    `outcomes`: how often each was met.
+    `bad`: the number of a file, and what should not have happened.
+    `slowest`: seconds, and the number of the file that took them.
+    `memory`: the most that a process had, in MB, and the number of the file that it had read by then.
+    """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     bad: list[tuple[int, str]] = field(default_factory=list)
-    seconds: float = 0.0
-    memory: int = 0
+    slowest: tuple[float, int] = (0.0, -1)
+    memory: tuple[int, int] = (0, -1)
 
 
 def attack(
@@ -66,7 +71,7 @@ def attack(
                     running[worker.told] = worker
                 following = next(numbers, None) if time.monotonic() < end else None
                 if following is None:
-                    findings.memory = max(findings.memory, worker.end())
+                    worker.end()
                     del running[worker.told]
                 else:
                     worker.give(following)
@@ -78,7 +83,8 @@ def _note(findings: Findings, number: int, report: dict) -> None:
         findings.outcomes[outcome] += 1
     for what in report.get("bad", []):
         findings.bad.append((number, what))
-    findings.seconds = max(findings.seconds, report.get("seconds", 0.0))
+    findings.slowest = max(findings.slowest, (report.get("seconds", 0.0), number))
+    findings.memory = max(findings.memory, (report.get("memory", 0), -number))
 
 
 class _Worker:
@@ -118,17 +124,12 @@ class _Worker:
         died = f"dead (status {status})" if line is not None else f"no answer in {HANG_SECONDS:g} s"
         return {"dead": True, "bad": [died]}
 
-    def end(self) -> int:
-        """End it; returns the most memory of it or a process of its own, in MB."""
+    def end(self) -> None:
         # Later workers have a copy of this pipe, so that closing it tells nothing.
         os.write(self.asking, b"end\n")
         os.close(self.asking)
-        said = b""
-        while not said.endswith(b"\n") and (piece := os.read(self.told, 1 << 16)):
-            said += piece
         os.close(self.told)
         os.waitpid(self.pid, 0)
-        return json.loads(said)
 
 
 def _work(folder: Path, seeds: Mapping[str, bytes], seed: int, asked: int, telling: int) -> None:
@@ -150,11 +151,15 @@ def _work(folder: Path, seeds: Mapping[str, bytes], seed: int, asked: int, telli
             if noise.stat().st_size:
                 bad.append(f"it wrote {noise.read_bytes()[:200]!r}")
                 os.ftruncate(2, 0)
-            report = {"outcomes": outcomes, "bad": bad, "seconds": time.monotonic() - begin}
+            report = {"outcomes": outcomes, "bad": bad, "seconds": time.monotonic() - begin, "memory": _most_memory()}
             os.write(telling, json.dumps(report).encode())
     _Process.kill_all()
-    used = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    os.write(telling, b"%d\n" % (used // 1024))
+
+
+def _most_memory() -> int:
+    """What this process, or one of its own that has ended, had at most, in MB."""
+    used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(used) // 1024
 
 
 def read(path: Path) -> tuple[list[str], list[str]]:
@@ -186,4 +191,4 @@ def read(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _small(frame: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.interpolate(frame[None].float(), (8, 8))[0].byte()
+    return frame[:, ::8, ::8].clone()
