@@ -146,7 +146,8 @@ class _Process:
             self._socket.sendall(json.dumps([seconds, *request]).encode() + b"\n")
             if line := self._answers.readline():
                 return json.loads(line)
-        except OSError:
+        except (OSError, ValueError):
+            # It has ended, it is late, or it is being killed.
             pass
         except BaseException:
             # An answer that nobody waited for would be taken for the next one.
