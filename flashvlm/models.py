@@ -232,6 +232,29 @@ def fetch(
     cached, lacking = _cached(hub_id, revision)
     if cached is not None and lacking is None:
         return cached
+    not_here = f"{hub_id} has no {lacking} on this machine" if lacking else f"{hub_id} is not on this machine"
+    out = (
+        f"fetch it where there is a network (flashvlm fetch {model}), "
+        "give a folder (--model PATH), or try the built-in one (--model demo)"
+    )
+    folder = _download(hub_id, revision, on_download, not_here, out)
+    if (lacking := _missing(folder)) is not None:
+        from huggingface_hub import constants
+
+        # Without a hub, the client gives what is in its cache.
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub gave none"
+        raise ModelError(f"{hub_id} has no {lacking} on this machine and {why}: {out}.")
+    return folder
+
+
+def _download(
+    hub_id: str, revision: str | None, on_download: Callable[[int, int], None], not_here: str, out: str
+) -> Path:
+    """Download what is missing of a model; `not_here` and `out` say what that means and what else can be done.
+
+    Raises:
+        ModelError: there is no such model or revision, or it cannot be had or stored.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -240,15 +263,8 @@ def fetch(
         RevisionNotFoundError,
     )
 
-    not_here = f"{hub_id} has no {lacking} on this machine" if lacking else f"{hub_id} is not on this machine"
-    out = (
-        f"fetch it where there is a network (flashvlm fetch {model}), "
-        "give a folder (--model PATH), or try the built-in one (--model demo)"
-    )
     try:
-        folder = Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=_meter(on_download))
-        )
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=_meter(on_download)))
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on the hub and log in with 'hf auth login'.") from error
     except RepositoryNotFoundError as error:
@@ -263,11 +279,6 @@ def fetch(
             raise ModelError(f"{hub_id} cannot be stored in {constants.HF_HUB_CACHE}: {disk.strerror}.") from error
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise ModelError(f"{not_here} and {why}: {out}.") from error
-    if (lacking := _missing(folder)) is not None:
-        # Without a hub, the client gives what is in its cache.
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub gave none"
-        raise ModelError(f"{hub_id} has no {lacking} on this machine and {why}: {out}.")
-    return folder
 
 
 def _of_disk(error: BaseException | None) -> OSError | None:
