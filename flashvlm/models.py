@@ -254,7 +254,7 @@ def fetch(
         f"fetch it where there is a network (flashvlm fetch {model}), "
         "give a folder (--model PATH), or try the built-in one (--model demo)"
     )
-    folder = _downloaded(hub_id, revision, on_download, not_here, out)
+    folder = _download(hub_id, revision, on_download, not_here, out)
     if (lacking := _missing(folder)) is not None:
         from huggingface_hub import constants
 
@@ -264,13 +264,13 @@ def fetch(
     return folder
 
 
-def _downloaded(
+def _download(
     hub_id: str, revision: str | None, on_download: Callable[[int, int], None], not_here: str, out: str
 ) -> Path:
-    """The folder of a model of the hub, after downloading it.
+    """Download what is missing of a model; `not_here` and `out` say what that means and what else can be done.
 
-    Args:
-        not_here: says that it is not on this machine, and `out` how to do without the hub.
+    Raises:
+        ModelError: there is no such model or revision, or it cannot be had or stored.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
@@ -281,8 +281,7 @@ def _downloaded(
     )
 
     try:
-        meter = _meter(on_download)
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=meter))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=_meter(on_download)))
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on the hub and log in with 'hf auth login'.") from error
     except RepositoryNotFoundError as error:
