@@ -71,19 +71,29 @@ def ask(
         answer = stream_answer(answer_with)
         draw(pictures, [answer], inspections, answer)
     else:
-        from flashvlm_cli.console import Progress, print_summary, print_written
+        show(answer_with, loading, pictures, inspections)
 
+
+def show(
+    answer_with: Callable[[OnText, OnStage], Answer],
+    loading: dict[str, Any],
+    pictures: Pictures,
+    inspections: list[Inspection],
+) -> None:
+    """Stream the answer, and tell on standard error what is being done, what was kept, and what was drawn."""
+    from flashvlm_cli.console import Progress, print_summary, print_written
+
+    with Progress() as progress:
+        show_loading(progress, loading)
+        answer = stream_answer(
+            lambda on_text: answer_with(on_text, progress.stage),
+            before_first=progress.give_way,
+        )
+    for warning in answer.warnings:
+        output.warn(warning)
+    print_summary(answer)
+    if pictures.wanted:
         with Progress() as progress:
-            show_loading(progress, loading)
-            answer = stream_answer(
-                lambda on_text: answer_with(on_text, progress.stage),
-                before_first=progress.give_way,
-            )
-        for warning in answer.warnings:
-            output.warn(warning)
-        print_summary(answer)
-        if pictures.wanted:
-            with Progress() as progress:
-                progress.stage("overlay")
-                written = draw(pictures, [answer], inspections, answer)
-            print_written(written, sys.stderr)
+            progress.stage("overlay")
+            written = draw(pictures, [answer], inspections, answer)
+        print_written(written, sys.stderr)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flashvlm.batch import rows as reading
 from flashvlm.errors import UsageError
-from flashvlm.options import OF_ROWS, OPTIONS, AskOptions
+from flashvlm.options import OF_ROWS, OPTIONS, AskOptions, one_of, option
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes, whole_number
+from flashvlm_cli.options import OUTPUT, ask_options, model_options, options_of, takes
 from flashvlm_cli.running import prepare_libraries, standard_input
 
 if TYPE_CHECKING:
@@ -37,7 +38,36 @@ EXIT_CODES = """\
 """
 
 
-@takes(options=ask_options(cache=True), loading=model_options)
+@dataclass(frozen=True)
+class Batch:
+    """What `batch` takes, besides the rows and the options of `ask`."""
+
+    out: Path | None = option(
+        None,
+        "Write records here; the same command continues where it stopped.",
+        ROWS,
+        metavar="FILE",
+        unset="standard output",
+        flags=("--output", "-o"),
+    )
+    retry_failed: bool = option(False, "Try rows again that failed in an earlier run.", ROWS)
+    engine: str = option(
+        "here", "here: one process; ray: workers on a Ray cluster.", RUN, metavar="WHICH", **one_of("here", "ray")
+    )
+    ray_address: str | None = option(
+        None, "The cluster of --engine ray.", RUN, metavar="ADDR", unset="$RAY_ADDRESS, or this machine"
+    )
+    workers: int | None = option(
+        None,
+        "Worker processes of --engine ray, each with a model.",
+        RUN,
+        metavar="N",
+        unset="one per GPU or, without GPUs, per machine",
+    )
+    quiet: bool = option(False, "No progress and no summary.", OUTPUT, flags=("--quiet", "-q"))
+
+
+@takes(own=options_of(Batch), options=ask_options(cache=True), loading=model_options)
 def batch(
     inputs: Annotated[
         list[str],
@@ -48,6 +78,7 @@ def batch(
     ],
     options: AskOptions,
     loading: dict[str, Any],
+    own: Batch,
     questions: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,46 +89,6 @@ def batch(
             rich_help_panel=ROWS,
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Write records here; the same command continues where it stopped.",
-            show_default="standard output",
-            rich_help_panel=ROWS,
-        ),
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try rows again that failed in an earlier run.", rich_help_panel=ROWS)
-    ] = False,
-    engine: Annotated[
-        Literal["here", "ray"],
-        typer.Option(help="One process, or workers on a Ray cluster.", rich_help_panel=RUN),
-    ] = "here",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDR",
-            help="The cluster of --engine ray.",
-            show_default="$RAY_ADDRESS, or this machine",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            parser=whole_number,
-            metavar="N",
-            help="Worker processes of --engine ray, each with a model.",
-            show_default="one per GPU or, without GPUs, per machine",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress and no summary.", rich_help_panel=OUTPUT)
-    ] = False,
 ) -> None:
     """Answer many questions about many videos, with one line of JSON each.
 
@@ -110,16 +101,15 @@ def batch(
 
     asked, folder = read_rows(inputs, questions or [])
     plan = make_plan(asked, options, {name: loading[name] for name in ("model", "revision", "dtype")}, folder)
-    answers = chosen_engine(engine, loading, ray_address, workers)
-    if retry_failed and out is None:
+    answers = chosen_engine(own.engine, loading, own.ray_address, own.workers)
+    if own.retry_failed and own.out is None:
         raise UsageError("--retry-failed is for records in a file: give it with -o.")
     prepare_libraries()
-    output.keep_stderr()
-    if not quiet:
+    if not own.quiet:
         warn_of_columns(asked)
-    with Records(out, plan, retry_failed=retry_failed) if out else contextlib.nullcontext() as records:
+    with Records(own.out, plan, retry_failed=own.retry_failed) if own.out else contextlib.nullcontext() as records:
         run = Run(plan, records)
-        for record in told(run, answers, quiet):
+        for record in told(run, answers, own.quiet):
             if records is None:
                 output.print_line(record)
     if run.unanswered:

@@ -95,6 +95,13 @@ def inspect(
             output.print_json(seen[0].to_json() if compare is None else [one.to_json() for one in seen])
         return
 
+    show(look, loading, pictures)
+
+
+def show(
+    look: Callable[[Callable[[str], None]], list[Inspection]], loading: dict[str, Any], pictures: Pictures
+) -> None:
+    """Tell on standard error what is being done, and on standard output what would be kept and what was drawn."""
     from flashvlm_cli.console import Progress, print_inspections, print_written
 
     with Progress() as progress:

@@ -63,16 +63,6 @@ def warn(message: str) -> None:
     say(f"warning: {message}")
 
 
-def keep_stderr() -> None:
-    """Give standard error a file descriptor of its own: decoders are silenced on 2, sometimes from another thread."""
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        with contextlib.suppress(OSError, io.UnsupportedOperation):
-            stream = sys.stderr
-            sys.stderr = open(  # noqa: SIM115
-                os.dup(stream.fileno()), "w", buffering=1, encoding=stream.encoding, errors=stream.errors
-            )
-
-
 def fail(failure: Failure, as_json: bool, about: Mapping[str, str] = MappingProxyType({})) -> None:
     """Tell a failure: a sentence on standard error, or with `--json` an object on a line of standard output.
 
