@@ -10,8 +10,8 @@ from pathlib import Path
 def hide_unfit_torchvision() -> None:
     """Hide a torchvision that was built for another torch: one of PyPI beside a CPU build of torch, for example.
 
-    transformers imports torchvision where it is installed, and fails as a whole if that fails. Nothing in this package
-    needs it.
+    transformers imports torchvision where it is installed, and fails as a whole if that fails. Only the general way
+    of `backends` needs it.
     """
     if "torchvision" in sys.modules or (spec := find_spec("torchvision")) is None or spec.origin is None:
         return

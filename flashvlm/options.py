@@ -458,7 +458,9 @@ class AskOptions:
         "Give a video up after so many seconds of decoding without a frame.",
         READING,
         metavar="S",
-        check=allowed(lambda seconds: 0 < seconds < math.inf, "must be more than 0 seconds, not {:g}"),
+        check=allowed(
+            lambda seconds: 0 < seconds <= 10**6, "must be more than 0 and at most 1000000 seconds, not {:g}"
+        ),
     )
     max_source_pixels: int = option(
         8192 * 8192,
@@ -500,6 +502,8 @@ class AskOptions:
 
 # Every option by its name, in the order of the help.
 OPTIONS = declared(AskOptions)
+# Those that change no answer: where features come from, and what reading a file may cost.
+NO_MATTER = ("cache", *(name for name, one in OPTIONS.items() if one.stage == READING))
 # Those that a row of a batch may have its own value of.
 OF_ROWS = tuple(name for name, one in OPTIONS.items() if one.row)
 

@@ -110,7 +110,7 @@ def check_alike(seen: Sequence[Seen]) -> None:
         for one in seen
     }
     if len(looked) != 1:
-        raise UsageError("An overlay or a report shows one video, looked at in one way.")
+        raise UsageError("An overlay or a report shows one video, or the same videos, looked at in one way.")
 
 
 def _check_unchanged(seen: Seen) -> None:

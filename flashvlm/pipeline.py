@@ -73,11 +73,6 @@ class Watched:
     # (F, 3, h, w) uint8, if it was only encoded from small frames and is to get a second look; else None.
     frames: torch.Tensor | None = None
 
-    @property
-    def timestamps(self) -> tuple[float, ...]:
-        """The second at which each sampled frame appears."""
-        return self.encoded.timestamps
-
     def again(self) -> Watched:
         """The same video for a further question, for which nothing was decoded or encoded."""
         return replace(self, decode_seconds=0.0, encode_seconds=0.0, cached=True, warnings=())
@@ -159,7 +154,7 @@ class VideoQA:
             ModelError: the model makes tokens that are not finite numbers.
         """
         options = _options(AskOptions() if options is None else options, settings)
-        self._check(question, options)
+        self.check(question, options)
         watched = self.watch(path, options, on_stage=on_stage)
         return self.answer(watched, question, options, on_text=on_text, on_stage=on_stage)
 
@@ -206,7 +201,7 @@ class VideoQA:
             VideoError: the video cannot be read.
             UsageError: the part asked for does not exist, or the size set for the cache is invalid.
         """
-        self._check(None, options)
+        self.check(None, options)
         status = files.check_video(path)
         on_stage("decode")
         begin = time.perf_counter()
@@ -317,7 +312,7 @@ class VideoQA:
             UsageError: the question or the selector makes no sense.
             ModelError: the model makes tokens that are not finite numbers.
         """
-        self._check(question, options)
+        self.check(question, options)
         several = (watched,) if isinstance(watched, Watched) else watched
         if not several:
             raise UsageError("There is no video to choose from.")
@@ -442,7 +437,7 @@ class VideoQA:
             "video": facts[0],
             "frames": sum(len(one.timestamps) for one in encoded),
             "tokens": BeforeAfter(len(selection.tokens), len(selection.indices)),
-            "moments": moments(encoded, selection, self.backend.frames_per_group),
+            "moments": moments(encoded, selection),
             "area": areas[0],
             "settings": settings_of(videos[0].options, choice.options),
             "versions": versions(),
@@ -459,7 +454,12 @@ class VideoQA:
             warnings.append("This checkpoint's own top_k of 1 is left out, so that --temperature has an effect.")
         return tuple(warnings)
 
-    def _check(self, question: str | None, options: AskOptions) -> None:
+    def check(self, question: str | None, options: AskOptions) -> None:
+        """Refuse a question that cannot be answered, before any video is looked at for it.
+
+        Raises:
+            UsageError: it is empty, no text, or longer than the model reads, or `options` are none.
+        """
         _check_options(options)
         if question is not None and not isinstance(question, str):
             raise UsageError(f"The question must be a text, not {question!r}.")

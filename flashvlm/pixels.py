@@ -1,7 +1,6 @@
 """Pixels: frames in, the vision encoder's input out, with torch alone.
 
-The output agrees with transformers' own processors, which need torchvision, to within one grey level. What is called a
-tile here is a square of the side that a vision encoder takes: a picture larger than that is seen as several.
+The output agrees with transformers' own processors, which need torchvision, to within one grey level.
 """
 
 from __future__ import annotations
@@ -161,88 +160,6 @@ def normalised(frames: torch.Tensor, mean: Sequence[float], std: Sequence[float]
     return frames * scale + shift
 
 
-def padded_square(picture: torch.Tensor, mean: Sequence[float]) -> torch.Tensor:
-    """A (3, h, w) uint8 picture in the middle of a square of the colour `mean` (shares of 255), as LLaVA pads it."""
-    height, width = picture.shape[1:]
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    square = torch.tensor([int(colour * 255) for colour in mean], dtype=torch.uint8, device=picture.device)
-    square = square.view(3, 1, 1).repeat(1, side, side)
-    square[:, top : top + height, left : left + width] = picture
-    return square
-
-
-def tiles(picture: torch.Tensor, side: int) -> torch.Tensor:
-    """A (3, rows * side, columns * side) picture cut into (rows * columns, 3, side, side) squares, row by row."""
-    rows, columns = picture.shape[1] // side, picture.shape[2] // side
-    return picture.view(3, rows, side, columns, side).permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
-
-
-def internvl_grid(height: int, width: int, *, side: int, least: int, most: int) -> tuple[int, int]:
-    """The (rows, columns) of tiles in which InternVL sees a picture: the grid nearest to its aspect ratio.
-
-    Of grids that are equally near, a larger one is taken only if the picture has more than half its pixels
-    (https://github.com/OpenGVLab/InternVL).
-
-    Args:
-        least: the smallest number of tiles; `most`, the largest.
-    """
-    ratio, best, off = width / height, (1, 1), math.inf
-    grids = [(rows, columns) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)]
-    for rows, columns in sorted(grids, key=math.prod):
-        if rows * columns < least:
-            continue
-        apart = abs(ratio - columns / rows)
-        if apart < off or (apart == off and height * width > 0.5 * side * side * rows * columns):
-            best, off = (rows, columns), apart
-    return best
-
-
-def internvl_tiles(picture: torch.Tensor, *, side: int, least: int, most: int) -> torch.Tensor:
-    """A (3, h, w) uint8 picture as InternVL sees it: (tiles, 3, side, side), with several the whole picture last.
-
-    The aspect ratio is not kept. See `internvl_grid` for `least` and `most`.
-    """
-    rows, columns = internvl_grid(*picture.shape[1:], side=side, least=least, most=most)
-    cut = tiles(resize(picture, (rows * side, columns * side)), side)
-    return cut if len(cut) == 1 else torch.cat([cut, resize(picture, (side, side))[None]])
-
-
-def onevision_size(height: int, width: int, sizes: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """The canvas (height, width), one of `sizes`, in which LLaVA-OneVision sees a picture.
-
-    It is the one in which most of the picture's pixels stay, and of those the smallest (LLaVA-NeXT's anyres,
-    https://github.com/LLaVA-VL/LLaVA-NeXT).
-    """
-
-    def kept(size: Sequence[int]) -> tuple[int, int]:
-        scale = min(size[1] / width, size[0] / height)
-        pixels = min(int(width * scale) * int(height * scale), width * height)
-        return pixels, pixels - size[0] * size[1]
-
-    best = max(sizes, key=kept)
-    return best[0], best[1]
-
-
-def onevision_tiles(picture: torch.Tensor, *, side: int, sizes: Sequence[Sequence[int]]) -> torch.Tensor:
-    """A (3, h, w) uint8 picture as LLaVA-OneVision sees it: (1 + tiles, 3, side, side), the whole picture first.
-
-    The whole picture is squeezed into a square. The tiles are those of the picture in the middle of a black canvas
-    (`onevision_size`), with its aspect ratio.
-    """
-    height, width = picture.shape[1:]
-    canvas = onevision_size(height, width, sizes)
-    across, down = canvas[1] / width, canvas[0] / height
-    if across < down:
-        size = min(math.ceil(height * across), canvas[0]), canvas[1]
-    else:
-        size = canvas[0], min(math.ceil(width * down), canvas[1])
-    top, left = (canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2
-    black = torch.zeros(3, *canvas, dtype=torch.uint8, device=picture.device)
-    black[:, top : top + size[0], left : left + size[1]] = resize(picture, size)
-    return torch.cat([resize(picture, (side, side))[None], tiles(black, side)])
-
-
 def smolvlm_size(height: int, width: int, *, longest_edge: int) -> tuple[int, int]:
     """The (height, width) at which the longer side of a picture is `longest_edge` pixels and the other side is even."""
     edge, ratio = min(longest_edge, SMOLVLM_LONGEST), width / height
@@ -255,26 +172,6 @@ def smolvlm_frame(frame: torch.Tensor, *, longest_edge: int, side: int) -> torch
     """A (3, h, w) uint8 frame as SmolVLM sees it, (3, side, side): resized to `smolvlm_size`, then to a square."""
     size = smolvlm_size(*frame.shape[1:], longest_edge=longest_edge)
     return resize(resize(frame, size, "lanczos"), (side, side), "lanczos")
-
-
-def smolvlm_tiles(picture: torch.Tensor, *, longest_edge: int, side: int) -> tuple[torch.Tensor, int, int]:
-    """A (3, h, w) uint8 picture as SmolVLM sees it with splitting: tiles, the whole picture last.
-
-    Returns:
-        (rows * columns + 1, 3, side, side) tiles, rows and columns; one tile, 0 and 0 for a picture that fits into one.
-    """
-    height, width = smolvlm_size(*picture.shape[1:], longest_edge=longest_edge)
-    resized, ratio = resize(picture, (height, width), "lanczos"), width / height
-    if width >= height:
-        columns = math.ceil(width / side)
-        rows = math.ceil(int(columns * side / ratio) / side)
-    else:
-        rows = math.ceil(height / side)
-        columns = math.ceil(int(rows * side * ratio) / side)
-    whole = resize(resized, (rows * side, columns * side), "lanczos")
-    if rows == columns == 1:
-        return whole[None], 0, 0
-    return torch.cat([tiles(whole, side), resize(whole, (side, side), "lanczos")[None]]), rows, columns
 
 
 def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:

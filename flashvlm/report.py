@@ -9,9 +9,10 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -322,7 +323,7 @@ def signal(values: Tensor, videos: Sequence[Encoded]) -> Signal:
     )
 
 
-def moments(videos: Sequence[Encoded], selection: Selection, frames_per_group: int) -> tuple[Moment, ...]:
+def moments(videos: Sequence[Encoded], selection: Selection) -> tuple[Moment, ...]:
     """What was kept of each temporal group of each video, by the row and column of its cells."""
     made: list[Moment] = []
     first = 0
@@ -330,15 +331,16 @@ def moments(videos: Sequence[Encoded], selection: Selection, frames_per_group: i
         here = (selection.indices >= first) & (selection.indices < first + len(encoded.tokens))
         kept = zip((selection.indices[here] - first).tolist(), selection.important[here].tolist(), strict=True)
         earlier = len(made)
-        for moment in _moments(encoded, kept, frames_per_group):
+        for moment in _moments(encoded, kept):
             like = None if moment.like is None else moment.like + earlier
             made.append(replace(moment, like=like, video=number))
         first += len(encoded.tokens)
     return tuple(made)
 
 
-def _moments(encoded: Encoded, chosen: Iterable[tuple[int, bool]], frames_per_group: int) -> Iterator[Moment]:
+def _moments(encoded: Encoded, chosen: Iterable[tuple[int, bool]]) -> Iterator[Moment]:
     """The moments of a video, of which these tokens were kept, each for the question or not."""
+    frames = -(-len(encoded.timestamps) // encoded.groups)
     size = encoded.class_tokens + encoded.height * encoded.width
     kept: list[list[tuple[int, int]]] = [[] for _ in range(encoded.groups)]
     important: list[list[bool]] = [[] for _ in range(encoded.groups)]
@@ -353,7 +355,7 @@ def _moments(encoded: Encoded, chosen: Iterable[tuple[int, bool]], frames_per_gr
         important[group].append(for_question)
     for group in range(encoded.groups):
         yield Moment(
-            encoded.timestamps[group * frames_per_group : (group + 1) * frames_per_group],
+            encoded.timestamps[group * frames : (group + 1) * frames],
             size,
             encoded.height,
             encoded.width,
@@ -368,6 +370,9 @@ def _moments(encoded: Encoded, chosen: Iterable[tuple[int, bool]], frames_per_gr
 def versions() -> dict[str, str]:
     """What figures depend on besides the settings: the versions of flashvlm, Python and the libraries underneath."""
     packages = {name: version(name) for name in ("torch", "transformers", "decord2", "av", "pillow")}
+    with suppress(PackageNotFoundError):
+        # The general way's pixels come from it.
+        packages["torchvision"] = version("torchvision")
     return {"flashvlm": flashvlm.__version__, "python": platform.python_version(), **packages}
 
 

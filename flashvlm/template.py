@@ -86,6 +86,8 @@ class ChatTemplate:
                 command, input=asked, capture_output=True, encoding="utf-8", env=environment, timeout=PATIENCE
             )
         except subprocess.TimeoutExpired:
+            # Its own bound is far less: the machine is busy, and the next question may try again.
+            self._rendered.pop((template, with_system, videos, part), None)
             child = None
         if child is not None and child.returncode > 0 and "MemoryError" not in child.stderr:
             # Not the template's fault, whose errors are part of the output.

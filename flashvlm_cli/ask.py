@@ -58,6 +58,7 @@ def ask(
         loaded = VideoQA.from_pretrained(**loading)
         if pictures.report is None:
             return loaded.ask(videos if more else video, asked, options, on_text=on_text, on_stage=on_stage)
+        loaded.check(asked, options)
         watched = loaded.watch(videos, options, on_stage=on_stage)
         choice = loaded.choose(watched, asked, options, on_stage=on_stage)
         inspections.append(loaded.inspect(choice))

@@ -76,9 +76,14 @@ def read_question(text: str) -> str:
     return question
 
 
+# What the names of videos and pictures end in, most of them.
+SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp", ".png", ".jpg", ".jpeg"}
+
+
 def names_file(question: str) -> bool:
-    """Whether what stands where the question goes is a file, probably a video."""
-    return bool(os.path.splitext(question)[1]) and os.path.isfile(question)
+    """Whether what stands where the question goes is a file, probably a video, or the name of one that is not there."""
+    suffix = os.path.splitext(question)[1]
+    return bool(suffix) and (os.path.isfile(question) or (suffix.lower() in SUFFIXES and " " not in question))
 
 
 def show_loading(progress: Progress, loading: dict[str, Any]) -> None:

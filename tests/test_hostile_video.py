@@ -24,7 +24,7 @@ from flashvlm.video import Limits, decode, frames_at, times
 SEEKS = ["fast", "exact"]
 
 
-def unchanged(frame):
+def unchanged(frame, frames):
     return frame
 
 
@@ -98,9 +98,9 @@ os.rmdir(sys.argv[2])
 read, with_decord.DecordReader.read = with_decord.DecordReader.read, lambda *about: used.append(1) or read(*about)
 used = []
 for turn in range(2):
-    assert len(decode(sys.argv[1], Sampling(frames=4), lambda frame: frame, "exact").frames) == 4
+    assert len(decode(sys.argv[1], Sampling(frames=4), lambda frame, frames: frame, "exact").frames) == 4
     if turn == 0 and not os.fork():
-        decode(sys.argv[1], Sampling(frames=4), lambda frame: frame, "exact")
+        decode(sys.argv[1], Sampling(frames=4), lambda frame, frames: frame, "exact")
         os._exit(0)
 os.wait()
 assert used == [1, 1], used
@@ -220,7 +220,7 @@ def test_a_video_is_given_up_when_no_frame_comes(tmp_path, name, seek):
 def test_time_that_the_caller_takes_is_not_decoding(tmp_path, seek):
     path = write_clip(tmp_path / "clip.mp4", steady(8))
 
-    def slow(frame):
+    def slow(frame, frames):
         time.sleep(1.1)
         return frame
 

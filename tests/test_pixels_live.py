@@ -100,65 +100,11 @@ def test_frames_squeezed_into_a_square(theirs: Any, name: str, side: int, size: 
 
 
 @CASES
-def test_onevision_image(theirs: Any, size: tuple[int, int]) -> None:
-    wanted = settings("llava-onevision-0.5b")
-    picture = look(*size)[0]
-    given = theirs("llava-onevision-0.5b").image_processor(picture, return_tensors="pt")
-    tiles = pixels.onevision_tiles(picture, side=384, sizes=wanted["image_grid_pinpoints"])
-    assert_same(pixels.normalised(tiles, wanted["image_mean"], wanted["image_std"]), given["pixel_values"][0])
-
-
-@CASES
-def test_onevision_several_images(theirs: Any, size: tuple[int, int]) -> None:
-    wanted = settings("llava-onevision-0.5b")
-    pictures = look(*size, 2)
-    given = theirs("llava-onevision-0.5b").image_processor([list(pictures)], return_tensors="pt")["pixel_values"]
-    mean, std = wanted["image_mean"], wanted["image_std"]
-    squares = [pixels.resize(pixels.padded_square(picture, mean), (384, 384)) for picture in pictures]
-    assert_same(pixels.normalised(torch.stack(squares), mean, std), given[:, 0])
-
-
-@CASES
 def test_llava(theirs: Any, size: tuple[int, int]) -> None:
     given = theirs("llava-1.5-7b").image_processor(picture := look(*size)[0], return_tensors="pt")["pixel_values"]
     mean, std = theirs("llava-1.5-7b").image_processor.image_mean, theirs("llava-1.5-7b").image_processor.image_std
     resized = pixels.resize(picture, pixels.shortest_edge_size(*size, 336))
     assert_same(pixels.clip_pixels(resized[None], side=336, image_mean=mean, image_std=std), given)
-
-
-@CASES
-def test_llava_padded(size: tuple[int, int]) -> None:
-    pytest.importorskip("torchvision")
-    from transformers import LlavaImageProcessor
-
-    # The settings of repositories that keep the whole picture.
-    padding = LlavaImageProcessor(
-        do_pad=True, size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, do_center_crop=True
-    )
-    given = padding(picture := look(*size)[0], return_tensors="pt")["pixel_values"]
-    mean, std = padding.image_mean, padding.image_std
-    resized = pixels.resize(pixels.padded_square(picture, mean), (336, 336))
-    assert_same(pixels.clip_pixels(resized[None], side=336, image_mean=mean, image_std=std), given)
-
-
-@CASES
-def test_internvl_image(theirs: Any, size: tuple[int, int]) -> None:
-    wanted = settings("internvl3-1b")
-    picture = look(*size)[0]
-    given = theirs("internvl3-1b").image_processor(picture, crop_to_patches=True, return_tensors="pt")
-    tiles = pixels.internvl_tiles(picture, side=448, least=1, most=12)
-    assert_same(pixels.normalised(tiles, wanted["image_mean"], wanted["image_std"]), given["pixel_values"])
-
-
-@pytest.mark.parametrize("least, most", [(1, 1), (1, 6), (4, 12)])
-def test_internvl_grids_are_theirs(least: int, most: int) -> None:
-    pytest.importorskip("torchvision")
-    from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
-
-    for height in range(20, 2000, 83):
-        for width in range(20, 2000, 61):
-            rows, columns = pixels.internvl_grid(height, width, side=448, least=least, most=most)
-            assert (columns, rows) == get_optimal_tiled_canvas((height, width), (448, 448), least, most)
 
 
 @CASES
@@ -169,16 +115,3 @@ def test_smolvlm_video(theirs: Any, size: tuple[int, int]) -> None:
     squares = torch.stack([pixels.smolvlm_frame(frame, longest_edge=2048, side=512) for frame in frames])
     assert_same(pixels.normalised(squares, wanted["image_mean"], wanted["image_std"]), given["pixel_values"][0])
     assert given["pixel_attention_mask"].all()
-
-
-@CASES
-@pytest.mark.parametrize("longest_edge", [512, 1024])
-def test_smolvlm_image(theirs: Any, size: tuple[int, int], longest_edge: int) -> None:
-    wanted = settings("smolvlm2-500m")
-    picture = look(*size)[0]
-    given = theirs("smolvlm2-500m").image_processor(
-        picture, size={"longest_edge": longest_edge}, return_row_col_info=True, return_tensors="pt"
-    )
-    tiles, rows, columns = pixels.smolvlm_tiles(picture, longest_edge=longest_edge, side=512)
-    assert ([[rows]], [[columns]]) == (given["rows"], given["cols"])
-    assert_same(pixels.normalised(tiles, wanted["image_mean"], wanted["image_std"]), given["pixel_values"][0])

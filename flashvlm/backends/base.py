@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from flashvlm import units
 from flashvlm.backends.loading import choose_device, choose_dtype, load_tokenizer, load_weights
 from flashvlm.encode import Encoded, Features
 from flashvlm.errors import ModelError, UsageError
@@ -58,7 +59,7 @@ class Backend(ABC):
 
     A family's class sets `model_class` and implements what is abstract here. Where the defaults do not fit, it also
     overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `template_part`, `visual_tokens`, `marker`,
-    `placeholders`, `text_config`, `fixed_tokens`, `encoder_output` and `position_ids`.
+    `placeholders`, `fit`, `fixed_tokens`, `encoder_output` and `position_ids`.
     """
 
     # The name of transformers' class.
@@ -241,8 +242,9 @@ class Backend(ABC):
         text = self.template.fill(question, system, len(videos), self.part)
         between = text.split(self.marker)
         if len(between) != len(videos) + 1:
-            places = "no place" if len(between) <= len(videos) else "several places"
-            raise ModelError(f"The chat template of this model has {places} for a video ({self.marker}).")
+            places = units.plural(len(between) - 1, "place") if len(between) > 1 else "no place"
+            wanted = "a video" if len(videos) == 1 else f"{len(videos)} videos"
+            raise ModelError(f"The chat template of this model has {places} for {wanted} ({self.marker}).")
         whole = between[0] + "".join(
             self.placeholders(video) + text for video, text in zip(videos, between[1:], strict=True)
         )
@@ -338,8 +340,8 @@ class Backend(ABC):
         if int(prompt.positions.max()) < most:
             return prompt.positions[:, places]
         if count > most or len(prompt.positions) > 1:
+            takes = f"{count} tokens" if count > most else f"positions up to {int(prompt.positions.max())}"
             raise UsageError(
-                f"The prompt takes {count} tokens, and this model reads at most {most}: "
-                "look at fewer frames or keep less."
+                f"The prompt takes {takes}, and this model reads at most {most}: look at fewer frames or keep less."
             )
         return torch.arange(count).expand(1, len(places), -1)

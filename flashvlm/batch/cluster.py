@@ -39,10 +39,11 @@ class Worker:
             os.chdir(folder)
 
     def load(self) -> None:
-        from flashvlm import VideoQA
         from flashvlm.libraries import hide_unfit_torchvision
 
         hide_unfit_torchvision()
+        from flashvlm import VideoQA
+
         self._answering = Answering(VideoQA.from_pretrained(**self._loading))
 
     def records(self, group: Group, following: Group | None) -> Iterator[Record]:

@@ -14,7 +14,7 @@ from flashvlm.batch.rows import Row
 from flashvlm.errors import FlashVLMError, UsageError, described
 from flashvlm.files import refuse_address
 from flashvlm.journal import Record
-from flashvlm.options import OF_ROWS, OPTIONS, AskOptions, watching
+from flashvlm.options import NO_MATTER, OF_ROWS, OPTIONS, AskOptions, watching
 
 DIGITS = 16
 
@@ -88,8 +88,7 @@ def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], f
     """
     weights = models.fingerprint_here(model["model"])
     settings = {**model, "weights": weights, **asdict(options), "keep": str(options.keep)}
-    # Where features come from does not change any answer.
-    for name in ("cache", "timeout", "max_source_pixels"):
+    for name in NO_MATTER:
         del settings[name]
     plan = Plan(settings, (), ())
     run = plan.run

@@ -28,7 +28,7 @@ from flashvlm.bench.ablation import ABLATIONS, ablated
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.errors import UsageError, VideoError, known, sentence_of
 from flashvlm.journal import Journal, Record, difference, other_settings
-from flashvlm.options import AskOptions, Keep
+from flashvlm.options import NO_MATTER, AskOptions, Keep
 from flashvlm.report import code_digest, versions
 from flashvlm.selection import BY_CONTENT, SELECTORS
 
@@ -100,7 +100,7 @@ class Settings:
         settings = self.options.flat() | vars(self)
         return {
             **data.identity,
-            **{name: value for name, value in settings.items() if name not in ("options", "selector")},
+            **{name: value for name, value in settings.items() if name not in ("options", "selector", *NO_MATTER)},
             "selectors": list(self.selectors),
             "keep": [UNPRUNED, *self.budgets],
             "weights": models.fingerprint(models.fetch(self.model, self.revision)),
@@ -355,7 +355,7 @@ def _answers(
     seen = _noisy(encoded.tokens, settings.noise, seed=number)
     pruned: dict[str, dict[str, Record]] = {}
     # Answers from the same number of tokens are generated as one batch.
-    batches: dict[int, list[tuple[Record, Tensor, Tensor]]] = {}
+    batches: dict[int, list[tuple[Record, Tensor, Tensor, Tensor | None]]] = {}
     for budget in settings.budgets:
         pruned[budget] = {}
         for selector in settings.selectors:
@@ -369,23 +369,26 @@ def _answers(
                 record["same"] = round(torch.isin(selection.indices, unhampered.indices).float().mean().item(), 6)
             pruned[budget][selector] = record
             kept = batches.setdefault(len(selection.indices), [])
-            kept.append((record, selection.indices, selection.vectors))
+            planes = None if encoded.planes is None else selection.pooled(encoded.planes)
+            kept.append((record, selection.indices, selection.vectors, planes))
     unpruned: Record = {}
     everything = torch.arange(len(encoded.tokens), device=encoded.tokens.device)
-    batches.setdefault(len(everything), []).append((unpruned, everything, encoded.tokens))
+    batches.setdefault(len(everything), []).append((unpruned, everything, encoded.tokens, encoded.planes))
     prompt = qa.backend.prompt(text, settings.options.system, [encoded])
     for count, batch in batches.items():
         size = max(1, BATCH_TOKENS // count)
         for start in range(0, len(batch), size):
             part = batch[start : start + size]
+            further = [planes for _, _, _, planes in part if planes is not None]
             said = answers(
                 qa.backend,
                 prompt,
-                torch.stack([indices for _, indices, _ in part]),
-                torch.stack([vectors for _, _, vectors in part]),
+                torch.stack([indices for _, indices, _, _ in part]),
+                torch.stack([vectors for _, _, vectors, _ in part]),
+                torch.stack(further, dim=1) if further else None,
                 max_new_tokens=settings.options.max_new_tokens,
             )
-            for (record, _, _), answer in zip(part, said, strict=True):
+            for (record, *_), answer in zip(part, said, strict=True):
                 record |= {"said": answer, "right": scoring.right(asked, answer)}
     return unpruned, pruned
 

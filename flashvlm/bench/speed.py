@@ -223,8 +223,10 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
             name: value.to(backend.device, backend.dtype if value.is_floating_point() else value.dtype)
             for name, value in backend.pixels(clip.frames).items()
         }
-        output = getattr(backend.model.model, f"get_{kind}_features")(**inputs).pooler_output
-        tokens = torch.cat(list(output)) if isinstance(output, list | tuple) else output.flatten(0, -2)
+        output = getattr(backend.model.model, f"get_{kind}_features")(**inputs)
+        pooled, deepstack = output.pooler_output, getattr(output, "deepstack_features", None)
+        tokens = torch.cat(list(pooled)) if isinstance(pooled, list | tuple) else pooled.flatten(0, -2)
+        planes = None if deepstack is None else torch.stack([torch.cat(list(plane)) for plane in deepstack])
         fixed = backend.fixed_tokens()
         if fixed is not None:
             tokens = tokens[: -len(fixed)]
@@ -242,6 +244,7 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
         backend.class_tokens,
         seconds,
         *times,
+        planes=planes,
         fixed=fixed,
     )
 

@@ -185,4 +185,5 @@ class _Process:
 
 
 atexit.register(_Process.kill_all)
-os.register_at_fork(after_in_child=_Process.forget_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Process.forget_all)

@@ -190,5 +190,5 @@ def read(path: Path) -> tuple[list[str], list[str]]:
     return outcomes, bad
 
 
-def _small(frame: torch.Tensor) -> torch.Tensor:
+def _small(frame: torch.Tensor, frames: int) -> torch.Tensor:
     return frame[:, ::8, ::8].clone()
