@@ -24,7 +24,7 @@ from flashvlm.video import Limits, decode, frames_at, times
 SEEKS = ["fast", "exact"]
 
 
-def unchanged(frame, frames):
+def unchanged(frame, frames=1):
     return frame
 
 
