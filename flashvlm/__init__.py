@@ -19,6 +19,9 @@ else:
     def __getattr__(name: str) -> Any:
         # VideoQA imports torch; the command line's help and errors must not wait for that.
         if name == "VideoQA":
+            from flashvlm.libraries import hide_unfit_torchvision
+
+            hide_unfit_torchvision()
             from flashvlm.pipeline import VideoQA
 
             return VideoQA

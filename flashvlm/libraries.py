@@ -1,4 +1,4 @@
-"""What must be so before transformers is imported, in every process of our own."""
+"""What must be so before transformers is imported."""
 
 from __future__ import annotations
 

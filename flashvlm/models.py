@@ -53,6 +53,9 @@ ALIASES = {
         Alias("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "Qwen2-VL, 2 B parameters. The default."),
         Alias("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "Qwen2-VL, 7 B parameters."),
         Alias("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL, 3 B parameters."),
+        Alias("qwen3-vl-2b", "Qwen/Qwen3-VL-2B-Instruct", "Qwen3-VL, 2 B parameters."),
+        Alias("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", "Qwen3-VL, 4 B parameters."),
+        Alias("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "Qwen3-VL, 8 B parameters."),
         Alias("video-llava-7b", "LanguageBind/Video-LLaVA-7B-hf", "Video-LLaVA, 7 B parameters; looks at 8 frames."),
         Alias(
             "llava-onevision-0.5b",

@@ -43,11 +43,11 @@ def ask(
     The answer goes to standard output, as it is generated; a summary of what was kept and saved goes to standard error.
     """
     videos = [video, *more]
+    if names_file(question):
+        raise UsageError(f"The question goes last, and {question} is a file.")
     for one in videos:
         check_video(one)
     pictures.check(videos)
-    if names_file(question):
-        raise UsageError(f"The question goes last, and {question} is a file.")
     asked = read_question(question)
     prepare_libraries()
     inspections: list[Inspection] = []

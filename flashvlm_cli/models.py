@@ -42,6 +42,9 @@ def models(
 
 
 def _families(as_json: bool) -> None:
+    from flashvlm_cli.running import prepare_libraries
+
+    prepare_libraries()
     from flashvlm.backends import served
 
     listed = served()

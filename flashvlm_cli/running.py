@@ -81,7 +81,7 @@ SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp", ".png", ".
 
 
 def names_file(question: str) -> bool:
-    """Whether what stands where the question goes is a file, probably a video, or the name of one that is not there."""
+    """Whether what stands where the question goes is a file, probably a video, or called like one."""
     suffix = os.path.splitext(question)[1]
     return bool(suffix) and (os.path.isfile(question) or (suffix.lower() in SUFFIXES and " " not in question))
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torchvision_on_cpu  # noqa: F401
 
-from flashvlm import VideoQA
-
 if find_spec("torchvision"):
-    # Before anything hides it, because it was built for another torch.
+    # Before flashvlm hides it, because it was built for another torch.
     import torchvision  # noqa: F401
+
+from flashvlm import VideoQA
 
 # For the processes that tests start: torchvision_on_cpu.
 os.environ["PYTHONPATH"] = os.pathsep.join(

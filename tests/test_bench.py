@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import load, tiny_qwen3_vl
 
 from flashvlm import VideoQA
 from flashvlm.bench import scoring
@@ -15,6 +16,8 @@ from flashvlm.bench.accuracy import Run, Settings, measure, summarise
 from flashvlm.bench.clips import Clips, Crowd, Needle
 from flashvlm.bench.data import Asked, Lines, content_words
 from flashvlm.bench.easy_vqa import EasyVQA
+from flashvlm.bench.speed import Settings as Speed
+from flashvlm.bench.speed import SpeedRun
 from flashvlm.demo.questions import FAMILIES
 from flashvlm.errors import UsageError, VideoError
 from flashvlm.generate import answers, generate
@@ -647,7 +650,7 @@ def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
         chosen.append(selection)
         return remade(selection, tokens)
 
-    def watching(backend, prompt, kept, vectors, **options):
+    def watching(backend, prompt, kept, vectors, planes=None, **options):
         for indices, given in zip(kept, vectors, strict=True):
             expected = encoded.tokens[indices]
             for selection in chosen:
@@ -663,12 +666,21 @@ def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
     assert len(got) > 1 and all(got) and len(chosen) == len(got) - 1
 
 
+def test_a_model_with_deepstack_features_is_measured_too(three: Path, tmp_path: Path) -> None:
+    qa = load(tiny_qwen3_vl(tmp_path / "model"))
+    (record,) = measure(qa, settings(selectors=("flashvlm", "tome"), keep=("20%",)), Lines(three), 0, [0])
+    assert record["unpruned"]["said"] and set(record["pruned"]["20%"]) == {"flashvlm", "tome"}
+    table = SpeedRun(qa, Speed(options=AskOptions(max_new_tokens=2), repeats=1), samples_dir() / "one.mp4", False)
+    list(table.measure())
+    assert [row["encoder"] for row in table.table()["rows"]] == ["transformers", "flashvlm", "flashvlm"]
+
+
 def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA, three: Path) -> None:
     got = {}
     for merge in (False, True):
         with pytest.MonkeyPatch.context() as patch:
 
-            def watching(backend, prompt, kept, vectors, *, merge=merge, **options):
+            def watching(backend, prompt, kept, vectors, planes=None, *, merge=merge, **options):
                 got.setdefault(merge, (kept, vectors))
                 return answers(backend, prompt, kept, vectors, **options)
 

@@ -39,9 +39,6 @@ class Worker:
             os.chdir(folder)
 
     def load(self) -> None:
-        from flashvlm.libraries import hide_unfit_torchvision
-
-        hide_unfit_torchvision()
         from flashvlm import VideoQA
 
         self._answering = Answering(VideoQA.from_pretrained(**self._loading))

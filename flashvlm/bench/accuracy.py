@@ -268,10 +268,7 @@ _worker: tuple[VideoQA, Settings, DataSet]
 def _start_worker(settings: Settings, data: DataSet, threads: int) -> None:
     import torch
 
-    from flashvlm.libraries import hide_unfit_torchvision
-
     global _worker
-    hide_unfit_torchvision()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _worker = load(settings), settings, data
