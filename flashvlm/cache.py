@@ -197,6 +197,7 @@ def entry_key(path: str | Path, backend: Backend, model: str, options: AskOption
         "options": watching(options) | {"sampling": asdict(backend.sampling(options.sampling))},
         "model": model,
         "family": backend.family,
+        "pixels": backend.pixels_by,
         "device": backend.device.type,
         "dtype": str(backend.dtype),
         "versions": versions(),

@@ -73,6 +73,11 @@ class Watched:
     # (F, 3, h, w) uint8, if it was only encoded from small frames and is to get a second look; else None.
     frames: torch.Tensor | None = None
 
+    @property
+    def timestamps(self) -> tuple[float, ...]:
+        """The second at which each sampled frame appears."""
+        return self.encoded.timestamps
+
     def again(self) -> Watched:
         """The same video for a further question, for which nothing was decoded or encoded."""
         return replace(self, decode_seconds=0.0, encode_seconds=0.0, cached=True, warnings=())

@@ -8,12 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -371,10 +369,6 @@ def _moments(encoded: Encoded, chosen: Iterable[tuple[int, bool]]) -> Iterator[M
 def versions() -> dict[str, str]:
     """What figures depend on besides the settings: the versions of flashvlm, Python and the libraries underneath."""
     packages = {name: version(name) for name in ("torch", "transformers", "decord2", "av", "pillow")}
-    # The general way's pixels come from it, if it is not hidden (see `libraries`).
-    if "torchvision" not in sys.modules or sys.modules["torchvision"] is not None:
-        with suppress(PackageNotFoundError):
-            packages["torchvision"] = version("torchvision")
     return {"flashvlm": flashvlm.__version__, "python": platform.python_version(), **packages}
 
 

@@ -66,6 +66,8 @@ class Backend(ABC):
     model_class: ClassVar[str]
     # The published prompt format, for checkpoints that come without a chat template.
     chat_template: ClassVar[str | None] = None
+    # What prepares pixels, with its version, if that is not this package.
+    pixels_by: str = ""
     # What the chat template calls a part of a message that is a video.
     template_part: ClassVar[str] = "video"
     # How many frames to look at if the user does not say; None: a number per second, as in `Sampling`.

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class General(Backend):
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         super().__init__(model, tokenizer, folder)
         self.processor = _processor(folder)
+        self.pixels_by = f"torchvision {version('torchvision')}"
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "auto", dtype: str = "auto") -> Backend:
