@@ -48,7 +48,7 @@ STEP, FULL, FILLED = 0.01, 0.95, 0.9
 
 
 @dataclass(frozen=True)
-class Features:
+class CachedVideo:
     """The content of an entry: the video's facts and its tokens."""
 
     facts: VideoFacts
@@ -71,7 +71,7 @@ class FeatureCache:
         """
         return cls(user_folder("cache") / "features", parse_size(os.environ.get(SIZE_VARIABLE)))
 
-    def get(self, key: str, device: torch.device) -> Features | None:
+    def get(self, key: str, device: torch.device) -> CachedVideo | None:
         """The entry with this key, its facts those of no file (see `VideoFacts.of`); None if there is none, it is
         damaged, or it was made for another key."""
         import safetensors
@@ -97,7 +97,7 @@ class FeatureCache:
             os.utime(entry)
         return features
 
-    def put(self, key: str, features: Features) -> None:
+    def put(self, key: str, features: CachedVideo) -> None:
         """Write an entry and make room for it, unless it is larger than FILLED of the bound.
 
         Raises:
@@ -219,8 +219,8 @@ def parse_size(text: str | None) -> int:
     return int(Decimal(read[1]) * (1024 if read[3] else 1000) ** UNITS[read[2].lower()])
 
 
-def _parted(features: Features) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Features split into what JSON can hold and tensors."""
+def _parted(features: CachedVideo) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A video split into what JSON can hold and tensors."""
     import torch
 
     values = {field.name: getattr(features.encoded, field.name) for field in fields(features.encoded)}
@@ -234,11 +234,11 @@ def _parted(features: Features) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     return about, tensors
 
 
-def _joined(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Features:
+def _joined(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> CachedVideo:
     from flashvlm.encode import Encoded
 
     encoded = Encoded(**{**about["encoded"], "timestamps": tuple(about["encoded"]["timestamps"]), **tensors})
-    return Features(VideoFacts(**about["facts"]), encoded)
+    return CachedVideo(VideoFacts(**about["facts"]), encoded)
 
 
 def _checksum(about: str, tensors: dict[str, torch.Tensor]) -> str:

@@ -14,7 +14,7 @@ import torch
 from flashvlm import backends, files, models, video
 from flashvlm.backends.base import Backend
 from flashvlm.backends.loading import DTYPES
-from flashvlm.cache import FeatureCache, Features, entry_key
+from flashvlm.cache import CachedVideo, FeatureCache, entry_key
 from flashvlm.encode import Encoded, encode, second_look
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.generate import generate, kv_cache_bytes, lifts_top_k, prefill_flops
@@ -48,7 +48,7 @@ class Decoded:
     # Its frames, unless the cache had its tokens.
     clip: video.Clip | None
     # What the cache had.
-    found: Features | None
+    found: CachedVideo | None
     # How long reading or finding it took.
     seconds: float
     # How it is to be encoded.
@@ -249,7 +249,7 @@ class VideoQA:
         warnings = self.backend.warnings
         if decoded.key is not None:
             try:
-                self._cache.put(decoded.key, Features(clip.facts, encoded))
+                self._cache.put(decoded.key, CachedVideo(clip.facts, encoded))
             except OSError as error:
                 told = f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}."
                 warnings = (*warnings, told)

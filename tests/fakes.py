@@ -27,7 +27,7 @@ from flashvlm.report import (
 )
 
 if TYPE_CHECKING:
-    from flashvlm.cache import Features
+    from flashvlm.cache import CachedVideo
 
 HERE = Path(__file__).parent
 PIECES = ("The dog", " runs to the", " right.")
@@ -166,15 +166,15 @@ def child(*arguments: str, **settings: Any) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, str(HERE / "fakes.py"), *arguments], environment
 
 
-def features(bytes_each: int) -> Features:
-    """Features of a video that take this many bytes in the cache."""
+def features(bytes_each: int) -> CachedVideo:
+    """A video whose tokens take this many bytes in the cache."""
     import torch
 
-    from flashvlm.cache import Features
+    from flashvlm.cache import CachedVideo
     from flashvlm.encode import Encoded
 
     tokens = torch.zeros(bytes_each // 4 - 1, 1)
-    return Features(VideoFacts("v", 1, 1, 1, 0.0, 0.0), Encoded(tokens, torch.zeros(1), 1, 1, 1))
+    return CachedVideo(VideoFacts("v", 1, 1, 1, 0.0, 0.0), Encoded(tokens, torch.zeros(1), 1, 1, 1))
 
 
 class Echo(FakeVideoQA):
