@@ -205,8 +205,11 @@ def entry_key(path: str | Path, backend: Backend, model: str, options: AskOption
     return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
 
 
-def parse_size(text: str | None) -> int:
+def parse_size(text: str | None, name: str = SIZE_VARIABLE) -> int:
     """Parse a size in bytes: `10GB`, `500 MB` or `1000000`; powers of 1000, or of 1024 with an `i` (`2GiB`).
+
+    Args:
+        name: what errors call it.
 
     Raises:
         UsageError: anything else.
@@ -215,7 +218,7 @@ def parse_size(text: str | None) -> int:
         return DEFAULT_SIZE
     read = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
     if read is None:
-        raise UsageError(f"{SIZE_VARIABLE} takes a size such as 10GB or 500MB, not {text!r}.")
+        raise UsageError(f"{name} takes a size such as 10GB or 500MB, not {text!r}.")
     return int(Decimal(read[1]) * (1024 if read[3] else 1000) ** UNITS[read[2].lower()])
 
 

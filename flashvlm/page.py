@@ -67,66 +67,86 @@ def write(path: str | Path, inspections: Sequence[Inspection], answer: Answer | 
 def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> str:
     """The report as HTML (see `write`)."""
     first = inspections[0]
-    signals = {name: first.signals[name] for name in ("saliency", "relevance") if name in first.signals}
-    layers = ["kept", *signals, *(["score"] if any("score" in one.signals for one in inspections) else [])]
-    shown = [(name, LAYERS[name]) for name in layers]
-    keys = {name: number for number, name in enumerate(LAYERS, 1)}
-    environment = Environment(loader=PackageLoader("flashvlm"), autoescape=True, trim_blocks=True, lstrip_blocks=False)
-    frames = max(len(moment.timestamps) for moment in first.moments)
-    return environment.get_template("report.html").render(
-        title=first.question or overlay.NO_QUESTION,
-        long=LONG,
-        answer=answer.answer if answer else None,
-        facts=_facts(first),
-        warnings=first.warnings,
-        figures=_figures(first, answer),
-        rows=[_row(one, first) for one in inspections],
-        moments=len(first.moments),
-        frames_each=f"{frames} consecutive frames" if frames > 1 else "one frame",
-        layers=[{"name": name, "key": keys[name], "label": label, "about": about} for name, (label, about) in shown],
-        settings=[*_flat(first.settings), *_flat(first.versions)],
-        data={
-            "videos": [
-                {
-                    "size": (one.video.width, one.video.height),
-                    "grid": (one.moments[0].grid_height, one.moments[0].grid_width),
-                    "area": vars(one.area),
-                }
-                for one in by_video(first)
-            ],
-            "frames": frames,
-            "layers": layers,
-            "legend": overlay.marks(inspections),
-            "moments": [
-                {
-                    "video": moment.video,
-                    "label": (f"video {moment.video + 1} · " if first.videos else "") + overlay.when(moment),
-                    "ticks": [
-                        (f"{moment.video + 1} · " if first.videos else "") + units.timestamp(at)
-                        for at in (moment.timestamps[0], moment.timestamps[-1])
-                    ],
-                    "times": [units.timestamp(at) for at in moment.timestamps],
-                    "pictures": pictures,
-                }
-                for moment, pictures in zip(first.moments, _pictures(first, frames), strict=True)
-            ],
-            "signals": {name: _levels(signal) for name, signal in signals.items()},
-            "selections": [
-                {
-                    "name": one.selection.selector,
-                    "apart": distinguishes(one),
-                    "counts": [_counts(moment, distinguishes(one)) for moment in one.moments],
-                    "kept": [_cells(moment, distinguishes(one)) for moment in one.moments],
-                    "whole": [moment.class_token is not None for moment in one.moments],
-                    "signals": {"score": _levels(one.signals["score"])} if "score" in one.signals else {},
-                }
-                for one in inspections
-            ],
-        },
+    data = drawn(inspections)
+    for moment, shown in zip(data["moments"], pictures(first), strict=True):
+        moment["pictures"] = shown
+    frames = data["frames"]
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=first.question or overlay.NO_QUESTION,
+            long=LONG,
+            answer=answer.answer if answer else None,
+            facts=facts(first),
+            warnings=first.warnings,
+            figures=figures(first, answer),
+            rows=[row(one, first) for one in inspections],
+            moments=len(first.moments),
+            frames_each=f"{frames} consecutive frames" if frames > 1 else "one frame",
+            layers=[layer(name) for name in data["layers"]],
+            settings=[*_flat(first.settings), *_flat(first.versions)],
+            data=data,
+        )
     )
 
 
-def _facts(seen: Inspection) -> list[str]:
+def environment() -> Environment:
+    """Where the templates of pages are; what they are given is escaped."""
+    return Environment(loader=PackageLoader("flashvlm"), autoescape=True, trim_blocks=True, lstrip_blocks=False)
+
+
+def layer(name: str) -> dict[str, Any]:
+    """What a page says of a layer: its key, its label, and what it shows."""
+    label, about = LAYERS[name]
+    return {"name": name, "key": list(LAYERS).index(name) + 1, "label": label, "about": about}
+
+
+def drawn(inspections: Sequence[Inspection]) -> dict[str, Any]:
+    """What report.js draws of one or several selections of the same videos, as JSON, without `pictures` of the moments."""
+    first = inspections[0]
+    signals = {name: first.signals[name] for name in ("saliency", "relevance") if name in first.signals}
+    return {
+        "videos": [
+            {
+                "size": (one.video.width, one.video.height),
+                "grid": (one.moments[0].grid_height, one.moments[0].grid_width),
+                "area": vars(one.area),
+            }
+            for one in by_video(first)
+        ],
+        "frames": max(len(moment.timestamps) for moment in first.moments),
+        "layers": ["kept", *signals, *(["score"] if any("score" in one.signals for one in inspections) else [])],
+        "legend": overlay.marks(inspections),
+        "moments": [
+            {
+                "video": moment.video,
+                "label": (f"video {moment.video + 1} · " if first.videos else "") + overlay.when(moment),
+                "ticks": [
+                    (f"{moment.video + 1} · " if first.videos else "") + units.timestamp(at)
+                    for at in (moment.timestamps[0], moment.timestamps[-1])
+                ],
+                "times": [units.timestamp(at) for at in moment.timestamps],
+            }
+            for moment in first.moments
+        ],
+        "signals": {name: _levels(signal) for name, signal in signals.items()},
+        "selections": [
+            {
+                "name": one.selection.selector,
+                "apart": distinguishes(one),
+                "counts": [_counts(moment, distinguishes(one)) for moment in one.moments],
+                "kept": [_cells(moment, distinguishes(one)) for moment in one.moments],
+                "whole": [moment.class_token is not None for moment in one.moments],
+                "signals": {"score": _levels(one.signals["score"])} if "score" in one.signals else {},
+            }
+            for one in inspections
+        ],
+    }
+
+
+def facts(seen: Inspection) -> list[str]:
+    """The videos and the model, fact by fact."""
     model, clips = seen.model, []
     for number, clip in enumerate(seen.videos or [seen.video], 1):
         length = [units.timestamp(clip.duration), f"{clip.fps:.4g} fps"] if clip.fps else ["still"]
@@ -137,7 +157,9 @@ def _facts(seen: Inspection) -> list[str]:
     return [*clips, looked, *dict.fromkeys(named)]
 
 
-def _figures(seen: Inspection, answer: Answer | None) -> list[dict[str, str]]:
+def figures(seen: Inspection, answer: Answer | None) -> list[dict[str, str]]:
+    """What was kept and saved: figures with a `label`, a `value` and a `note`."""
+
     def saved(label: str, before: int, after: int, unit: str) -> dict[str, str]:
         shown = [units.scaled(count, unit) if unit else units.count(count) for count in (before, after)]
         shown = [figure.replace(" ", NO_BREAK) for figure in shown]
@@ -164,7 +186,8 @@ def _figures(seen: Inspection, answer: Answer | None) -> list[dict[str, str]]:
     ]
 
 
-def _row(one: Inspection, first: Inspection) -> dict[str, str]:
+def row(one: Inspection, first: Inspection) -> dict[str, str]:
+    """One of several selections, as a row of a table that compares them with the first."""
     chosen, apart = one.selection, distinguishes(one)
     return {
         "name": chosen.selector,
@@ -217,8 +240,18 @@ def _levels(signal: Signal) -> dict[str, Any]:
     }
 
 
+def pictures(seen: Inspection) -> list[list[str]]:
+    """The frames of each moment as data URIs, read from the videos again.
+
+    They are small enough that all of them fit into `PICTURES` bytes.
+
+    Raises:
+        VideoError: a video cannot be read again, or has changed.
+    """
+    return list(_pictures(seen, max(len(moment.timestamps) for moment in seen.moments)))
+
+
 def _pictures(seen: Inspection, frames: int) -> Iterator[list[str]]:
-    """The frames of each moment as data URIs, small enough that all of them fit into `PICTURES` bytes."""
     count = sum(len(moment.timestamps) for moment in seen.moments)
     step, left = 0, PICTURES
     sides = [sorted((video.width, video.height)) for video in seen.videos or [seen.video]]

@@ -25,6 +25,7 @@ from flashvlm_cli.fetch import fetch
 from flashvlm_cli.inspect import inspect
 from flashvlm_cli.models import models
 from flashvlm_cli.samples import samples
+from flashvlm_cli.serve import serve
 
 # Set by a shell that asks for completions.
 COMPLETING = "_FLASHVLM_COMPLETE"
@@ -58,6 +59,7 @@ app.command(epilog=EXIT_CODES)(inspect)
 app.command(epilog=BATCH_EXIT_CODES)(batch)
 app.command()(cache)
 app.command(epilog=EXIT_CODES)(chat)
+app.command(epilog=EXIT_CODES)(serve)
 app.command()(models)
 app.command()(fetch)
 app.command()(samples)
