@@ -103,7 +103,7 @@ def layer(name: str) -> dict[str, Any]:
 
 
 def drawn(inspections: Sequence[Inspection]) -> dict[str, Any]:
-    """What report.js draws of one or several selections of the same videos, as JSON, without `pictures` of the moments."""
+    """What report.js draws of one or several selections of the same videos, but for the `pictures` of the moments."""
     first = inspections[0]
     signals = {name: first.signals[name] for name in ("saliency", "relevance") if name in first.signals}
     return {

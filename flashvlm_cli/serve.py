@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,5 +71,5 @@ def serve(
             options,
             media or [],
             media_host or [],
-            on_start=lambda: output.say(f"{loaded.name} answers at {address}") if sys.stderr else None,
+            on_start=lambda end: output.say(f"{loaded.name} answers at {address}"),
         )

@@ -63,7 +63,7 @@ def serve(
     folders: Sequence[str] = (),
     hosts: Sequence[str] = (),
     *,
-    on_start: Callable[[], None] = lambda: None,
+    on_start: Callable[[Callable[[], None]], None] = lambda end: None,
 ) -> None:
     """Answer requests until SIGTERM or an interrupt; answers that the model has begun are finished.
 
@@ -72,7 +72,7 @@ def serve(
         options: what applies to a request unless it says otherwise.
         folders: whose files may be asked about.
         hosts: from which videos may be fetched.
-        on_start: called once requests are taken.
+        on_start: called once requests are taken, with what ends the server, from any thread, as SIGTERM does.
     """
     import uvicorn
 
@@ -91,7 +91,11 @@ def serve(
 
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
-                on_start()
+                on_start(self.end)
+
+            def end(self) -> None:
+                loop.call_soon_threadsafe(service.ending.set)
+                self.should_exit = True
 
         config = uvicorn.Config(
             make_app(service),
