@@ -242,6 +242,37 @@ class Inspection:
         return plain | {"signals": {name: signal.to_json() for name, signal in self.signals.items()}}
 
 
+def answer_of(plain: dict[str, Any]) -> Answer:
+    """The answer that this is the JSON of (`Answer.to_json`).
+
+    Raises:
+        LookupError, TypeError: it is none.
+    """
+    pairs = ("tokens", "prompt_tokens", "kv_cache_bytes", "prefill_flops")
+    chosen = plain["selection"]
+    return Answer(
+        **plain
+        | {name: BeforeAfter(**plain[name]) for name in pairs}
+        | {
+            "model": ModelFacts(**plain["model"]),
+            "video": VideoFacts(**plain["video"]),
+            "videos": tuple(VideoFacts(**one) for one in plain.get("videos", ())),
+            "selection": SelectionFacts(**chosen | {"redundancy": tuple(chosen["redundancy"])}),
+            "seconds": StageSeconds(**plain["seconds"]),
+            "moments": tuple(_moment_of(one) for one in plain["moments"]),
+            "warnings": tuple(plain["warnings"]),
+            "area": Area(**plain["area"]),
+            "areas": tuple(Area(**one) for one in plain.get("areas", ())),
+        }
+    )
+
+
+def _moment_of(plain: dict[str, Any]) -> Moment:
+    kept = tuple((row, column) for row, column in plain["kept"])
+    important, timestamps = tuple(plain["important"]), tuple(plain["timestamps"])
+    return Moment(**plain | {"kept": kept, "important": important, "timestamps": timestamps})
+
+
 # Both have a video, its moments and what was chosen from them.
 Seen = Answer | Inspection
 

@@ -11,9 +11,10 @@ import typer
 from flashvlm.errors import UsageError
 from flashvlm.files import check_video
 from flashvlm.options import AskOptions
+from flashvlm.remote import RemoteVideoQA
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, More, Pictures, ask_options, model_options, options_of, takes
-from flashvlm_cli.running import draw, names_file, prepare_libraries, read_question, show_loading, stream_answer
+from flashvlm_cli.options import OUTPUT, More, Pictures, Server, ask_options, model_options, options_of, takes
+from flashvlm_cli.running import draw, loaded, names_file, prepare_libraries, read_question, show_loading, stream_answer
 
 if TYPE_CHECKING:
     from flashvlm.report import Answer, Inspection
@@ -31,6 +32,7 @@ def ask(
     options: AskOptions,
     loading: dict[str, Any],
     pictures: Pictures,
+    server: Server = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object instead of text, errors too.", rich_help_panel=OUTPUT)
     ] = False,
@@ -48,21 +50,22 @@ def ask(
     for one in videos:
         check_video(one)
     pictures.check(videos)
+    if server is not None and pictures.report is not None:
+        raise UsageError("--report needs a model that is loaded here; without --server it is written.")
     asked = read_question(question)
-    prepare_libraries()
+    if server is None:
+        prepare_libraries()
     inspections: list[Inspection] = []
 
     def answer_with(on_text: OnText, on_stage: OnStage = lambda stage: None) -> Answer:
-        from flashvlm import VideoQA
-
-        loaded = VideoQA.from_pretrained(**loading)
-        if pictures.report is None:
-            return loaded.ask(videos if more else video, asked, options, on_text=on_text, on_stage=on_stage)
-        loaded.check(asked, options)
-        watched = loaded.watch(videos, options, on_stage=on_stage)
-        choice = loaded.choose(watched, asked, options, on_stage=on_stage)
-        inspections.append(loaded.inspect(choice))
-        return loaded.respond(choice, on_text=on_text, on_stage=on_stage)
+        qa = loaded(loading, server)
+        if pictures.report is None or isinstance(qa, RemoteVideoQA):
+            return qa.ask(videos if more else video, asked, options, on_text=on_text, on_stage=on_stage)
+        qa.check(asked, options)
+        watched = qa.watch(videos, options, on_stage=on_stage)
+        choice = qa.choose(watched, asked, options, on_stage=on_stage)
+        inspections.append(qa.inspect(choice))
+        return qa.respond(choice, on_text=on_text, on_stage=on_stage)
 
     if as_json:
         answer = answer_with(lambda text: None)
@@ -72,12 +75,13 @@ def ask(
         answer = stream_answer(answer_with)
         draw(pictures, [answer], inspections, answer)
     else:
-        show(answer_with, loading, pictures, inspections)
+        show(answer_with, loading, server, pictures, inspections)
 
 
 def show(
     answer_with: Callable[[OnText, OnStage], Answer],
     loading: dict[str, Any],
+    server: str | None,
     pictures: Pictures,
     inspections: list[Inspection],
 ) -> None:
@@ -85,7 +89,7 @@ def show(
     from flashvlm_cli.console import Progress, print_summary, print_written
 
     with Progress() as progress:
-        show_loading(progress, loading)
+        show_loading(progress, loading, server)
         answer = stream_answer(
             lambda on_text: answer_with(on_text, progress.stage),
             before_first=progress.give_way,

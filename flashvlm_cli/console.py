@@ -53,6 +53,7 @@ STAGES = {
     "select": "choosing tokens",
     "prefill": "reading what was kept",
     "generate": "answering",
+    "server": "asking the server",
     "overlay": "drawing what was kept",
 }
 TIMED_STAGES = ("decode", "encode", "select", "prefill", "generate")

@@ -18,6 +18,7 @@ import typer
 from flashvlm.files import check_overlay, check_report
 from flashvlm.models import DEFAULT_MODEL
 from flashvlm.options import MODEL, OPTIONS, AskOptions, Option, check_fields, declared, flag_of, option
+from flashvlm.remote import KEY_VARIABLE, VARIABLE
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -171,6 +172,20 @@ class Pictures:
         if self.overlay is not None:
             check_overlay(self.overlay, *videos)
 
+
+# The server that answers, in place of a model that is loaded here.
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        envvar=VARIABLE,
+        show_envvar=False,
+        help=f"Let this server answer (see 'flashvlm serve'); its key is read from ${KEY_VARIABLE}.",
+        show_default=f"${VARIABLE}, or the model is loaded here",
+        rich_help_panel=MODEL,
+    ),
+]
 
 # The videos that a question may be about besides the first one.
 More = Annotated[

@@ -17,6 +17,8 @@ from flashvlm_cli.options import Pictures
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from flashvlm import VideoQA
+    from flashvlm.remote import RemoteVideoQA
     from flashvlm.report import Answer, Inspection, Seen
     from flashvlm_cli.console import Progress
 
@@ -86,8 +88,30 @@ def names_file(question: str) -> bool:
     return bool(suffix) and (os.path.isfile(question) or (suffix.lower() in SUFFIXES and " " not in question))
 
 
-def show_loading(progress: Progress, loading: dict[str, Any]) -> None:
+def loaded(loading: dict[str, Any], server: str | None) -> VideoQA | RemoteVideoQA:
+    """The model: loaded here, or that of a server.
+
+    Raises:
+        FlashVLMError: it is not available.
+    """
+    if server is None:
+        from flashvlm import VideoQA
+
+        return VideoQA.from_pretrained(**loading)
+    from flashvlm.models import DEFAULT_MODEL
+    from flashvlm.remote import RemoteVideoQA
+
+    for name, usual in {"revision": None, "device": "auto", "dtype": "auto"}.items():
+        if loading[name] != usual:
+            raise UsageError(f"--{name} is for a model that is loaded here, and --server asks one elsewhere.")
+    return RemoteVideoQA(server, None if loading["model"] == DEFAULT_MODEL else loading["model"])
+
+
+def show_loading(progress: Progress, loading: dict[str, Any], server: str | None = None) -> None:
     """Let `progress` follow the loading of the model, and its download if it is not on this machine."""
+    if server is not None:
+        progress.stage("server")
+        return
     from flashvlm.models import present
 
     progress.stage("load" if present(loading["model"], loading["revision"]) else "fetch")

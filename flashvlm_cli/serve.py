@@ -10,7 +10,6 @@ import typer
 
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions
-from flashvlm.serve.run import address_of, check_installed, listen, with_key
 from flashvlm.serve.settings import ACCESS, KEY_VARIABLE, Serving
 from flashvlm_cli import output
 from flashvlm_cli.options import ask_options, model_options, options_of, takes
@@ -46,6 +45,8 @@ def serve(
     The options of a question are what applies unless a request says otherwise. SIGTERM and Ctrl-C let running answers
     finish.
     """
+    from flashvlm.serve.run import address_of, check_installed, listen, with_key
+
     check_installed()
     for folder in media or []:
         if not Path(folder).is_dir():
