@@ -87,12 +87,18 @@ class RemoteVideoQA:
         if model is not None and model != self.name:
             raise ModelError(f"The server at {self.server} has {self.name}, not {model}.")
 
+    @property
+    def single_turn(self) -> bool:
+        """Whether the model was trained on single questions, as `VideoQA.single_turn`."""
+        return bool(self.about.get("single_turn"))
+
     def ask(
         self,
         path: str | Path | Paths,
         question: str,
         options: AskOptions,
         *,
+        history: Sequence[tuple[str, str]] = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Answer:
@@ -102,7 +108,7 @@ class RemoteVideoQA:
             FlashVLMError: as there; or the server does not answer.
         """
         paths = [str(one) for one in (path if isinstance(path, list | tuple) else [path])]
-        return self._asked([(one, self._url(one)) for one in paths], question, options, on_text, on_stage)
+        return self._asked([(one, self._url(one)) for one in paths], question, history, options, on_text, on_stage)
 
     def watch(
         self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
@@ -121,16 +127,18 @@ class RemoteVideoQA:
         question: str,
         options: AskOptions,
         *,
+        history: Sequence[tuple[str, str]] = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Answer:
         """Answer a question on a video that `watch` returned."""
-        return self._asked([(watched.path, watched.url)], question, options, on_text, on_stage)
+        return self._asked([(watched.path, watched.url)], question, history, options, on_text, on_stage)
 
     def _asked(
         self,
         videos: Sequence[tuple[str, str]],
         question: str,
+        history: Sequence[tuple[str, str]],
         options: AskOptions,
         on_text: Callable[[str], None],
         on_stage: Callable[[str], None],
@@ -141,8 +149,11 @@ class RemoteVideoQA:
         parts: list[dict[str, Any]] = [
             {"type": "video_url", "video_url": {"url": url, "name": path}} for path, url in videos
         ]
-        content = [*parts, {"type": "text", "text": question}]
-        body = {"messages": [{"role": "user", "content": content}], "stream": True, "moments": True, **sent(options)}
+        messages: list[dict[str, Any]] = []
+        for asked, said in history:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
+        body = {"messages": messages, "stream": True, "moments": True, **sent(options)}
 
         def streamed() -> Answer:
             text = ""
@@ -153,7 +164,7 @@ class RemoteVideoQA:
                         on_text(piece)
                 if "flashvlm" in event:
                     return answer_of({**event["flashvlm"], "answer": text})
-            raise FlashVLMError(f"The server at {self.server} ended in the middle of an answer.")
+            raise ServerError(f"The server at {self.server} ended in the middle of an answer.")
 
         answer = self._sending(videos, streamed)
 
@@ -171,7 +182,7 @@ class RemoteVideoQA:
                 return request()
             except _Later as busy:
                 if time.monotonic() + busy.seconds > given_up:
-                    raise FlashVLMError(str(busy)) from None
+                    raise ServerError(str(busy)) from None
                 time.sleep(busy.seconds)
             except _Missing as missing:
                 if sent_all:
@@ -253,7 +264,11 @@ class RemoteVideoQA:
             else:
                 why = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 told = f"The server at {self.server} did not answer: {why}."
-            raise FlashVLMError(errors.sentence(told)) from None
+            raise ServerError(errors.sentence(told)) from None
+
+
+class ServerError(FlashVLMError):
+    """There is no server, it has no time, or it ended in the middle of an answer."""
 
 
 class _Later(FlashVLMError):

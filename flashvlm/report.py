@@ -265,6 +265,7 @@ def answer_of(plain: dict[str, Any]) -> Answer:
             "warnings": tuple(plain["warnings"]),
             "area": Area(**plain["area"]),
             "areas": tuple(Area(**one) for one in plain.get("areas", ())),
+            "history": tuple((asked, said) for asked, said in plain.get("history", ())),
         }
     )
 

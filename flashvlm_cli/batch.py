@@ -14,9 +14,10 @@ import typer
 from flashvlm.batch import rows as reading
 from flashvlm.errors import UsageError
 from flashvlm.options import OF_ROWS, OPTIONS, AskOptions, one_of, option
+from flashvlm.remote import RemoteVideoQA
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, ask_options, model_options, options_of, takes
-from flashvlm_cli.running import prepare_libraries, standard_input
+from flashvlm_cli.options import OUTPUT, Server, ask_options, model_options, options_of, takes
+from flashvlm_cli.running import loaded, prepare_libraries, standard_input
 
 if TYPE_CHECKING:
     from flashvlm.batch.run import Engine, Run
@@ -79,6 +80,7 @@ def batch(
     options: AskOptions,
     loading: dict[str, Any],
     own: Batch,
+    server: Server = None,
     questions: Annotated[
         list[str] | None,
         typer.Option(
@@ -100,11 +102,17 @@ def batch(
     from flashvlm.batch.run import Run
 
     asked, folder = read_rows(inputs, questions or [])
-    plan = make_plan(asked, options, {name: loading[name] for name in ("model", "revision", "dtype")}, folder)
-    answers = chosen_engine(own.engine, loading, own.ray_address, own.workers)
+    if server is not None and own.engine != "here":
+        raise UsageError("Give --engine ray or --server, not both.")
     if own.retry_failed and own.out is None:
         raise UsageError("--retry-failed is for records in a file: give it with -o.")
-    prepare_libraries()
+    model = {name: loading[name] for name in ("model", "revision", "dtype")}
+    if server is None:
+        answers = chosen_engine(own.engine, loading, own.ray_address, own.workers)
+        prepare_libraries()
+    else:
+        answers, model = asked_elsewhere(loading, server)
+    plan = make_plan(asked, options, model, folder)
     if not own.quiet:
         warn_of_columns(asked)
     with Records(own.out, plan, retry_failed=own.retry_failed) if own.out else contextlib.nullcontext() as records:
@@ -165,6 +173,16 @@ def chosen_engine(name: str, loading: dict[str, Any], address: str | None, worke
         return answered(VideoQA.from_pretrained(**loading), groups)
 
     return answer_here
+
+
+def asked_elsewhere(loading: dict[str, Any], server: str) -> tuple[Engine, dict[str, Any]]:
+    """The engine that asks a server, and the model that the server has."""
+    from flashvlm.batch.elsewhere import answered
+
+    qa = loaded(loading, server)
+    assert isinstance(qa, RemoteVideoQA)
+    model = {"model": qa.name, "revision": None, "dtype": qa.about["dtype"], "served": qa.about["weights"]}
+    return lambda groups: answered(qa, groups), model
 
 
 def told(run: Run, engine: Engine, quiet: bool) -> Iterator[Record]:

@@ -17,13 +17,13 @@ from flashvlm.files import check_video
 from flashvlm.options import ANSWER, AskOptions, watching
 from flashvlm_cli import output, prompt
 from flashvlm_cli.failures import explain
-from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes
-from flashvlm_cli.running import prepare_libraries, show_loading, standard_input, stream_answer
+from flashvlm_cli.options import OUTPUT, Server, ask_options, model_options, takes
+from flashvlm_cli.running import loaded, prepare_libraries, show_loading, standard_input, stream_answer
 from flashvlm_cli.settings import DEFAULT, SETTINGS, changed, shown, suggested
 
 if TYPE_CHECKING:
-    from flashvlm import VideoQA
     from flashvlm.pipeline import Watched
+    from flashvlm.remote import RemoteWatched
     from flashvlm.report import Answer
 
 # The commands besides the settings: name -> its argument, what it does.
@@ -43,6 +43,7 @@ def chat(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],
     options: AskOptions,
     loading: dict[str, Any],
+    server: Server = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line instead of text, errors too.", rich_help_panel=OUTPUT)
     ] = False,
@@ -71,9 +72,10 @@ def chat(
     the exit code is that of the last line that failed, or 0.
     """
     check_video(video)
-    prepare_libraries()
+    if server is None:
+        prepare_libraries()
     session = Chat(options, as_json, quiet, piped=not standard_input().isatty(), memory=memory)
-    session.begin(video, loading)
+    session.begin(video, loading, server)
     code = session.run(prompt.piped() if session.piped else prompt.typed(session.suggest))
     if code and session.piped:
         raise typer.Exit(code)
@@ -82,9 +84,9 @@ def chat(
 class Chat:
     """A loaded model, the video it looks at, and the settings; each line asks a question or is a command."""
 
-    qa: VideoQA
+    qa: Any
     video: str
-    watched: Watched
+    watched: Watched | RemoteWatched
 
     def __init__(
         self, options: AskOptions, as_json: bool, quiet: bool, piped: bool, memory: bool | None = None
@@ -102,20 +104,19 @@ class Chat:
         # With piped lines, the video that could not be looked at: questions must not silently go to the one before it.
         self._missing: str | None = None
 
-    def begin(self, video: str, loading: dict[str, Any]) -> None:
-        """Load the model and look at the video.
+    def begin(self, video: str, loading: dict[str, Any], server: str | None = None) -> None:
+        """Load the model, or find it on the server, and look at the video.
 
         Raises:
             ModelError: the model is not available.
             VideoError: the video cannot be read.
             UsageError: options that make no sense, in general or for this video.
         """
-        from flashvlm import VideoQA
         from flashvlm_cli.console import Progress
 
         with Progress(shown=not self.quiet) as progress:
-            show_loading(progress, loading)
-            self.qa = VideoQA.from_pretrained(**loading)
+            show_loading(progress, loading, server)
+            self.qa = loaded(loading, server)
             if self.memory is None:
                 self.memory = not self.qa.single_turn
             self._look_at(video, progress.stage)

@@ -258,6 +258,8 @@ MALFORMED: list[Any] = [
     {"messages": [{"role": "user", "content": [{"type": "smell"}]}]},
     {"messages": [{"role": "user", "content": [{"type": "video_url"}, {"type": "text", "text": "x"}]}]},
     {"messages": [{"role": "user", "content": "What moves?"}]},
+    {"messages": [{"role": "assistant", "content": "a frog"}]},
+    {"messages": [*asking("sample:one.mp4")["messages"], {"role": "assistant", "content": "a frog"}]},
     {"messages": [{"role": "system", "content": [part("sample:one.mp4")]}]},
     asking("sample:one.mp4", " "),
     asking("sample:one.mp4", "\ud800"),
@@ -334,11 +336,15 @@ def test_paths_and_methods_that_are_not_there(server: Running) -> None:
     assert status == 405 and given["error"]["type"] == "invalid_request_error"
 
 
-def test_earlier_answers_are_refused_clearly(server: Running) -> None:
-    body = asking("sample:one.mp4")
-    body["messages"] += [{"role": "assistant", "content": "a frog"}, {"role": "user", "content": "Where?"}]
+def test_earlier_questions_and_answers_are_read(server: Running, demo: VideoQA) -> None:
+    turns, question = [("What moves down?", "a frog")], "How many animals are there?"
+    body = asking("sample:two.mp4", turns[0][0])
+    body["messages"] += [{"role": "assistant", "content": turns[0][1]}, {"role": "user", "content": question}]
     status, _, given = server.send("POST", "/v1/chat/completions", body)
-    assert status == 400 and "question in a request of its own" in given["error"]["message"]
+    asked = demo.ask(SAMPLES / "two.mp4", question, history=turns)
+    assert status == 200 and given["choices"][0]["message"]["content"] == asked.answer
+    assert given["usage"]["prompt_tokens"] == asked.prompt_tokens.after
+    assert given["flashvlm"]["history"] == [list(turn) for turn in turns]
 
 
 def test_a_page_of_another_site_may_not_ask(server: Running) -> None:
@@ -509,11 +515,11 @@ def test_videos_come_from_named_hosts_at_public_addresses_only(
         assert server.ask(f"http://{site}/endless")[0] == 413
 
 
-@pytest.mark.parametrize(
-    "address",
-    "127.0.0.1 10.0.0.1 192.168.1.1 172.16.0.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 ::1 :: fe80::1%eth0 "
-    "fc00::1 ff02::1 ::ffff:127.0.0.1 64:ff9b::7f00:1 2002:7f00:1::".split(),
-)
+PRIVATE = "127.0.0.1 10.0.0.1 192.168.1.1 172.16.0.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 ::1 :: fe80::1%eth0"
+DISGUISED = "fc00::1 ff02::1 ::ffff:127.0.0.1 64:ff9b::7f00:1 2002:7f00:1::"
+
+
+@pytest.mark.parametrize("address", [*PRIVATE.split(), *DISGUISED.split()])
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not fetching.public(address)
 
@@ -533,7 +539,7 @@ def test_sigterm_lets_running_answers_finish(tmp_path: Path) -> None:
     try:
         address = process.stderr.readline().split()[-1]
         server = Running(address)
-        body = asking("sample:long.mp4", "Describe the video.", stream=True)
+        body = asking("sample:sequence.mp4", "Describe the video.", stream=True)
         raw = leave(server, body)
         # The answer has begun.
         assert raw.recv(15) == b"HTTP/1.1 200 OK"
@@ -546,3 +552,72 @@ def test_sigterm_lets_running_answers_finish(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.stderr.close()
+
+
+def commanded(server: Running, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process in which torch cannot be imported."""
+    code = "import sys; sys.modules['torch'] = None; from flashvlm_cli.__main__ import main; sys.exit(main())"
+    environment = {**os.environ, "FLASHVLM_SERVER": server.address, **settings}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, timeout=PATIENCE
+    )
+
+
+def test_ask_by_the_server_says_what_ask_says(server: Running, demo: VideoQA) -> None:
+    path = str(SAMPLES / "two.mp4")
+    done = commanded(server, "ask", path, "What moves down?", "--json", "--keep", "20%")
+    given, asked = json.loads(done.stdout), demo.ask(path, "What moves down?", keep=0.2).to_json()
+    for answer in (given, asked):
+        del answer["seconds"], answer["cached"]
+        del answer["model"]["source"]
+    assert given == json.loads(json.dumps(asked))
+    shown = commanded(server, "ask", path, "What moves down?")
+    assert shown.stdout == "frog\n" and "480 → 48" in shown.stderr
+
+
+def test_ask_by_the_server_fails_as_ask_fails(server: Running, tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("this is text")
+    done = commanded(server, "ask", str(text), "What?")
+    assert done.returncode == 3
+    assert done.stderr == f"flashvlm: {text}: this is not a video or a picture that can be read.\n"
+    assert commanded(server, "ask", str(text), "What?", "--model", "demo-video-llava").returncode == 4
+    assert commanded(server, "ask", str(text), "What?", "--device", "cpu").returncode == 2
+    gone = commanded(server, "ask", str(text), "What?", FLASHVLM_SERVER="http://127.0.0.1:1")
+    assert (gone.returncode, gone.stderr) == (
+        1,
+        "flashvlm: There is no server at http://127.0.0.1:1: flashvlm serve starts one.\n",
+    )
+
+
+def test_batch_by_the_server_goes_on_where_it_stopped(demo: VideoQA, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    rows = [
+        {"video": str(SAMPLES / name), "question": "What happens?"} for name in ("one.mp4", "two.mp4", "nothing.mp4")
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("batch", str(tmp_path / "rows.jsonl"), "-o", str(out), "-q")
+    with serving(demo) as server:
+        assert commanded(server, *command).returncode == 1
+        records = [json.loads(line) for line in out.read_text().splitlines()]
+        answers = {record["row"]["video"]: record["answer"] for record in records if "answer" in record}
+        assert answers == {row["video"]: demo.ask(row["video"], row["question"]).answer for row in rows[:2]}
+        before = out.read_text().splitlines()
+        out.write_text(before[0] + "\n")
+    gone = commanded(server, *command)
+    assert gone.returncode == 1 and "There is no server" in gone.stderr
+    with serving(demo) as server:
+        commanded(server, *command)
+        assert len(out.read_text().splitlines()) == 3
+
+
+def test_chat_by_the_server(server: Running) -> None:
+    code = "import sys; sys.modules['torch'] = None; from flashvlm_cli.__main__ import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "chat", str(SAMPLES / "two.mp4"), "--server", server.address, "-q"],
+        input=f"What moves down?\n/keep 20%\n/video {SAMPLES / 'one.mp4'}\nWhat animal is in the video?\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (0, "frog\nbutterfly\n"), done.stderr

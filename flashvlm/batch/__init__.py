@@ -1,4 +1,5 @@
 """Many questions on many videos: rows in, one record per row out, and nothing done twice.
 
-`rows` reads what is asked, `plan` groups it by video, `here` and `cluster` answer it, `records` keeps the answers.
+`rows` reads what is asked, `plan` groups it by video; `here`, `cluster` and `elsewhere` answer it, `records` keeps the
+answers.
 """

@@ -113,6 +113,7 @@ class Service:
             "family": backend.family,
             "device": backend.device.type,
             "dtype": str(backend.dtype).removeprefix("torch."),
+            "single_turn": self.engine.qa.single_turn,
             "weights": hashlib.sha256(weights.encode()).hexdigest(),
         }
         served = {"id": self.model, "object": "model", "created": self.since, "owned_by": "flashvlm", "flashvlm": about}
@@ -156,9 +157,8 @@ class Service:
 
     async def _answer(self, exchange: Exchange, asked: reading.Asked) -> None:
         """Answer a question: whole, or in events."""
-        if asked.question:
-            with _told({}):
-                await asyncio.to_thread(self.engine.qa.check, asked.question, asked.options)
+        with _told({}):
+            await asyncio.to_thread(self.engine.qa.check, asked.question, asked.options, asked.history)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.model}
         begun = time.monotonic()
         async with self._watched(asked.videos, asked.options) as (watched, names):
@@ -171,7 +171,7 @@ class Service:
             def said(text: str) -> None:
                 loop.call_soon_threadsafe(pieces.put_nowait, text)
 
-            answering = asyncio.ensure_future(self.engine.answer(watched, asked.question, asked.options, said, began))
+            answering = asyncio.ensure_future(self.engine.answer(watched, asked, said, began))
             answering.add_done_callback(lambda _: pieces.put_nowait(None))
             try:
                 if asked.stream:

@@ -18,6 +18,7 @@ OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new
 MOST_FRAMES = 768
 MOST_NEW_TOKENS = 8192
 MOST_VIDEOS = 32
+MOST_TURNS = 100
 # The keys under which a part may have its address, in the order that they are looked for.
 PARTS = {"video_url": "video", "input_video": "video", "image_url": "image", "input_image": "image"}
 
@@ -39,6 +40,8 @@ class Asked:
 
     videos: tuple[Reference, ...]
     question: str
+    # The questions before it, each with its answer.
+    history: tuple[tuple[str, str], ...]
     options: AskOptions
     model: str | None
     stream: bool
@@ -85,12 +88,14 @@ def read(body: dict[str, Any], defaults: AskOptions) -> Asked:
     model = body.get("model")
     if model is not None and not isinstance(model, str):
         raise bad("model must be a text.", "model")
-    system, question, videos = _messages(body.get("messages"))
+    system, texts, videos = _messages(body.get("messages"))
+    *earlier, question = texts[::2]
+    history = tuple(zip(earlier, texts[1::2], strict=True))
     options = options_of(body, defaults)
     if system is not None:
         options = options.changed(system=system)
     stream, usage = bool(body.get("stream")), bool(wants.get("include_usage"))
-    return Asked(tuple(videos), question, options, model, stream, usage, bool(body.get("moments")))
+    return Asked(tuple(videos), question, history, options, model, stream, usage, bool(body.get("moments")))
 
 
 def options_of(body: dict[str, Any], defaults: AskOptions) -> AskOptions:
@@ -148,11 +153,12 @@ def reference(value: Any, param: str, kind: str = "video") -> Reference:
     return Reference(value.strip(), name or shown)
 
 
-def _messages(messages: Any) -> tuple[str | None, str, list[Reference]]:
-    """The system prompt, the question, and the videos."""
+def _messages(messages: Any) -> tuple[str | None, list[str], list[Reference]]:
+    """The system prompt; questions and their answers in turns, the newest question last; and the videos."""
     if not isinstance(messages, list) or not messages:
         raise bad("messages must be a list of messages.", "messages")
-    system, question = None, ""
+    system: list[str] = []
+    turns: list[str] = []
     videos: list[Reference] = []
     for number, message in enumerate(messages):
         param = f"messages[{number}]"
@@ -160,23 +166,27 @@ def _messages(messages: Any) -> tuple[str | None, str, list[Reference]]:
         if role not in ("system", "developer", "user", "assistant"):
             raise bad("A message has the role system, user or assistant.", f"{param}.role")
         texts, found = _content(message.get("content"), param)
-        if role == "assistant":
-            raise bad("Earlier answers are not read: ask each question in a request of its own.", param)
-        if role == "user":
-            if question:
-                raise bad("Earlier questions are not read: ask each question in a request of its own.", param)
-            question, videos = "\n".join(texts).strip(), [*videos, *found]
-        elif found:
-            raise bad(f"A {role} message holds text only.", param)
+        said = "\n".join(texts).strip()
+        if found and role != "user":
+            raise bad(f"A message of the role {role} holds text only.", param)
+        videos += found
+        if role in ("system", "developer"):
+            system += texts
+        elif (role == "user") == (len(turns) % 2 == 0):
+            turns.append(said)
+        elif role == "user":
+            # A video in one message and the question in the next, say.
+            turns[-1] = f"{turns[-1]}\n{said}".strip()
         else:
-            system = "\n".join([*([system] if system else []), *texts])
-    if not question:
+            raise bad("An answer of the assistant follows a question.", param)
+    if len(turns) % 2 == 0 or not all(turns[::2]):
         raise bad("The question is empty: the user's message needs text.", "messages")
-    if not videos:
-        raise bad("There is no video: the user's message needs a video_url or an image_url.", "messages")
-    if len(videos) > MOST_VIDEOS:
-        raise bad(f"There are more than {MOST_VIDEOS} videos.", "messages")
-    return system, question, videos
+    if len(turns) > 2 * MOST_TURNS:
+        raise bad(f"There are more than {MOST_TURNS} earlier questions.", "messages")
+    if not 1 <= len(videos) <= MOST_VIDEOS:
+        what = f"There are more than {MOST_VIDEOS} videos." if videos else "There is no video: give a video_url."
+        raise bad(what, "messages")
+    return "\n".join(system) if system else None, turns, videos
 
 
 def _content(content: Any, param: str) -> tuple[list[str], list[Reference]]:

@@ -20,6 +20,7 @@ from flashvlm.errors import FlashVLMError
 from flashvlm.options import AskOptions, watching
 from flashvlm.pipeline import Decoded, VideoQA, Watched
 from flashvlm.report import Answer, Inspection, VideoFacts
+from flashvlm.serve.asked import Asked
 from flashvlm.serve.media import Source
 from flashvlm.serve.memory import Memory
 from flashvlm.serve.refusals import renamed
@@ -84,8 +85,7 @@ class Engine:
     async def answer(
         self,
         watched: Sequence[Watched],
-        question: str,
-        options: AskOptions,
+        asked: Asked,
         on_text: Callable[[str], None],
         began: Callable[[], None],
     ) -> Answer:
@@ -102,7 +102,14 @@ class Engine:
                 stop()
                 on_text(text)
 
-            return self.qa.answer(tuple(watched), question, options, on_text=said, on_stage=stop)
+            return self.qa.answer(
+                tuple(watched),
+                asked.question,
+                asked.options,
+                history=asked.history,
+                on_text=said,
+                on_stage=stop,
+            )
 
         return await self._run(self._model, answered)
 
