@@ -2,11 +2,8 @@
 
 import base64
 import json
-import os
 import re
 import shutil
-import signal
-import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,10 +18,7 @@ from flashvlm.samples import samples_dir
 from flashvlm_cli.app import main
 
 SAMPLES = samples_dir()
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-QUIET += ["--disable-component-update", "--disable-sync"]
-# Seconds for one test in the browser, which takes about 2. A browser that was killed is no finding about the report.
-PATIENCE = 90
+# A browser that was killed is no finding about the report.
 in_browser = pytest.mark.flaky(reruns=2, only_rerun="TargetClosedError")
 
 
@@ -123,33 +117,6 @@ def test_ask_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert answer["answer"] in html
     kept = "".join(data_of(html)["selections"][0]["kept"])
     assert len(kept) - kept.count("0") == answer["tokens"]["after"]
-
-
-@pytest.fixture
-def browser(tmp_path: Path):
-    """Headless Chromium, as it is installed on this machine; where it stops answering it is killed, and the call fails.
-
-    Many of Playwright's calls have no time limit of their own.
-    """
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        assert os.environ.get("FLASHVLM_NEED_BROWSER") != "1", "no Chromium is installed, and it is needed here"
-        pytest.skip("no Chromium is installed: the report is not tested in a browser")
-    from playwright.sync_api import sync_playwright
-
-    number = tmp_path / "browser.pid"
-    tells_its_number = tmp_path / "browser"
-    tells_its_number.write_text(f'#!/bin/sh\necho $$ > "{number}"\nexec "{found}" "$@"\n')
-    tells_its_number.chmod(0o755)
-    with sync_playwright() as play:
-        watchdog = threading.Timer(PATIENCE, lambda: os.kill(int(number.read_text()), signal.SIGKILL))
-        watchdog.start()
-        try:
-            opened = play.chromium.launch(executable_path=tells_its_number, headless=True, args=QUIET)
-            yield opened
-            opened.close()
-        finally:
-            watchdog.cancel()
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from flashvlm.serve import asked as reading
 from flashvlm.serve import media
 from flashvlm.serve.engine import Engine, as_told
 from flashvlm.serve.exchange import Exchange, encoded, ending_now
+from flashvlm.serve.front import front
 from flashvlm.serve.guard import Guard
 from flashvlm.serve.metrics import TYPE, Metrics
 from flashvlm.serve.refusals import Refused, bad, refusal
@@ -60,6 +61,7 @@ class Service:
         self._hidden: dict[str, str] = {}
         with contextlib.suppress(UsageError):
             self._hidden[f" {user_folder('cache')}/features"] = ""
+        self._front, self._headers = front(self.model, options, settings.max_upload)
         self._taken = 0
         # Seconds that a request took of late, on average.
         self._usual = 1.0
@@ -118,6 +120,10 @@ class Service:
         }
         served = {"id": self.model, "object": "model", "created": self.since, "owned_by": "flashvlm", "flashvlm": about}
         await exchange.json({"object": "list", "data": [served]})
+
+    async def page(self, exchange: Exchange) -> None:
+        """`GET /`"""
+        await exchange.whole(self._front, kind="text/html; charset=utf-8", headers=self._headers)
 
     async def health(self, exchange: Exchange) -> None:
         """`GET /health`"""
@@ -356,6 +362,7 @@ def make_app(service: Service) -> ASGIApp:
         Route("/videos", Endpoint(service, service.video, costly=True), methods=["POST"]),
         Route("/inspect", Endpoint(service, service.inspect, costly=True), methods=["POST"]),
         Route("/v1/models", Endpoint(service, service.models), methods=["GET"]),
+        Route("/", Endpoint(service, service.page), methods=["GET"]),
         Route("/health", Endpoint(service, service.health), methods=["GET"]),
         Route("/metrics", Endpoint(service, service.prometheus), methods=["GET"]),
     ]

@@ -1,9 +1,11 @@
 "use strict";
-(() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+// Draws what was kept into the page, at a moment and in a layer, and returns both as they change. What it listens to
+// outside of its own elements ends with `ending`.
+function drawReport(data, state = { moment: 0, layer: "kept" }, ending = undefined) {
   const byId = (id) => document.getElementById(id);
   const last = data.moments.length - 1;
-  const state = { moment: 0, layer: "kept" };
+  state.moment = Math.min(state.moment, last);
+  if (!data.layers.includes(state.layer)) state.layer = "kept";
   const RAMP = ["#0b0724", "#3b0f70", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf"];
   const MARKS = { 1: "coverage", 2: "question", 3: "kept" };
   const COLOURS = { question: "#e69f00", coverage: "#56b4e9", kept: "#f2f2f2" };
@@ -30,6 +32,7 @@
 
   // The timeline: a track for each selection, a column for each moment.
   const timeline = byId("timeline");
+  timeline.setAttribute("aria-valuemax", last + 1);
   const most = Math.max(...data.selections.flatMap((s) => s.counts.flat()), 1);
   const spans = data.selections.map((selection) => [
     Math.max(...selection.counts.map((pair) => pair[0]), most / 12),
@@ -268,20 +271,22 @@
   byId("before").addEventListener("click", () => go(state.moment - 1));
   byId("after").addEventListener("click", () => go(state.moment + 1));
   document.querySelectorAll("#layers button").forEach((button) => {
+    button.hidden = !data.layers.includes(button.dataset.layer);
     button.addEventListener("click", () => look(button.dataset.layer));
   });
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
     const leap = Math.max(1, Math.round((last + 1) / 10));
     const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -leap, PageDown: leap, Home: -last, End: last };
     if (document.activeElement === timeline) Object.assign(steps, { ArrowUp: 1, ArrowDown: -1 });
-    const button = document.querySelector(`#layers button[data-key="${CSS.escape(event.key)}"]`);
+    const button = document.querySelector(`#layers button:not([hidden])[data-key="${CSS.escape(event.key)}"]`);
     const onTimeline = document.activeElement === timeline;
     if (event.key in steps && (onTimeline || event.key.startsWith("Arrow"))) go(state.moment + steps[event.key]);
     else if (button) look(button.dataset.layer);
     else return;
     event.preventDefault();
-  });
-  window.addEventListener("resize", () => shows.forEach(draw));
+  }, { signal: ending });
+  window.addEventListener("resize", () => shows.forEach(draw), { signal: ending });
   show();
-})();
+  return state;
+}
