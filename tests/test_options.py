@@ -39,6 +39,7 @@ def test_the_table_of_the_reference_is_what_is_declared() -> None:
         ("ask", set()),
         ("chat", set()),
         ("batch", set()),
+        ("serve", set()),
         ("inspect", {"system", "max_new_tokens", "temperature", "top_p", "top_k"}),
         ("bench accuracy", {"selector", "temperature", "top_p", "top_k", "cache"}),
         ("bench speed", {"cache"}),

@@ -30,6 +30,7 @@ from flashvlm.samples import samples_dir
 from flashvlm.serve import fetching
 from flashvlm.serve.run import address_of, listen, serve
 from flashvlm.serve.settings import Serving
+from flashvlm_cli.app import main
 
 SAMPLES = samples_dir()
 LIMIT = 400_000
@@ -526,6 +527,14 @@ def test_addresses_that_are_not_public(address: str) -> None:
 
 def test_a_public_address() -> None:
     assert fetching.public("1.1.1.1") and fetching.public("2606:4700::1111")
+
+
+def test_without_what_it_needs_the_server_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", "--model", "demo"]) == 2
+    assert capsys.readouterr().err == "flashvlm: flashvlm serve needs uvicorn: pip install 'flashvlm[serve]'.\n"
 
 
 def test_a_port_that_is_taken_is_told(server: Running) -> None:
