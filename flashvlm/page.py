@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
@@ -41,6 +42,10 @@ LAYERS = {
         "above that the selector flashvlm raises the token.",
     ),
     "score": ("Score", "what the selector ranks tokens by, from all its signals; each selector has its own scale."),
+    "distance": (
+        "Distance",
+        "how far a token is from the kept one nearest to it, which stands for it; 0 means that nothing is lost.",
+    ),
 }
 
 
@@ -69,6 +74,7 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
     first = inspections[0]
     signals = {name: first.signals[name] for name in ("saliency", "relevance") if name in first.signals}
     layers = ["kept", *signals, *(["score"] if any("score" in one.signals for one in inspections) else [])]
+    layers.append("distance")
     shown = [(name, LAYERS[name]) for name in layers]
     keys = {name: number for number, name in enumerate(LAYERS, 1)}
     environment = Environment(loader=PackageLoader("flashvlm"), autoescape=True, trim_blocks=True, lstrip_blocks=False)
@@ -118,7 +124,10 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
                     "counts": [_counts(moment, distinguishes(one)) for moment in one.moments],
                     "kept": [_cells(moment, distinguishes(one)) for moment in one.moments],
                     "whole": [moment.class_token is not None for moment in one.moments],
-                    "signals": {"score": _levels(one.signals["score"])} if "score" in one.signals else {},
+                    "nearest": [_numbers(moment.nearest) for moment in one.moments],
+                    "signals": {
+                        name: _levels(one.signals[name]) for name in ("score", "distance") if name in one.signals
+                    },
                 }
                 for one in inspections
             ],
@@ -197,6 +206,11 @@ def _cells(moment: Moment, apart: bool) -> str:
     for (row, column), important in zip(moment.kept, moment.important, strict=True):
         cells[row * moment.grid_width + column] = ("2" if important else "1") if apart else "3"
     return "".join(cells)
+
+
+def _numbers(values: Sequence[int]) -> str:
+    """Whole numbers as 32-bit ones, low byte first, in base64."""
+    return base64.b64encode(np.array(values, dtype="<i4").tobytes()).decode()
 
 
 def _levels(signal: Signal) -> dict[str, Any]:
