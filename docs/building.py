@@ -1,4 +1,4 @@
-"""What building the site needs besides MkDocs: the meaning of fields, from where this code has it, and a fix of tables."""
+"""What building the site needs besides MkDocs: what fields mean, from where this code says it, and a fix of tables."""
 
 from __future__ import annotations
 
