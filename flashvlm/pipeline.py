@@ -39,6 +39,8 @@ from flashvlm.selection.result import Selection
 
 # The paths of several videos. Not a `Sequence`, which a text is, too.
 Paths = list[Any] | tuple[Any, ...]
+# Earlier questions, each with its answer.
+History = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +107,11 @@ class VideoQA:
     def __init__(self, backend: Backend, name: str, load_seconds: float = 0.0) -> None:
         self.backend, self.name, self.load_seconds = backend, name, load_seconds
 
+    @property
+    def single_turn(self) -> bool:
+        """Whether the model was trained on single questions, so that a history makes its answers worse."""
+        return self.backend.single_turn
+
     @classmethod
     def from_pretrained(
         cls,
@@ -140,6 +147,7 @@ class VideoQA:
         question: str,
         options: AskOptions | None = None,
         *,
+        history: History = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
         **settings: Any,
@@ -150,6 +158,7 @@ class VideoQA:
             path: of the video, or a list of paths; the budget is for all of them together.
             options: everything that can be set; `settings` override single fields of `AskOptions` or `Sampling`
                 (`keep=0.1`, `selector="uniform"`, `fps=1`, `start=10`).
+            history: the earlier questions on the video, each with its answer, as for `answer`.
             on_text: gets the answer piece by piece as it is generated.
             on_stage: gets `decode`, `encode`, `select`, `prefill` and `generate` as each begins.
 
@@ -159,9 +168,9 @@ class VideoQA:
             ModelError: the model makes tokens that are not finite numbers.
         """
         options = _options(AskOptions() if options is None else options, settings)
-        self.check(question, options)
+        self.check(question, options, history)
         watched = self.watch(path, options, on_stage=on_stage)
-        return self.answer(watched, question, options, on_text=on_text, on_stage=on_stage)
+        return self.answer(watched, question, options, history=history, on_text=on_text, on_stage=on_stage)
 
     @overload
     def watch(self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = ...) -> Watched: ...
@@ -286,6 +295,7 @@ class VideoQA:
         question: str,
         options: AskOptions,
         *,
+        history: History = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Answer:
@@ -293,12 +303,17 @@ class VideoQA:
 
         The answer's times include decoding and encoding, unless it is given `watched.again()`.
 
+        Args:
+            history: the earlier questions on the video, each with its answer. The model reads them; the tokens are
+                chosen for this question alone.
+
         Raises:
-            UsageError: the question or the selector makes no sense.
-            ModelError: the model makes tokens that are not finite numbers.
+            UsageError: the question, the history or the selector makes no sense.
+            ModelError: the model makes tokens that are not finite numbers, or takes no history.
         """
+        self.check(question, options, history)
         choice = self.choose(watched, question, options, on_stage=on_stage)
-        return self.respond(choice, on_text=on_text, on_stage=on_stage)
+        return self.respond(choice, history=history, on_text=on_text, on_stage=on_stage)
 
     def choose(
         self,
@@ -358,18 +373,25 @@ class VideoQA:
         self,
         choice: Choice,
         *,
+        history: History = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Answer:
         """Answer the question from the tokens that were chosen for it: generate, report.
 
+        Args:
+            history: as for `answer`.
+
         Raises:
-            UsageError: the tokens were chosen for no question.
+            UsageError: the tokens were chosen for no question, or the prompt is longer than the model reads.
+            ModelError: the model takes no history.
         """
         if choice.question is None:
             raise UsageError("The question is empty.")
+        self.check(choice.question, choice.options, history)
         options, clock = choice.options, _Clock(on_stage, self.backend)
-        prompt = self.backend.prompt(choice.question, options.system, [one.encoded for one in choice.videos])
+        videos = [one.encoded for one in choice.videos]
+        prompt = self.backend.prompt(choice.question, options.system, videos, history)
         clock.start("prefill")
         generated = generate(
             self.backend,
@@ -394,9 +416,13 @@ class VideoQA:
         prompt_tokens = BeforeAfter(
             *(prompt.staying + count for count in (prompt.tokens, len(choice.selection.indices)))
         )
+        if history and self.single_turn:
+            told = "This model was trained on single questions: the earlier ones make its answer worse."
+            shared["warnings"] = (*shared["warnings"], told)
         return Answer(
             **shared,
             answer=generated.text,
+            history=tuple((asked, said) for asked, said in history),
             generated_tokens=generated.tokens,
             prompt_tokens=prompt_tokens,
             kv_cache_bytes=kv_cache_bytes(self.backend, prompt_tokens),
@@ -460,18 +486,22 @@ class VideoQA:
             warnings.append("This checkpoint's own top_k of 1 is left out, so that --temperature has an effect.")
         return tuple(warnings)
 
-    def check(self, question: str | None, options: AskOptions) -> None:
+    def check(self, question: str | None, options: AskOptions, history: History = ()) -> None:
         """Refuse a question that cannot be answered, before any video is looked at for it.
 
         Raises:
-            UsageError: it is empty, no text, or longer than the model reads, or `options` are none.
+            UsageError: it is empty, no text, or longer than the model reads, `options` are none, or the `history` is no
+                pairs of texts.
         """
         _check_options(options)
+        if isinstance(history, str) or not all(_is_turn(turn) for turn in history):
+            raise UsageError(f"The history must be pairs of a question and its answer, not {history!r}.")
         if question is not None and not isinstance(question, str):
             raise UsageError(f"The question must be a text, not {question!r}.")
         if question is not None and not question.strip():
             raise UsageError("The question is empty.")
-        for name, text in (("question", question), ("system prompt", options.system)):
+        earlier = "\n".join(text for turn in history for text in turn)
+        for name, text in (("question", question), ("system prompt", options.system), ("history", earlier)):
             # A stray byte on the command line, or half of a surrogate pair in JSON: no tokenizer takes either.
             if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
                 raise UsageError(f"The {name} is not valid Unicode.")
@@ -526,6 +556,10 @@ def _seconds(choice: Choice) -> dict[str, float]:
         "encode": sum(one.encode_seconds for one in choice.videos),
         "select": choice.seconds,
     }
+
+
+def _is_turn(turn: object) -> bool:
+    return isinstance(turn, (list, tuple)) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
 
 
 def _check_options(options: AskOptions) -> None:

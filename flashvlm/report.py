@@ -168,7 +168,8 @@ class Answer:
     `cached`: the video was not decoded and encoded for this question, but for an earlier one (of this run, or kept in
     the feature cache). `area` is the part of the picture that the moments' grids divide into cells: what the model saw
     of it. If the question is on several videos, `video` and `area` are the first one's, and `videos` and `areas` hold
-    all; `moments` are those of the first, then of the second, and so on.
+    all; `moments` are those of the first, then of the second, and so on. `history` holds the earlier questions that the
+    model read, each with its answer; they are part of `prompt_tokens`.
     """
 
     question: str
@@ -191,6 +192,7 @@ class Answer:
     area: Area = field(default=Area())
     videos: tuple[VideoFacts, ...] = ()
     areas: tuple[Area, ...] = ()
+    history: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The answer as dicts, tuples, strings and numbers, as `json.dumps` takes them."""
@@ -261,6 +263,8 @@ def _to_json(seen: Seen) -> dict[str, Any]:
         del plain["videos"], plain["areas"]
         for moment in plain["moments"]:
             del moment["video"]
+    if not plain.get("history"):
+        plain.pop("history", None)
     return plain
 
 
