@@ -23,21 +23,23 @@ from flashvlm import files, units, video
 from flashvlm.errors import UsageError, VideoError
 from flashvlm.report import Area, Moment, Seen, by_video, distinguishes
 
-QUESTION, COVERAGE, KEPT = "#E69F00", "#56B4E9", "#F2F2F2"
+QUESTION, COVERAGE, KEPT, EDGE = "#E69F00", "#56B4E9", "#F2F2F2", "#D0D4DA"
 GROUND, PANEL, INK, QUIET = "#14161A", "#22262D", "#F4F5F7", "#A3AAB5"
 # What fills a cell in the legend; LIT is for all kinds of kept cells, whatever frames them.
-SWATCHES, LIT = {"dropped": "#3B414B", "unseen": "#050607"}, "#6B7482"
-DRAWN = (QUESTION, COVERAGE, KEPT, GROUND, PANEL, INK, QUIET, *SWATCHES.values(), LIT)
+SWATCHES, LIT = {"dropped": "#272B32", "here": "#4A515C", "unseen": "#050607"}, "#6B7482"
+DRAWN = (QUESTION, COVERAGE, KEPT, EDGE, GROUND, PANEL, INK, QUIET, *SWATCHES.values(), LIT)
 MEANING = {
     "question": "kept for the question",
     "coverage": "kept for coverage",
     "kept": "kept",
-    "dropped": "dropped",
+    "here": "dropped: the kept cell in the same outline stands for it",
+    "dropped": "dropped: a kept one of another moment stands for it",
     "unseen": "outside what the model sees",
     "class": "the token of the whole frame, kept",
 }
-# How much light is left in dropped cells, and in what the model never saw.
-DROPPED, UNSEEN = 0.42, 0.13
+# How much light is left in what the model never saw, and in dropped cells that a kept token of another moment stands
+# for, or one of their own moment.
+UNSEEN, ELSEWHERE, HERE = 0.13, 0.36, 0.62
 
 # A sheet's largest width, in pixels; and the sides of squares as large as its smallest and largest pictures.
 SHEET_WIDTH = 1680
@@ -131,13 +133,33 @@ def moment_pictures(seen: Seen, frames: int = 1) -> Iterator[list[Image.Image]]:
             yield [_image(next(pictures)) for _ in timestamps]
 
 
-def mark(picture: Image.Image, moment: Moment, area: Area, apart: bool = True) -> Image.Image:
+def owners(moment: Moment) -> list[int | None]:
+    """For each cell of a moment, the cell of the same moment whose kept token stands for it.
+
+    -1 if that is the moment's class token; None if the token nearest to it is of another moment.
+    """
+    cells = range(moment.first, moment.first + len(moment.nearest))
+    own = {-1 - moment.first: -1} | {cell: place for place, cell in enumerate(cells)}
+    return [own.get(nearest) for nearest in moment.nearest]
+
+
+def mark(
+    picture: Image.Image,
+    moment: Moment,
+    area: Area,
+    apart: bool = True,
+) -> Image.Image:
     """A picture of a moment, of any size, with its kept cells bright and framed and all others dimmed."""
+    owner_of = owners(moment)
     across = edges(area.left, area.right, moment.grid_width, picture.width)
     down = edges(area.top, area.bottom, moment.grid_height, picture.height)
     light = Image.new("L", picture.size, round(255 * UNSEEN))
     brush = ImageDraw.Draw(light)
-    brush.rectangle(_inside(across[0], down[0], across[-1], down[-1]), round(255 * DROPPED))
+    brush.rectangle(_inside(across[0], down[0], across[-1], down[-1]), round(255 * ELSEWHERE))
+    for cell, owner in enumerate(owner_of):
+        if owner is not None:
+            r, c = divmod(cell, moment.grid_width)
+            brush.rectangle(_inside(across[c], down[r], across[c + 1], down[r + 1]), round(255 * HERE))
     boxes = [_inside(across[c], down[r], across[c + 1], down[r + 1]) for r, c in moment.kept]
     for box in boxes:
         brush.rectangle(box, 255)
@@ -147,9 +169,29 @@ def mark(picture: Image.Image, moment: Moment, area: Area, apart: bool = True) -
     dimmed = Image.composite(dimmed, Image.new("RGB", picture.size), light)
     marked = Image.composite(picture, dimmed, lit)
     brush = ImageDraw.Draw(marked)
+    for cell, owner in enumerate(owner_of):
+        if owner is not None:
+            _outline(brush, divmod(cell, moment.grid_width), owner_of, across, down)
     for box, important in zip(boxes, moment.important, strict=True):
         _frame(brush, box, ("question" if important else "coverage") if apart else "kept")
     return marked
+
+
+def _outline(
+    brush: ImageDraw.ImageDraw, at: tuple[int, int], owner_of: Sequence[int | None], across: list[int], down: list[int]
+) -> None:
+    """Draw the sides of a cell that border on cells with another owner."""
+    (row, column), rows, columns = at, len(down) - 1, len(across) - 1
+    left, top, right, bottom = across[column], down[row], across[column + 1], down[row + 1]
+    sides = {
+        (row, column - 1): (left, top, left, bottom),
+        (row, column + 1): (right, top, right, bottom),
+        (row - 1, column): (left, top, right, top),
+        (row + 1, column): (left, bottom, right, bottom),
+    }
+    for (r, c), side in sides.items():
+        if 0 <= r < rows and 0 <= c < columns and owner_of[r * columns + c] != owner_of[row * columns + column]:
+            brush.line(side, EDGE)
 
 
 def edges(start: float, end: float, count: int, pixels: int) -> list[int]:
@@ -169,7 +211,8 @@ def marks(seen: Sequence[Seen]) -> list[tuple[str, str]]:
         "question": any(one.selection.important and distinguishes(one) for one in seen),
         "coverage": any(one.selection.diverse and distinguishes(one) for one in seen),
         "kept": not all(distinguishes(one) for one in seen),
-        "dropped": any(one.tokens.after < one.tokens.before for one in seen),
+        "here": any(one.tokens.after < one.tokens.before for one in seen),
+        "dropped": any(None in owners(moment) for one in seen for moment in one.moments),
         "unseen": any(one.area != Area() for one in seen),
         "class": any(moment.class_token is not None for one in seen for moment in one.moments),
     }
@@ -268,7 +311,8 @@ def _draw_moments(sheet: Image.Image, top: int, seen: Sequence[Seen], names: int
         small = picture.resize((tile.width, tile.height), Image.Resampling.LANCZOS)
         for place, one in enumerate(seen):
             below = y + LABEL + place * each
-            sheet.paste(mark(small, one.moments[number], one.area, distinguishes(one)), (left, below))
+            marked = mark(small, one.moments[number], one.area, distinguishes(one))
+            sheet.paste(marked, (left, below))
             _counts(brush, (left, below + tile.height + 4), one.moments[number], distinguishes(one))
 
 
@@ -320,8 +364,8 @@ def _swatch(brush: ImageDraw.ImageDraw, at: tuple[int, int], kind: str, side: in
         brush.ellipse((box[0] + 5, box[1] + 5, box[2] - 5, box[3] - 5), fill=INK)
         return
     brush.rectangle(box, SWATCHES.get(kind, LIT))
-    if kind == "unseen":
-        brush.rectangle(box, outline=SWATCHES["dropped"])
+    if kind in ("unseen", "here"):
+        brush.rectangle(box, outline=EDGE if kind == "here" else SWATCHES["here"])
     if kind not in SWATCHES:
         _frame(brush, box, kind, 2)
 
@@ -460,7 +504,8 @@ def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[
         shot = canvas.copy()
         brush = ImageDraw.Draw(shot)
         for (left, down), one in zip(places, seen, strict=True):
-            shot.paste(mark(picture, one.moments[moment], one.area, distinguishes(one)), (left, down + top))
+            marked = mark(picture, one.moments[moment], one.area, distinguishes(one))
+            shot.paste(marked, (left, down + top))
             _time_bar(brush, (left, down + bar, left + width, down + bar + BAR), one, moment, most)
         told = [units.timestamp(at), *(["small"] if first.moments[moment].small else [])]
         about = " · ".join(told if several else [*told, caption(first)])

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
@@ -41,6 +42,10 @@ LAYERS = {
         "above that the selector flashvlm raises the token.",
     ),
     "score": ("Score", "what the selector ranks tokens by, from all its signals; each selector has its own scale."),
+    "distance": (
+        "Distance",
+        "how far a token is from the kept one nearest to it, which stands for it; 0 means that nothing is lost.",
+    ),
 }
 
 
@@ -106,6 +111,7 @@ def drawn(inspections: Sequence[Inspection]) -> dict[str, Any]:
     """What report.js draws of one or several selections of the same videos, but for the `pictures` of the moments."""
     first = inspections[0]
     signals = {name: first.signals[name] for name in ("saliency", "relevance") if name in first.signals}
+    scored = any("score" in one.signals for one in inspections)
     return {
         "videos": [
             {
@@ -116,7 +122,7 @@ def drawn(inspections: Sequence[Inspection]) -> dict[str, Any]:
             for one in by_video(first)
         ],
         "frames": max(len(moment.timestamps) for moment in first.moments),
-        "layers": ["kept", *signals, *(["score"] if any("score" in one.signals for one in inspections) else [])],
+        "layers": ["kept", *signals, *(["score"] if scored else []), "distance"],
         "legend": overlay.marks(inspections),
         "moments": [
             {
@@ -138,7 +144,8 @@ def drawn(inspections: Sequence[Inspection]) -> dict[str, Any]:
                 "counts": [_counts(moment, distinguishes(one)) for moment in one.moments],
                 "kept": [_cells(moment, distinguishes(one)) for moment in one.moments],
                 "whole": [moment.class_token is not None for moment in one.moments],
-                "signals": {"score": _levels(one.signals["score"])} if "score" in one.signals else {},
+                "nearest": [_numbers(moment.nearest) for moment in one.moments],
+                "signals": {name: _levels(one.signals[name]) for name in ("score", "distance") if name in one.signals},
             }
             for one in inspections
         ],
@@ -220,6 +227,11 @@ def _cells(moment: Moment, apart: bool) -> str:
     for (row, column), important in zip(moment.kept, moment.important, strict=True):
         cells[row * moment.grid_width + column] = ("2" if important else "1") if apart else "3"
     return "".join(cells)
+
+
+def _numbers(values: Sequence[int]) -> str:
+    """Whole numbers as 32-bit ones, low byte first, in base64."""
+    return base64.b64encode(np.array(values, dtype="<i4").tobytes()).decode()
 
 
 def _levels(signal: Signal) -> dict[str, Any]:

@@ -450,6 +450,7 @@ class VideoQA:
             signals["relevance"] = relevance(Directions.of(selection.tokens), backend.words(choice.question))
         if selection.scores.any():
             signals["score"] = selection.scores
+        signals["distance"] = selection.distance
         return Inspection(
             **self._shared(choice),
             selection=chosen,

@@ -87,6 +87,10 @@ class Moment:
     no cell: `class_token` says the same for it, and is None if it was dropped or the model has none. `like` is the
     number, from 0, of the earlier moment that this one looks like and whose tokens it reuses; None if it has its own.
     `small`: it was only seen in a small frame. `video` is the number of its video, from 0.
+
+    Two fields are for pictures, and not in the JSON. `nearest` says for each cell, row by row, which kept token is
+    nearest to the cell's own, and so stands for it: by the number of its cell, counted from 0 over all moments. `first`
+    is the number of this moment's first cell; -1 - `first` is its class token.
     """
 
     timestamps: tuple[float, ...]
@@ -99,6 +103,8 @@ class Moment:
     like: int | None = None
     small: bool = False
     video: int = 0
+    nearest: tuple[int, ...] = ()
+    first: int = 0
 
     @property
     def kept_count(self) -> int:
@@ -216,9 +222,9 @@ class Inspection:
     """Which tokens of a video a selector keeps for a question, or for none, and what it based that on; no answer.
 
     `signals` holds `saliency` (attention received in the vision encoder), `relevance` if there is a question (how far a
-    token's similarity to its words stands out from that of the others; from 1 on it is beyond noise), and `score` if
-    the selector has one. `seconds` has `load`, `decode`, `encode`, `select` and `delta`. `videos` and `areas` are as in
-    `Answer`.
+    token's similarity to its words stands out from that of the others; from 1 on it is beyond noise), `score` if the
+    selector has one, and `distance` (to the nearest kept token). `seconds` has `load`, `decode`, `encode`,
+    `select` and `delta`. `videos` and `areas` are as in `Answer`.
     """
 
     question: str | None
@@ -281,7 +287,9 @@ Seen = Answer | Inspection
 
 
 def _to_json(seen: Seen) -> dict[str, Any]:
-    plain = asdict(seen)
+    plain = asdict(replace(seen, moments=tuple(replace(moment, nearest=()) for moment in seen.moments)))
+    for moment in plain["moments"]:
+        del moment["nearest"], moment["first"]
     if not seen.videos:
         # What tells several videos apart.
         del plain["videos"], plain["areas"]
@@ -358,6 +366,26 @@ def signal(values: Tensor, videos: Sequence[Encoded]) -> Signal:
     )
 
 
+def _with_nearest(made: Sequence[Moment], videos: Sequence[Encoded], selection: Selection) -> tuple[Moment, ...]:
+    """The moments of the videos with their `nearest` and `first`."""
+    classes = [encoded.class_tokens for encoded in videos for _ in range(encoded.groups)]
+    # The number of each token; those of class tokens are negative.
+    numbers: list[int] = []
+    firsts = []
+    for moment, before in zip(made, classes, strict=True):
+        firsts.append(first := len(numbers) - sum(classes[: len(firsts)]))
+        numbers += [-1 - first] * before
+        numbers += range(first, first + moment.grid_height * moment.grid_width)
+    kept = [numbers[index] for index in selection.indices.tolist()]
+    nearest = [kept[place] for place in selection.nearest.tolist()]
+    with_all, begin = [], 0
+    for moment, before, first in zip(made, classes, firsts, strict=True):
+        end = begin + before + moment.grid_height * moment.grid_width
+        with_all.append(replace(moment, nearest=tuple(nearest[begin + before : end]), first=first))
+        begin = end
+    return tuple(with_all)
+
+
 def moments(videos: Sequence[Encoded], selection: Selection) -> tuple[Moment, ...]:
     """What was kept of each temporal group of each video, by the row and column of its cells."""
     made: list[Moment] = []
@@ -370,7 +398,7 @@ def moments(videos: Sequence[Encoded], selection: Selection) -> tuple[Moment, ..
             like = None if moment.like is None else moment.like + earlier
             made.append(replace(moment, like=like, video=number))
         first += len(encoded.tokens)
-    return tuple(made)
+    return _with_nearest(made, videos, selection)
 
 
 def _moments(encoded: Encoded, chosen: Iterable[tuple[int, bool]]) -> Iterator[Moment]:

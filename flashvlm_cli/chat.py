@@ -14,10 +14,10 @@ import typer
 
 from flashvlm.errors import ModelError, UsageError, VideoError, closest
 from flashvlm.files import check_video
-from flashvlm.options import ANSWER, AskOptions, watching
+from flashvlm.options import AskOptions, Talk, watching
 from flashvlm_cli import output, prompt
 from flashvlm_cli.failures import explain
-from flashvlm_cli.options import OUTPUT, Server, ask_options, model_options, takes
+from flashvlm_cli.options import OUTPUT, Server, ask_options, model_options, options_of, takes
 from flashvlm_cli.running import loaded, prepare_libraries, show_loading, standard_input, stream_answer
 from flashvlm_cli.settings import DEFAULT, SETTINGS, changed, shown, suggested
 
@@ -38,10 +38,11 @@ COMMANDS = {
 }
 
 
-@takes(options=ask_options(cache=True), loading=model_options)
+@takes(options=ask_options(cache=True), talk=options_of(Talk), loading=model_options)
 def chat(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],
     options: AskOptions,
+    talk: Talk,
     loading: dict[str, Any],
     server: Server = None,
     as_json: Annotated[
@@ -50,15 +51,6 @@ def chat(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="The answers only: no figures.", rich_help_panel=OUTPUT)
     ] = False,
-    memory: Annotated[
-        bool | None,
-        typer.Option(
-            "--memory/--no-memory",
-            help="Let the model read the earlier questions and answers.",
-            show_default="on, unless it was trained on single questions",
-            rich_help_panel=ANSWER,
-        ),
-    ] = None,
 ) -> None:
     """Ask a video question after question.
 
@@ -74,7 +66,7 @@ def chat(
     check_video(video)
     if server is None:
         prepare_libraries()
-    session = Chat(options, as_json, quiet, piped=not standard_input().isatty(), memory=memory)
+    session = Chat(options, as_json, quiet, piped=not standard_input().isatty(), memory=talk.memory)
     session.begin(video, loading, server)
     code = session.run(prompt.piped() if session.piped else prompt.typed(session.suggest))
     if code and session.piped:

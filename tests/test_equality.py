@@ -6,14 +6,13 @@ they are not installed, these tests are skipped.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoints import FAMILIES, load, noise
-from oracle import inputs, processor
+from oracle import conversation, inputs, processor
 
 from flashvlm import VideoQA
 from flashvlm.backends.base import Prompt
@@ -126,15 +125,8 @@ def watched(qa: VideoQA, case: Case) -> tuple[torch.Tensor, Encoded, Prompt]:
 def given(theirs: Any, family: str, case: Case) -> dict[str, torch.Tensor]:
     """What transformers' processor makes of it."""
     video, pictures = noise(case.frames, case.height, case.width), OF_FAMILY[family].pictures
-    content: list[dict[str, str]] = [{"type": "image"}] * case.frames if pictures else [{"type": "video"}]
-    said = [text for turn in case.history for text in turn]
-    messages: list[dict[str, Any]] = [
-        {"role": role, "content": [{"type": "text", "text": text}]}
-        for role, text in zip(cycle(["user", "assistant"]), [*said, case.question])
-    ]
-    messages[0]["content"] = [*content, *messages[0]["content"]]
-    if case.system is not None:
-        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": case.system}]})
+    parts = [{"type": "image"}] * case.frames if pictures else [{"type": "video"}]
+    messages = conversation(case.question, parts, case.system, case.history)
     if pictures:
         return inputs(theirs, messages, images=list(video))
     return inputs(theirs, messages, videos=[video], times=[case.times], durations=[case.duration])

@@ -288,7 +288,7 @@ def test_a_video_that_was_replaced_while_it_was_read_is_not_drawn(
 def test_no_question_is_a_selection_too(demo: VideoQA) -> None:
     inspection = inspected(demo, SAMPLES / "one.mp4")
     assert inspection.question is None and inspection.selection.important == 0
-    assert set(inspection.signals) == {"saliency", "score"}
+    assert set(inspection.signals) == {"saliency", "score", "distance"}
 
 
 def test_the_question_is_relevant_where_it_is_answered(demo: VideoQA) -> None:
@@ -300,11 +300,11 @@ def test_the_question_is_relevant_where_it_is_answered(demo: VideoQA) -> None:
 
 def test_the_legend_names_only_what_is_drawn(demo: VideoQA) -> None:
     asked = inspected(demo, SAMPLES / "two.mp4", "What moves down?", keep="10%")
-    assert [kind for kind, _ in overlay.marks([asked])] == ["question", "coverage", "dropped"]
+    assert [kind for kind, _ in overlay.marks([asked])] == ["question", "coverage", "here", "dropped"]
     # Without a question there is nothing to tell apart, and all that is kept has one mark.
     for selector in ("flashvlm", "paper"):
         unasked = inspected(demo, SAMPLES / "two.mp4", keep="10%", selector=selector)
-        assert [kind for kind, _ in overlay.marks([unasked])] == ["kept", "dropped"]
+        assert [kind for kind, _ in overlay.marks([unasked])] == ["kept", "here", "dropped"]
 
 
 def test_class_tokens_have_no_cell(cropping: VideoQA, tmp_path: Path) -> None:
@@ -314,6 +314,20 @@ def test_class_tokens_have_no_cell(cropping: VideoQA, tmp_path: Path) -> None:
     assert [len(values) for values in inspection.signals["saliency"].moments] == [4] * 4
     assert ("class", "the token of the whole frame, kept") in overlay.marks([inspection])
     overlay.write(tmp_path / "sheet.png", [inspection])
+
+
+def test_every_cell_has_a_kept_one_that_stands_for_it(cropping: VideoQA, tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", steady(4, 2), picture=wandering)
+    options = AskOptions(keep=Keep(count=3), sampling=Sampling(frames=4))
+    choice = cropping.choose([cropping.watch(path, options)] * 2, None, options)
+    inspection = cropping.inspect(choice)
+    cells = [cell for moment in inspection.moments for cell in moment.nearest]
+    # Four moments of four cells in each of two videos.
+    assert len(cells) == 32 and len(set(cells)) <= 3
+    assert [moment.first for moment in inspection.moments] == list(range(0, 32, 4))
+    kept = {moment.first + 2 * row + column for moment in inspection.moments for row, column in moment.kept}
+    kept |= {-1 - moment.first for moment in inspection.moments if moment.class_token is not None}
+    assert set(cells) <= kept and all(cells[cell] == cell for cell in kept if cell >= 0)
 
 
 def test_questions_in_any_writing_are_drawn(demo: VideoQA, tmp_path: Path) -> None:
@@ -342,7 +356,8 @@ def test_inspect_compares_selectors(capsys: pytest.CaptureFixture[str]) -> None:
     seen = json.loads(capsys.readouterr().out)
     assert [one["selection"]["selector"] for one in seen] == ["flashvlm", "paper", "uniform"]
     assert all(sum(len(moment["kept"]) for moment in one["moments"]) == 48 for one in seen)
-    assert set(seen[0]["signals"]) == {"saliency", "relevance", "score"} and "score" not in seen[2]["signals"]
+    assert set(seen[0]["signals"]) == {"saliency", "relevance", "score", "distance"}
+    assert "score" not in seen[2]["signals"] and "nearest" not in seen[0]["moments"][0]
     assert seen[0]["area"] == {"top": 0.0, "left": 0.0, "bottom": 1.0, "right": 1.0}
 
 

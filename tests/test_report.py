@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_the_page_holds_what_was_kept(demo: VideoQA) -> None:
     highest = int(np.argmax(inspection.signals["relevance"].moments[10]))
     assert values.shape == (64,) and values[highest] == values.max() > np.median(values)
     assert [len(moment["pictures"]) for moment in data["moments"]] == [2] * 12
-    assert data["layers"] == ["kept", "saliency", "relevance", "score"]
+    assert data["layers"] == ["kept", "saliency", "relevance", "score", "distance"]
 
 
 def test_the_page_loads_nothing(demo: VideoQA) -> None:
@@ -103,9 +104,9 @@ def test_64_moments_of_what_cannot_be_compressed_stay_below_5_mb(demo: VideoQA, 
 def test_without_a_question_there_is_no_relevance(demo: VideoQA) -> None:
     inspections, _ = looked_at(demo, SAMPLES / "one.mp4", None, ("flashvlm", "uniform"))
     html = page.render(inspections)
-    assert data_of(html)["layers"] == ["kept", "saliency", "score"]
+    assert data_of(html)["layers"] == ["kept", "saliency", "score", "distance"]
     assert "No question asked" in html and "Answer</span>" not in html
-    assert data_of(html)["selections"][1]["signals"] == {}
+    assert data_of(html)["selections"][1]["signals"].keys() == {"distance"}
 
 
 def test_ask_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,12 +199,12 @@ def test_the_timeline_scrubs(demo: VideoQA, opened) -> None:
 def test_the_layers_switch_with_keys_and_buttons(demo: VideoQA, opened) -> None:
     tab = opened(*looked_at(demo, SAMPLES / "sequence.mp4", "Is there a bicycle?"))
     seen = {}
-    for key, name in enumerate(("kept", "saliency", "relevance", "score"), 1):
+    for key, name in enumerate(("kept", "saliency", "relevance", "score", "distance"), 1):
         tab.keyboard.press(str(key))
         assert tab.get_attribute(f'[data-layer="{name}"]', "aria-pressed") == "true"
         assert tab.locator('[aria-pressed="true"]').count() == 1
         seen[name] = pixels(tab)
-    assert len(set(seen.values())) == 4
+    assert len(set(seen.values())) == 5
     tab.click('[data-layer="kept"]')
     assert pixels(tab) == seen["kept"]
 
@@ -218,6 +219,30 @@ def test_a_cell_tells_its_numbers(demo: VideoQA, opened) -> None:
     tab.mouse.move(box["x"] + (column + 0.5) * box["width"] / 8, box["y"] + (row + 0.5) * box["height"] / 8)
     told = tab.inner_text("#readout")
     assert told.startswith(f"row {row}, column {column} · kept for") and "saliency" in told and "score" in told
+
+
+@in_browser
+def test_a_kept_cell_shows_what_it_stands_for(demo: VideoQA, opened) -> None:
+    (inspection,), answer = looked_at(demo, SAMPLES / "sequence.mp4", "Is there a bicycle?")
+    tab = opened([inspection], answer)
+    counts = Counter(cell for moment in inspection.moments for cell in moment.nearest)
+    # The cell of the first moment that stands for most others.
+    row, column = max(inspection.moments[0].kept, key=lambda cell: counts[cell[0] * 8 + cell[1]])
+    cell = row * 8 + column
+    moments = [place for place, moment in enumerate(inspection.moments) if cell in moment.nearest]
+    plain = pixels(tab)
+    tab.locator(".frame").first.scroll_into_view_if_needed()
+    box = tab.locator(".frame").first.bounding_box()
+    tab.mouse.move(box["x"] + (column + 0.5) * box["width"] / 8, box["y"] + (row + 0.5) * box["height"] / 8)
+    assert f"represents {counts[cell] - 1} other cells in {len(moments)} moment" in tab.inner_text("#readout")
+    marked = tab.locator(".column").evaluate_all("all => all.map((one) => one.classList.contains('group'))")
+    assert [place for place, has in enumerate(marked) if has] == moments and pixels(tab) != plain
+    dropped = next(c for c, nearest in enumerate(inspection.moments[0].nearest) if nearest == cell and c != cell)
+    row, column = divmod(dropped, 8)
+    tab.mouse.move(box["x"] + (column + 0.5) * box["width"] / 8, box["y"] + (row + 0.5) * box["height"] / 8)
+    assert f"represented by row {cell // 8}, column {cell % 8}" in tab.inner_text("#readout")
+    tab.mouse.move(0, 0)
+    assert pixels(tab) == plain
 
 
 @in_browser

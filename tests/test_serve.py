@@ -454,7 +454,7 @@ def test_an_error_that_nobody_foresaw_tells_nothing(demo: VideoQA) -> None:
 
 def test_memory_is_bounded(gated: Gated) -> None:
     gated.gate.set()
-    with serving(gated, memory=10**6) as server:
+    with serving(gated, feature_memory=10**6) as server:
         for _ in range(2):
             for name in ("one.mp4", "two.mp4", "sequence.mp4"):
                 assert server.ask(f"sample:{name}")[0] == 200

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from oracle import conversation
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from flashvlm.backends.video_llava import VideoLlava
@@ -42,14 +41,7 @@ def chat_template(template: str) -> ChatTemplate:
 def test_a_prompt_is_the_one_of_transformers(name: str, system: str | None, turns: int) -> None:
     question = r"What's <that>, \1 {{ x }} {% y %} & ümlaut?"
     history = [(f"What is {number}?", rf"\{number} {{{{ x }}}}") for number in range(turns)]
-    said = [text for turn in history for text in turn]
-    messages: list[dict[str, Any]] = [
-        {"role": role, "content": [{"type": "text", "text": text}]}
-        for role, text in zip(cycle(["user", "assistant"]), [*said, question])
-    ]
-    messages[0]["content"].insert(0, {"type": "video"})
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    messages = conversation(question, [{"type": "video"}], system, history)
     theirs, _ = render_jinja_template(
         [messages], chat_template=TEMPLATES[name], add_generation_prompt=True, bos_token="<s>"
     )

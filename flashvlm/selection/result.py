@@ -147,7 +147,12 @@ class Selection:
         """(N,) int64: for each token, the position in `indices` of the nearest kept one; for a kept token, its own."""
         return self._cover[0]
 
+    @property
+    def distance(self) -> Tensor:
+        """(N,) float32: how far each token is from its nearest kept one; 0 for a kept token."""
+        return self._cover[1]
+
     @cached_property
     def delta(self) -> float:
         """The measured coverage radius: the largest distance from any token to its nearest kept one."""
-        return self._cover[1].max().item()
+        return self.distance.max().item()

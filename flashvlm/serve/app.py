@@ -51,7 +51,7 @@ class Service:
 
     def __init__(self, qa: VideoQA, options: AskOptions, settings: Serving, files: media.Media) -> None:
         self.options, self.settings, self.media = options, settings, files
-        self.engine = Engine(qa, settings.memory)
+        self.engine = Engine(qa, settings.feature_memory)
         self.metrics = Metrics(self.engine.memory)
         self.ending = asyncio.Event()
         # What clients call the model: not where it lies on this machine.

@@ -71,7 +71,7 @@ class Serving:
         metavar="S",
         check=allowed(lambda seconds: 0 < seconds <= 10**6, "must be more than 0 and at most 1000000, not {:g}"),
     )
-    memory: int = option(
+    feature_memory: int = option(
         10**9,
         "Keep what the encoder made of the last videos in memory, so many bytes of it.",
         LIMITS,

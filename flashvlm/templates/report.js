@@ -6,6 +6,8 @@ function drawReport(data, state = { moment: 0, layer: "kept" }, ending = undefin
   const last = data.moments.length - 1;
   state.moment = Math.min(state.moment, last);
   if (!data.layers.includes(state.layer)) state.layer = "kept";
+  // `group`: the selection and the kept token whose cells are shown together.
+  state.group = null;
   const RAMP = ["#0b0724", "#3b0f70", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf"];
   const MARKS = { 1: "coverage", 2: "question", 3: "kept" };
   const COLOURS = { question: "#e69f00", coverage: "#56b4e9", kept: "#f2f2f2" };
@@ -24,6 +26,17 @@ function drawReport(data, state = { moment: 0, layer: "kept" }, ending = undefin
     if (!decoded.has(text)) decoded.set(text, Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)));
     return decoded.get(text);
   };
+  const numbers = new Map();
+  const integers = (text) => {
+    if (!numbers.has(text)) numbers.set(text, new Int32Array(bytes(text).buffer));
+    return numbers.get(text);
+  };
+  // The number of each moment's first cell, counted over all moments.
+  const firsts = [0];
+  for (const moment of data.moments) {
+    const [rows, columns] = data.videos[moment.video].grid;
+    firsts.push(firsts[firsts.length - 1] + rows * columns);
+  }
   // The video that the current moment is of.
   const video = () => data.videos[data.moments[state.moment].video];
   const figure = (value) => (value === 0 ? "0" : Math.abs(value) < 0.01 ? value.toExponential(1) : value.toPrecision(3));
@@ -83,7 +96,10 @@ function drawReport(data, state = { moment: 0, layer: "kept" }, ending = undefin
       view.canvas.setAttribute("aria-hidden", "true");
       frame.addEventListener("pointermove", (event) => readOut(selection, view, event));
       frame.addEventListener("pointerdown", (event) => readOut(selection, view, event));
-      frame.addEventListener("pointerleave", () => { byId("readout").textContent = ""; });
+      frame.addEventListener("pointerleave", () => {
+        byId("readout").textContent = "";
+        together(null);
+      });
       return view;
     });
     return { selection, panel, title, frames, views };
@@ -104,6 +120,8 @@ function drawReport(data, state = { moment: 0, layer: "kept" }, ending = undefin
     const kept = selection.kept[state.moment];
     const one = state.layer === "kept" ? null : signal(selection, state.layer);
     const [rows, columns] = video().grid;
+    const group = state.group && state.group.selection === selection ? state.group.kept : null;
+    const nearest = integers(selection.nearest[state.moment]);
     panel.classList.toggle("heat", state.layer !== "kept");
     for (const { shot, frame, canvas } of views) {
       if (shot.hidden) continue;
@@ -124,12 +142,13 @@ function drawReport(data, state = { moment: 0, layer: "kept" }, ending = undefin
           pen.fillStyle = colour(levels[cell] / 255);
           pen.fillRect(...box);
           pen.globalAlpha = 1;
-        } else if (state.layer === "kept" && kept[cell] === "0") {
+        } else if (state.layer === "kept" && kept[cell] === "0" && nearest[cell] !== group) {
           pen.fillStyle = "rgb(12 14 18 / .68)";
           pen.fillRect(...box);
         }
         if (kept[cell] !== "0") outline(pen, box, MARKS[kept[cell]], scale);
       }
+      if (group !== null) border(pen, [xs, ys], (row, column) => nearest[row * columns + column] === group, scale);
     }
   }
 
@@ -157,6 +176,45 @@ function drawReport(data, state = { moment: 0, layer: "kept" }, ending = undefin
     pen.stroke();
   }
 
+  // A line around the cells that `inside` is true for.
+  function border(pen, [xs, ys], inside, scale) {
+    const [rows, columns] = [ys.length - 1, xs.length - 1];
+    const is = (row, column) => row >= 0 && column >= 0 && row < rows && column < columns && inside(row, column);
+    pen.beginPath();
+    for (let row = 0; row <= rows; row += 1) {
+      for (let column = 0; column <= columns; column += 1) {
+        if (column < columns && is(row, column) !== is(row - 1, column)) {
+          pen.moveTo(xs[column], ys[row]);
+          pen.lineTo(xs[column + 1], ys[row]);
+        }
+        if (row < rows && is(row, column) !== is(row, column - 1)) {
+          pen.moveTo(xs[column], ys[row]);
+          pen.lineTo(xs[column], ys[row + 1]);
+        }
+      }
+    }
+    for (const [width, style] of [[4, "#000000"], [2, "#ffffff"]]) {
+      pen.lineWidth = width * scale;
+      pen.strokeStyle = style;
+      pen.stroke();
+    }
+  }
+
+  // Show together the cells that one kept token stands for; null shows none.
+  function together(group) {
+    const [before, after] = [state.group, group].map((one) => (one ? `${data.selections.indexOf(one.selection)} ${one.kept}` : ""));
+    if (before === after) return;
+    state.group = group;
+    timeline.querySelectorAll(".track").forEach((track, number) => {
+      const selection = data.selections[number];
+      track.querySelectorAll(".column").forEach((column, place) => {
+        const there = group && group.selection === selection && integers(selection.nearest[place]).includes(group.kept);
+        column.classList.toggle("group", Boolean(there));
+      });
+    });
+    shows.forEach(draw);
+  }
+
   function readOut(selection, { canvas }, event) {
     const bounds = canvas.getBoundingClientRect();
     const [xs, ys] = grid(canvas, video());
@@ -166,10 +224,14 @@ function drawReport(data, state = { moment: 0, layer: "kept" }, ending = undefin
     const row = ys.findIndex((edge, place) => edge <= y && y < ys[place + 1]);
     if (row < 0 || column < 0) {
       byId("readout").textContent = "outside what the model sees";
+      together(null);
       return;
     }
     const cell = row * video().grid[1] + column;
     const parts = [`row ${row}, column ${column}`, NAMES[selection.kept[state.moment][cell]]];
+    const kept = integers(selection.nearest[state.moment])[cell];
+    parts.push(standing(selection, kept, firsts[state.moment] + cell));
+    together({ selection, kept });
     for (const name of data.layers) {
       const one = name === "kept" ? null : signal(selection, name);
       if (!one) continue;
@@ -177,6 +239,21 @@ function drawReport(data, state = { moment: 0, layer: "kept" }, ending = undefin
       parts.push(`${name} ${level === 255 && one.clipped ? "≥ " : ""}${figure(value(one, level))}`);
     }
     byId("readout").textContent = parts.join(" · ");
+  }
+
+  // What a kept token stands for, or which one stands for a cell.
+  function standing(selection, kept, cell) {
+    const moment = firsts.findIndex((first, place) => (kept < 0 ? first === -1 - kept : first <= kept && kept < firsts[place + 1]));
+    if (kept !== cell) {
+      const columns = data.videos[data.moments[moment].video].grid[1];
+      const place = kept - firsts[moment];
+      const where = kept < 0 ? "the token of the whole frame" : `row ${Math.floor(place / columns)}, column ${place % columns}`;
+      return `represented by ${where}${moment === state.moment ? "" : ` at ${data.moments[moment].label}`}`;
+    }
+    const counts = selection.nearest.map((text) => integers(text).filter((one) => one === kept).length);
+    const others = counts.reduce((sum, count) => sum + count, -1);
+    const moments = counts.filter((count) => count > 0).length;
+    return others ? `represents ${others} other cell${others > 1 ? "s" : ""} in ${moments} moment${moments > 1 ? "s" : ""}` : "represents no other cell";
   }
 
   function mark(parent, kind, text) {
@@ -250,6 +327,7 @@ function drawReport(data, state = { moment: 0, layer: "kept" }, ending = undefin
     if (next !== state.moment) {
       state.moment = next;
       byId("readout").textContent = "";
+      together(null);
       show();
     }
   };

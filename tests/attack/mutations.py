@@ -73,7 +73,7 @@ def set_number(rng, data, other):
 
 
 def cut(rng, data, other):
-    return data[: rng.randrange(1, len(data))]
+    return data[: rng.randrange(1, max(len(data), 2))]
 
 
 def cut_out(rng, data, other):

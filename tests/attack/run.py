@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -55,10 +56,10 @@ def attack(
     findings, end = Findings(), time.monotonic() + seconds
     numbers = iter(range(first, first + most))
     running = {}
-    for _ in range(workers):
+    for number in islice(numbers, workers):
         worker = _Worker(folder, seeds, seed)
         running[worker.told] = worker
-        worker.give(next(numbers, None))
+        worker.give(number)
     while running:
         ready, _, _ = select.select(list(running), [], [], 1.0)
         for told, worker in list(running.items()):
@@ -106,10 +107,9 @@ class _Worker:
         os.close(telling)
         self.number, self.since = -1, time.monotonic()
 
-    def give(self, number: int | None) -> None:
-        if number is not None:
-            self.number, self.since = number, time.monotonic()
-            os.write(self.asking, b"%d\n" % number)
+    def give(self, number: int) -> None:
+        self.number, self.since = number, time.monotonic()
+        os.write(self.asking, b"%d\n" % number)
 
     def report(self) -> dict:
         """What it says of its file, or that it died or hung."""
@@ -143,11 +143,15 @@ def _work(folder: Path, seeds: Mapping[str, bytes], seed: int, asked: int, telli
     with open(asked) as numbers:
         for line in iter(numbers.readline, "end\n"):
             begin = time.monotonic()
-            name, data = damaged(seed, int(line), seeds)
-            path = folder / name
-            path.write_bytes(data)
-            outcomes, bad = read(path)
-            path.unlink()
+            try:
+                name, data = damaged(seed, int(line), seeds)
+                path = folder / name
+                path.write_bytes(data)
+                outcomes, bad = read(path)
+                path.unlink()
+            except Exception:
+                # A fault of the attack itself: without this the worker would end in silence.
+                outcomes, bad = ["not tried"], [traceback.format_exc(limit=-4)[-1500:]]
             if noise.stat().st_size:
                 bad.append(f"it wrote {noise.read_bytes()[:200]!r}")
                 os.ftruncate(2, 0)
@@ -174,10 +178,12 @@ def read(path: Path) -> tuple[list[str], list[str]]:
 
     for way in ("fast", "exact", "again"):
         try:
-            if way == "again" and "fast" in clips:
-                again()
-            elif way != "again":
+            if way != "again":
                 clips[way] = decode(path, Sampling(), _small, way, limits=limits)
+            elif "fast" in clips:
+                again()
+            else:
+                continue
             outcomes.append(f"{way}: read")
         except (VideoError, UsageError):
             outcomes.append(f"{way}: refused")
