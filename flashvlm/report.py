@@ -371,7 +371,7 @@ def _with_nearest(made: Sequence[Moment], videos: Sequence[Encoded], selection: 
     classes = [encoded.class_tokens for encoded in videos for _ in range(encoded.groups)]
     # The number of each token; those of class tokens are negative.
     numbers: list[int] = []
-    firsts = []
+    firsts: list[int] = []
     for moment, before in zip(made, classes, strict=True):
         firsts.append(first := len(numbers) - sum(classes[: len(firsts)]))
         numbers += [-1 - first] * before
