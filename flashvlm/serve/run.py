@@ -14,6 +14,9 @@ from flashvlm.options import AskOptions
 from flashvlm.serve.settings import Serving
 
 if TYPE_CHECKING:
+    import uvicorn
+    from starlette.types import ASGIApp
+
     from flashvlm.pipeline import VideoQA
 
 # Connections that the system holds while the server is busy.
@@ -74,42 +77,15 @@ def serve(
         hosts: from which videos may be fetched.
         on_start: called once requests are taken, with what ends the server, from any thread, as SIGTERM does.
     """
-    import uvicorn
-
     from flashvlm.serve.app import Service, make_app
     from flashvlm.serve.media import Media
 
     files = Media(folders, hosts, settings.max_upload)
 
     async def run() -> None:
-        service, loop = Service(qa, options, settings, files), asyncio.get_running_loop()
-
-        class Server(uvicorn.Server):
-            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-                loop.call_soon_threadsafe(service.ending.set)
-                super().handle_exit(sig, frame)
-
-            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                await super().startup(sockets)
-                on_start(self.end)
-
-            def end(self) -> None:
-                loop.call_soon_threadsafe(service.ending.set)
-                self.should_exit = True
-
-        config = uvicorn.Config(
-            make_app(service),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            http="h11",
-            ws="none",
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=int(settings.request_timeout) + 1,
-        )
+        service = Service(qa, options, settings, files)
         try:
-            await Server(config).serve(sockets=[listening])
+            await _server(make_app(service), service.ending, settings, on_start).serve(sockets=[listening])
         finally:
             service.engine.close()
 
@@ -117,6 +93,41 @@ def serve(
         asyncio.run(run())
     finally:
         files.close()
+
+
+def _server(
+    app: ASGIApp, ending: asyncio.Event, settings: Serving, on_start: Callable[[Callable[[], None]], None]
+) -> uvicorn.Server:
+    """uvicorn's server, which sets `ending` as soon as it is told to end."""
+    import uvicorn
+
+    loop = asyncio.get_running_loop()
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(ending.set)
+            super().handle_exit(sig, frame)
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            on_start(self.end)
+
+        def end(self) -> None:
+            loop.call_soon_threadsafe(ending.set)
+            self.should_exit = True
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        http="h11",
+        ws="none",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(settings.request_timeout) + 1,
+    )
+    return Server(config)
 
 
 def with_key(settings: Serving, key: str | None) -> Serving:
