@@ -272,6 +272,7 @@ def test_a_cell_tells_its_numbers(demo: VideoQA, opened) -> None:
 def test_a_kept_cell_shows_what_it_stands_for(demo: VideoQA, opened) -> None:
     (inspection,), answer = looked_at(demo, SAMPLES / "sequence.mp4", "Is there a bicycle?")
     tab = opened([inspection], answer)
+    go_to_start(tab)
     counts = Counter(cell for moment in inspection.moments for cell in moment.nearest)
     # The cell of the first moment that stands for most others.
     row, column = max(inspection.moments[0].kept, key=lambda cell: counts[cell[0] * 8 + cell[1]])
