@@ -15,8 +15,8 @@ from flashvlm.batch import rows as reading
 from flashvlm.errors import UsageError
 from flashvlm.options import OF_ROWS, OPTIONS, AskOptions, one_of, option
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, ask_options, model_options, options_of, takes
-from flashvlm_cli.running import prepare_libraries, standard_input
+from flashvlm_cli.options import OUTPUT, Yes, ask_options, model_options, options_of, takes
+from flashvlm_cli.running import allow_download, prepare_libraries, standard_input
 
 if TYPE_CHECKING:
     from flashvlm.batch.run import Engine, Run
@@ -89,6 +89,7 @@ def batch(
             rich_help_panel=ROWS,
         ),
     ] = None,
+    yes: Yes = False,
 ) -> None:
     """Answer many questions about many videos, with one line of JSON each.
 
@@ -109,6 +110,9 @@ def batch(
         warn_of_columns(asked)
     with Records(own.out, plan, retry_failed=own.retry_failed) if own.out else contextlib.nullcontext() as records:
         run = Run(plan, records)
+        # Workers of a cluster have models of their own.
+        if run.groups and own.engine == "here":
+            allow_download(loading["model"], loading["revision"], yes)
         for record in told(run, answers, own.quiet):
             if records is None:
                 output.print_line(record)
