@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from flashvlm import files, overlay, units
-from flashvlm.report import Answer, Inspection, Moment, Signal, by_video, distinguishes, overlap
+from flashvlm.report import Answer, Inspection, Moment, Signal, by_video, distinguishes, opening, overlap
 
 # All pictures together take at most about this many bytes, before base64 adds a third.
 PICTURES = 3_000_000
@@ -124,6 +124,7 @@ def drawn(inspections: Sequence[Inspection]) -> dict[str, Any]:
         "frames": max(len(moment.timestamps) for moment in first.moments),
         "layers": ["kept", *signals, *(["score"] if scored else []), "distance"],
         "legend": overlay.marks(inspections),
+        "opens": opening(first),
         "moments": [
             {
                 "video": moment.video,
@@ -156,9 +157,9 @@ def facts(seen: Inspection) -> list[str]:
     """The videos and the model, fact by fact."""
     model, clips = seen.model, []
     for number, clip in enumerate(seen.videos or [seen.video], 1):
-        length = [units.timestamp(clip.duration), f"{clip.fps:.4g} fps"] if clip.fps else ["still"]
+        length = [units.timestamp(clip.duration), f"{clip.fps:.4g}{NO_BREAK}fps"] if clip.fps else ["still"]
         name = f"video {number}: {clip.path}" if seen.videos else clip.path
-        clips += [name, f"{clip.width} × {clip.height}", *length]
+        clips += [name, f"{clip.width} × {clip.height}".replace(" ", NO_BREAK), *length]
     looked = f"{units.plural(seen.frames, 'frame')} in {units.plural(len(seen.moments), 'moment')}"
     named = [model.name, model.family, model.device, model.dtype]
     return [*clips, looked, *dict.fromkeys(named)]

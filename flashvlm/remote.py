@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from flashvlm import errors, files
@@ -50,8 +50,17 @@ class RemoteWatched:
         return self
 
 
+@dataclass(frozen=True)
+class RemoteChoice:
+    """A question on a video that the server has looked at."""
+
+    watched: RemoteWatched
+    question: str
+    options: AskOptions
+
+
 class RemoteVideoQA:
-    """A server in place of `VideoQA`: `ask`, `watch` and `answer` take the same and return the same."""
+    """A server in place of `VideoQA`: `ask` and what `chat` calls of it take the same and return the same."""
 
     def __init__(self, server: str, model: str | None = None) -> None:
         """Ask a server which model it has.
@@ -113,7 +122,7 @@ class RemoteVideoQA:
     def watch(
         self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
     ) -> RemoteWatched:
-        """Let the server look at a video once, for any number of questions on it (`answer`)."""
+        """Let the server look at a video once, for any number of questions on it (`respond`)."""
         on_stage("server")
         name = str(path)
         status, url = files.check_video(name), self._url(name)
@@ -121,18 +130,36 @@ class RemoteVideoQA:
         seen = self._sending([(name, url)], lambda: self._json("POST", "/inspect", body))
         return RemoteWatched(name, VideoFacts(**seen["video"]).of(name, status), url, tuple(seen["warnings"]))
 
-    def answer(
+    def choose(
         self,
         watched: RemoteWatched,
         question: str,
         options: AskOptions,
+        *,
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> RemoteChoice:
+        """What `respond` asks the server, which chooses the tokens as it answers."""
+        return RemoteChoice(watched, question, options)
+
+    def respond(
+        self,
+        choice: RemoteChoice,
         *,
         history: Sequence[tuple[str, str]] = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Answer:
         """Answer a question on a video that `watch` returned."""
-        return self._asked([(watched.path, watched.url)], question, history, options, on_text, on_stage)
+        videos = [(choice.watched.path, choice.watched.url)]
+        return self._asked(videos, choice.question, history, choice.options, on_text, on_stage)
+
+    def inspect(self, choice: RemoteChoice) -> NoReturn:
+        """Refuse: a server does not say what it based its choice on.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("A report needs a model that is loaded here; without --server it is written.")
 
     def _asked(
         self,

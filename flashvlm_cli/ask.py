@@ -13,8 +13,17 @@ from flashvlm.files import check_video
 from flashvlm.options import AskOptions
 from flashvlm.remote import RemoteVideoQA
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, More, Pictures, Server, ask_options, model_options, options_of, takes
-from flashvlm_cli.running import draw, loaded, names_file, prepare_libraries, read_question, show_loading, stream_answer
+from flashvlm_cli.options import OUTPUT, More, Pictures, Server, Yes, ask_options, model_options, options_of, takes
+from flashvlm_cli.running import (
+    allow_download,
+    draw,
+    loaded,
+    names_file,
+    prepare_libraries,
+    read_question,
+    show_loading,
+    stream_answer,
+)
 
 if TYPE_CHECKING:
     from flashvlm.report import Answer, Inspection
@@ -39,6 +48,7 @@ def ask(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="The answer only: no summary.", rich_help_panel=OUTPUT)
     ] = False,
+    yes: Yes = False,
 ) -> None:
     """Ask a video a question, or several videos one: the budget is for all of them together.
 
@@ -55,6 +65,7 @@ def ask(
     asked = read_question(question)
     if server is None:
         prepare_libraries()
+        allow_download(loading["model"], loading["revision"], yes)
     inspections: list[Inspection] = []
 
     def answer_with(on_text: OnText, on_stage: OnStage = lambda stage: None) -> Answer:

@@ -16,8 +16,8 @@ from flashvlm.errors import UsageError
 from flashvlm.options import OF_ROWS, OPTIONS, AskOptions, one_of, option
 from flashvlm.remote import RemoteVideoQA
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, Server, ask_options, model_options, options_of, takes
-from flashvlm_cli.running import loaded, prepare_libraries, standard_input
+from flashvlm_cli.options import OUTPUT, Server, Yes, ask_options, model_options, options_of, takes
+from flashvlm_cli.running import allow_download, loaded, prepare_libraries, standard_input
 
 if TYPE_CHECKING:
     from flashvlm.batch.run import Engine, Run
@@ -91,6 +91,7 @@ def batch(
             rich_help_panel=ROWS,
         ),
     ] = None,
+    yes: Yes = False,
 ) -> None:
     """Answer many questions about many videos, with one line of JSON each.
 
@@ -117,6 +118,9 @@ def batch(
         warn_of_columns(asked)
     with Records(own.out, plan, retry_failed=own.retry_failed) if own.out else contextlib.nullcontext() as records:
         run = Run(plan, records)
+        # Workers of a cluster have models of their own.
+        if run.groups and own.engine == "here" and server is None:
+            allow_download(loading["model"], loading["revision"], yes)
         for record in told(run, answers, own.quiet):
             if records is None:
                 output.print_line(record)

@@ -209,6 +209,12 @@ More = Annotated[
     typer.Argument(metavar="VIDEO", help="Others that the question is about, too.", show_default=False),
 ]
 
+# Whether a model that is not on this machine is downloaded without a question.
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", "-y", help="Download a model that is not here without asking.", rich_help_panel=MODEL),
+]
+
 
 def _loading(**given: Any) -> dict[str, Any]:
     return vars(options_of(Loading)(**given)).copy()

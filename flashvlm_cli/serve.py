@@ -12,8 +12,8 @@ from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions
 from flashvlm.serve.settings import ACCESS, KEY_VARIABLE, Serving
 from flashvlm_cli import output
-from flashvlm_cli.options import ask_options, model_options, options_of, takes
-from flashvlm_cli.running import prepare_libraries, show_loading
+from flashvlm_cli.options import Yes, ask_options, model_options, options_of, takes
+from flashvlm_cli.running import allow_download, prepare_libraries, show_loading
 
 
 @takes(own=options_of(Serving), options=ask_options(cache=True), loading=model_options)
@@ -39,6 +39,7 @@ def serve(
             rich_help_panel=ACCESS,
         ),
     ] = None,
+    yes: Yes = False,
 ) -> None:
     """Load the model once and answer everybody: OpenAI's protocol for programs, a page for people.
 
@@ -54,6 +55,7 @@ def serve(
     settings = with_key(own, os.environ.get(KEY_VARIABLE))
     listening = listen(settings)
     prepare_libraries()
+    allow_download(loading["model"], loading["revision"], yes)
     from flashvlm import VideoQA
     from flashvlm.serve.run import serve as run
     from flashvlm_cli.console import Progress

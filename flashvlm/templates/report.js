@@ -1,7 +1,7 @@
 "use strict";
 // Draws what was kept into the page, at a moment and in a layer, and returns both as they change. What it listens to
 // outside of its own elements ends with `ending`.
-function drawReport(data, state = { moment: 0, layer: "kept" }, ending = undefined) {
+function drawReport(data, state = { moment: data.opens, layer: "kept" }, ending = undefined) {
   const byId = (id) => document.getElementById(id);
   const last = data.moments.length - 1;
   state.moment = Math.min(state.moment, last);

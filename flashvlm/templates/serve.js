@@ -4,7 +4,7 @@
   const make = (tag, parent, text) => Object.assign(parent.appendChild(document.createElement(tag)), { textContent: text });
   // The video (its address, its name, its pictures), and what is drawn of it.
   let video = null;
-  let view = { moment: 0, layer: "kept" };
+  let view;
   let drawing = new AbortController();
   let looking = new AbortController();
   let asking = null;
@@ -142,7 +142,7 @@
 
   function show(url, name) {
     video = { url, name, pictures: null };
-    view = { moment: 0, layer: "kept" };
+    view = undefined;
     byId("said").hidden = true;
     byId("named").textContent = name;
     byId("status").textContent = "Looking at the video …";
