@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashvlm.errors import UsageError
-from flashvlm.options import ANSWER, FRAMES, OPTIONS, TOKENS, AskOptions
+from flashvlm.options import OPTIONS, AskOptions
+from flashvlm.selection import SELECTORS
 from flashvlm.serve.refusals import bad, renamed
 
-# The options that a request may set: not those of the machine.
-SETTABLE = tuple(name for name, one in OPTIONS.items() if one.stage in (FRAMES, TOKENS, ANSWER))
+# The options that a request may set, by name: one that is new may name a file of this machine, and needs a thought first.
+SETTABLE = (
+    *("keep", "selector", "metric", "merge", "fps", "frames", "max_frames", "start", "end", "max_pixels", "min_pixels"),
+    *("encode", "seek", "look", "system", "max_new_tokens", "temperature", "top_p", "top_k", "seed"),
+)
 # What OpenAI's API calls them; the newer name last.
 OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 # So many frames cost as much as anybody should ask of a shared machine; Qwen's own practice ends here, too.
@@ -111,6 +115,8 @@ def options_of(body: dict[str, Any], defaults: AskOptions) -> AskOptions:
             continue
         if isinstance(value, dict | list):
             raise bad(f"{name} must be a text or a number.", name)
+        if name == "selector" and value not in SELECTORS:
+            raise bad(f"selector must be one of {', '.join(SELECTORS)}.", name)
         given[name] = value
         # What the request says takes the place of what cannot stand beside it.
         if (other := OPTIONS[name].instead_of) and body.get(other) is None:
