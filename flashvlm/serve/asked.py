@@ -11,7 +11,7 @@ from flashvlm.options import OPTIONS, AskOptions
 from flashvlm.selection import SELECTORS
 from flashvlm.serve.refusals import bad, renamed
 
-# The options that a request may set, by name: one that is new may name a file of this machine, and needs a thought first.
+# The options that a request may set, by name: a new one may lead to files of this machine, and needs a thought first.
 SETTABLE = (
     *("keep", "selector", "metric", "merge", "fps", "frames", "max_frames", "start", "end", "max_pixels", "min_pixels"),
     *("encode", "seek", "look", "system", "max_new_tokens", "temperature", "top_p", "top_k", "seed"),
