@@ -237,7 +237,9 @@ def _parted(features: CachedVideo) -> tuple[dict[str, Any], dict[str, torch.Tens
 def _joined(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> CachedVideo:
     from flashvlm.encode import Encoded
 
-    encoded = Encoded(**{**about["encoded"], "timestamps": tuple(about["encoded"]["timestamps"]), **tensors})
+    values = about["encoded"]
+    sequences = {"timestamps": tuple(values["timestamps"]), "grids": tuple(map(tuple, values["grids"]))}
+    encoded = Encoded(**{**values, **sequences, **tensors})
     return CachedVideo(VideoFacts(**about["facts"]), encoded)
 
 

@@ -37,6 +37,10 @@ MAX_FPS = 100_000
 MIN_FRAMES = 4
 # The area that one token stands for, in pixels of a frame.
 TOKEN_PIXELS = 28 * 28
+# The most pixels of a frame, and of a still picture, where nothing else is said. A full HD screen and a page of A4 at
+# 150 dots per inch are not made smaller.
+FRAME_PIXELS = 768 * TOKEN_PIXELS
+PICTURE_PIXELS = 4 * FRAME_PIXELS
 
 # Where an option matters. FRAMES decide what the encoder makes of a video, and nothing else does.
 FRAMES = "Which frames"
@@ -402,11 +406,12 @@ class AskOptions:
         False, "Average dropped tokens into the kept ones nearest to them.", TOKENS, flags=("--merge/--no-merge",)
     )
     sampling: Sampling = Sampling()
-    max_pixels: int = option(
-        768 * TOKEN_PIXELS,
-        "The most pixels per frame.",
+    max_pixels: int | None = option(
+        None,
+        "The most pixels per frame, or of a still picture.",
         FRAMES,
         metavar="P",
+        unset=f"{FRAME_PIXELS}; of a picture {PICTURE_PIXELS}, or as many tiles as the checkpoint says",
         check=at_least(TOKEN_PIXELS, " (one token)"),
     )
     min_pixels: int | None = option(
@@ -497,14 +502,24 @@ class AskOptions:
         check_fields(self)
         if not isinstance(self.sampling, Sampling):
             raise UsageError(f"sampling must be a Sampling, not {self.sampling!r}.")
-        if self.min_pixels is not None and self.min_pixels > self.max_pixels:
+        if self.min_pixels is not None and self.min_pixels > self.frame_pixels:
             raise UsageError(
-                f"--min-pixels ({self.min_pixels}) must not be more than --max-pixels ({self.max_pixels})."
+                f"--min-pixels ({self.min_pixels}) must not be more than --max-pixels ({self.frame_pixels})."
             )
         if self.keep.by_content and self.selector != BY_CONTENT:
             raise UsageError(
                 f"--keep {self.keep} is for --selector {BY_CONTENT}; {self.selector} takes a share or a count."
             )
+
+    @property
+    def frame_pixels(self) -> int:
+        """The most pixels that a frame may have."""
+        return self.max_pixels or FRAME_PIXELS
+
+    @property
+    def picture_pixels(self) -> int:
+        """The most pixels that a still picture may have."""
+        return self.max_pixels or PICTURE_PIXELS
 
     def flat(self) -> dict[str, Any]:
         """The value of every option by its name, those of `sampling` among them."""

@@ -149,7 +149,12 @@ def mark(
     area: Area,
     apart: bool = True,
 ) -> Image.Image:
-    """A picture of a moment, of any size, with its kept cells bright and framed and all others dimmed."""
+    """A picture of a moment, of any size, with its kept cells bright and framed and all others dimmed.
+
+    As it is, if nobody knows where the cells lie.
+    """
+    if not moment.placed:
+        return picture
     owner_of = owners(moment)
     across = edges(area.left, area.right, moment.grid_width, picture.width)
     down = edges(area.top, area.bottom, moment.grid_height, picture.height)
@@ -307,7 +312,7 @@ def _draw_moments(sheet: Image.Image, top: int, seen: Sequence[Seen], names: int
     for number, (picture,) in enumerate(moment_pictures(first)):
         left = MARGIN + names + number % tile.columns * (tile.width + GAP)
         y = top + number // tile.columns * block
-        _text(brush, (left, y), when(first.moments[number]), 16, QUIET)
+        _text(brush, (left, y), label(first, number), 16, QUIET)
         small = picture.resize((tile.width, tile.height), Image.Resampling.LANCZOS)
         for place, one in enumerate(seen):
             below = y + LABEL + place * each
@@ -384,8 +389,13 @@ def _counts(brush: ImageDraw.ImageDraw, at: tuple[int, int], moment: Moment, apa
         _swatch(brush, (x, y + 1), "class", 14)
 
 
-def when(moment: Moment) -> str:
-    """When the frames of a moment appear, and whether they were seen small."""
+def label(seen: Seen, number: int) -> str:
+    """When a moment's frames appear, and whether they were seen small; of a still picture, how many cells it has."""
+    moment = seen.moments[number]
+    if not moment.placed:
+        return "where its tokens lie is not known"
+    if (seen.videos or [seen.video])[moment.video].still:
+        return f"{moment.grid_height} × {moment.grid_width} cells"
     first, last = units.timestamp(moment.timestamps[0]), units.timestamp(moment.timestamps[-1])
     return (first if first == last else f"{first} - {last}") + (" · small" if moment.small else "")
 
@@ -499,7 +509,8 @@ def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[
     most = max(moment.kept_count for one in seen for moment in one.moments)
     sampled = [(moment, at) for moment in range(len(first.moments)) for at in first.moments[moment].timestamps]
     for at, pixels in zip(times, video.frames_at(facts.path, times, _limits(seen[0])), strict=True):
-        moment = min(sampled, key=lambda pair: abs(pair[1] - at))[0]
+        # Of the moments of a picture, the one with the most cells.
+        moment = min(sampled, key=lambda pair: (abs(pair[1] - at), -first.moments[pair[0]].tokens))[0]
         picture = _image(pixels).resize((width, height), Image.Resampling.LANCZOS)
         shot = canvas.copy()
         brush = ImageDraw.Draw(shot)

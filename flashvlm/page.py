@@ -95,7 +95,6 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
             "videos": [
                 {
                     "size": (one.video.width, one.video.height),
-                    "grid": (one.moments[0].grid_height, one.moments[0].grid_width),
                     "area": vars(one.area),
                 }
                 for one in by_video(first)
@@ -107,7 +106,9 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
             "moments": [
                 {
                     "video": moment.video,
-                    "label": (f"video {moment.video + 1} · " if first.videos else "") + overlay.when(moment),
+                    "grid": (moment.grid_height, moment.grid_width),
+                    "placed": moment.placed,
+                    "label": (f"video {moment.video + 1} · " if first.videos else "") + overlay.label(first, number),
                     "ticks": [
                         (f"{moment.video + 1} · " if first.videos else "") + units.timestamp(at)
                         for at in (moment.timestamps[0], moment.timestamps[-1])
@@ -115,7 +116,7 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
                     "times": [units.timestamp(at) for at in moment.timestamps],
                     "pictures": pictures,
                 }
-                for moment, pictures in zip(first.moments, _pictures(first, frames), strict=True)
+                for number, (moment, pictures) in enumerate(zip(first.moments, _pictures(first, frames), strict=True))
             ],
             "signals": {name: _levels(signal) for name, signal in signals.items()},
             "selections": [

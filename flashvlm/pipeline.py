@@ -15,7 +15,7 @@ from flashvlm import backends, files, models, video
 from flashvlm.backends.base import Backend
 from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import CachedVideo, FeatureCache, entry_key
-from flashvlm.encode import Encoded, encode, second_look
+from flashvlm.encode import Encoded, check_look, encode, second_look
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.generate import generate, kv_cache_bytes, lifts_top_k, prefill_flops
 from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, OPTIONS, AskOptions, Keep
@@ -250,15 +250,18 @@ class VideoQA:
         assert clip is not None
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
-        encoded = encode(
-            self.backend,
-            clip.frames,
-            which=options.encode,
-            look=options.look,
-            seconds_per_frame=clip.seconds_per_frame,
-            timestamps=clip.timestamps,
-            duration=clip.facts.duration,
-        )
+        if clip.facts.still:
+            encoded = self.backend.picture(clip.frames[0], options)
+        else:
+            encoded = encode(
+                self.backend,
+                clip.frames,
+                which=options.encode,
+                look=options.look,
+                seconds_per_frame=clip.seconds_per_frame,
+                timestamps=clip.timestamps,
+                duration=clip.facts.duration,
+            )
         clock.stop()
         warnings = self.backend.warnings
         if decoded.key is not None:
@@ -267,7 +270,7 @@ class VideoQA:
             except OSError as error:
                 told = f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}."
                 warnings = (*warnings, told)
-        frames = clip.frames if options.look == "twice" else None
+        frames = clip.frames if options.look == "twice" and not clip.facts.still else None
         seconds = decoded.seconds, clock.seconds["encode"]
         return Watched(clip.facts, encoded, *seconds, options, warnings=warnings, frames=frames)
 
@@ -469,7 +472,9 @@ class VideoQA:
         """What an answer and an inspection both report."""
         videos, selection = choice.videos, choice.selection
         facts, encoded = tuple(one.facts for one in videos), [one.encoded for one in videos]
-        areas = tuple(self.backend.area(one.height, one.width) for one in facts)
+        areas = tuple(
+            self.backend.area(one.height, one.width, seen.kind) for one, seen in zip(facts, encoded, strict=True)
+        )
         return {
             "question": choice.question,
             "model": self._facts(),
@@ -498,9 +503,10 @@ class VideoQA:
 
         Raises:
             UsageError: it is empty, no text, or longer than the model reads, `options` are none, or the `history` is no
-                pairs of texts.
+                pairs of texts, or the model cannot look twice.
         """
         _check_options(options)
+        check_look(self.backend, options.look)
         if isinstance(history, str) or not all(_is_turn(turn) for turn in history):
             raise UsageError(f"The history must be pairs of a question and its answer, not {history!r}.")
         if question is not None and not isinstance(question, str):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,11 @@ class VideoFacts:
     size: int = 0
     modified: int = 0
 
+    @property
+    def still(self) -> bool:
+        """Whether it is a still picture."""
+        return not self.fps
+
     def of(self, path: str | Path, status: os.stat_result) -> VideoFacts:
         """The same facts, of the file `path`, which had this status before it was read."""
         return replace(self, path=str(path), size=status.st_size, modified=status.st_mtime_ns)
@@ -81,12 +88,16 @@ class Area:
 class Moment:
     """One temporal group: what the language model sees at one step of its time axis.
 
+    A picture is one moment. One that the model sees in tiles is two: the grid of all its tiles, and the whole picture
+    once more, in fewer cells; where both show the same place, either, both or neither may be kept.
+
     `timestamps` are the times of its frames in seconds. `kept` lists the kept tokens' cells as (row, column) of the
     group's `grid_height` x `grid_width` grid, row by row; `important` says for each whether it was kept for the
     question (true) or for coverage (false). `tokens` also counts a class token, which stands for a whole frame and has
     no cell: `class_token` says the same for it, and is None if it was dropped or the model has none. `like` is the
     number, from 0, of the earlier moment that this one looks like and whose tokens it reuses; None if it has its own.
-    `small`: it was only seen in a small frame. `video` is the number of its video, from 0.
+    `small`: it was only seen in a small frame. `placed`: where in the picture the cells lie is known; otherwise the
+    grid is a single row. `video` is the number of its video, from 0.
 
     Two fields are for pictures, and not in the JSON. `nearest` says for each cell, row by row, which kept token is
     nearest to the cell's own, and so stands for it: by the number of its cell, counted from 0 over all moments. `first`
@@ -102,6 +113,7 @@ class Moment:
     class_token: bool | None = None
     like: int | None = None
     small: bool = False
+    placed: bool = True
     video: int = 0
     nearest: tuple[int, ...] = ()
     first: int = 0
@@ -334,9 +346,9 @@ def signal(values: Tensor, videos: Sequence[Encoded]) -> Signal:
     parts = values.float().split([len(encoded.tokens) for encoded in videos])
     return Signal(
         tuple(
-            tuple(cells)
+            tuple(group[encoded.class_tokens :].tolist())
             for encoded, part in zip(videos, parts, strict=True)
-            for cells in part.view(encoded.groups, -1)[:, encoded.class_tokens :].tolist()
+            for group in part.split(encoded.group_sizes)
         )
     )
 
@@ -381,29 +393,31 @@ def moments(videos: Sequence[Encoded], selection: Selection) -> tuple[Moment, ..
 def _moments(encoded: Encoded, chosen: Iterable[tuple[int, bool]]) -> Iterator[Moment]:
     """The moments of a video, of which these tokens were kept, each for the question or not."""
     frames = -(-len(encoded.timestamps) // encoded.groups)
-    size = encoded.class_tokens + encoded.height * encoded.width
+    begins = [0, *accumulate(encoded.group_sizes)]
     kept: list[list[tuple[int, int]]] = [[] for _ in range(encoded.groups)]
     important: list[list[bool]] = [[] for _ in range(encoded.groups)]
     class_token: list[bool | None] = [None] * encoded.groups
     like = list(range(encoded.groups)) if encoded.sources is None else encoded.sources.tolist()
     for index, for_question in chosen:
-        group, place = divmod(index, size)
+        group = bisect_right(begins, index) - 1
+        place = index - begins[group]
         if place < encoded.class_tokens:
             class_token[group] = for_question
             continue
-        kept[group].append(divmod(place - encoded.class_tokens, encoded.width))
+        kept[group].append(divmod(place - encoded.class_tokens, encoded.grids[group][1]))
         important[group].append(for_question)
-    for group in range(encoded.groups):
+    for group, size in enumerate(encoded.group_sizes):
         yield Moment(
-            encoded.timestamps[group * frames : (group + 1) * frames],
+            # All moments of a picture show it.
+            encoded.timestamps[group * frames : (group + 1) * frames] or encoded.timestamps[:1],
             size,
-            encoded.height,
-            encoded.width,
+            *encoded.grids[group],
             tuple(kept[group]),
             tuple(important[group]),
             class_token[group],
             None if like[group] == group else like[group],
             encoded.small is not None and bool(encoded.small[group]),
+            encoded.placed,
         )
 
 

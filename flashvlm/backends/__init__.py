@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from flashvlm.backends.base import Backend
-from flashvlm.backends.checks import blaming, check_settings, read_settings
+from flashvlm.backends.checks import LARGEST_FRAME, blaming, check_settings, read_settings
 from flashvlm.errors import FlashVLMError, ModelError
 from flashvlm.options import AskOptions
 
@@ -27,9 +27,6 @@ FAMILIES = {
     "internvl": "flashvlm.backends.internvl:InternVL",
     "llava": "flashvlm.backends.llava:Llava",
 }
-
-# Pixels of a frame as it is looked at; published models take less than one in twenty of this.
-LARGEST_FRAME = 2**24
 
 
 def served() -> list[dict[str, str]]:
@@ -80,10 +77,11 @@ def rehearse(backend: Backend) -> None:
     if height * width > LARGEST_FRAME:
         raise ModelError(f"Frames of {width} x {height} pixels are too large.")
     rows, columns = backend.cells((height, width))
-    frame = backend.fit(torch.zeros(3, 48, 64, dtype=torch.uint8), options, count)
-    pixels = backend.pixels(frame.expand(count, -1, -1, -1))
-    if not rows * columns or not all(values.isfinite().all() for values in pixels.values()):
-        raise ValueError("its frames become no pixels")
+    picture = torch.zeros(3, 48, 64, dtype=torch.uint8)
+    for frame in (backend.fit(picture, options, count), *backend.tiles(picture, options)[0][:1]):
+        pixels = backend.pixels(frame.expand(count, -1, -1, -1))
+        if not rows * columns or not all(values.isfinite().all() for values in pixels.values()):
+            raise ValueError("its frames become no pixels")
 
 
 def _own(family: str) -> type[Backend]:

@@ -73,6 +73,12 @@ def video_settings(folder: Path) -> dict[str, Any]:
     return nested.get("video_processor") or files or nested.get("image_processor") or {}
 
 
+def image_settings(folder: Path) -> dict[str, Any]:
+    """How the checkpoint wants a picture prepared, from the file that transformers reads it from."""
+    nested = read_settings(folder, "processor_config.json").get("image_processor")
+    return nested or read_settings(folder, "preprocessor_config.json")
+
+
 def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
     """The checkpoint's tokenizer with a chat template: the processor's, else the tokenizer's own, else `chat_template`.
 

@@ -212,6 +212,8 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
 
     clip = decoded.clip
     assert clip is not None
+    if clip.facts.still:
+        raise UsageError("bench speed times videos, not pictures.")
     times = clip.timestamps, clip.facts.duration
     with torch.inference_mode():
         if (whole := backend.whole(clip.frames, clip.seconds_per_frame, *times)) is not None:
@@ -238,9 +240,7 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
     return Encoded(
         tokens,
         saliency,
-        groups,
-        height,
-        width,
+        ((height, width),) * groups,
         backend.class_tokens,
         seconds,
         *times,

@@ -34,6 +34,8 @@ __all__ = ["Clip", "Limits", "choose_frames", "decode", "frames_at", "near_keys"
 class Clip:
     """The frames that were looked at, (F, 3, h, w) uint8 as displayed, and the second at which each of them appears.
 
+    A still picture is a single frame of its own size (`facts.still`).
+
     Time counts from the beginning of the video; timestamps are those of the file, even if its frame rate varies.
     `seconds_per_frame` is the length of what was looked at over the number of frames: what Qwen calls 1 / sample fps.
     """
@@ -55,8 +57,8 @@ def decode(
 
     Every frame is decoded at its own size, turned upright, passed to `fit` as (3, H, W) uint8 with the number of
     frames in all, and dropped: memory holds what `fit` returned, which must be of one size, and what decord decodes
-    ahead in the meantime. A picture (JPEG, PNG, WebP) counts as a video of one frame, with no duration and no frame
-    rate; an animated one, as a GIF, is a video. `facts.rotation` is how far frames had to be turned for display.
+    ahead in the meantime. A picture (JPEG, PNG, WebP) stays as it is; it has no duration and no frame rate. An animated
+    one, as a GIF, is a video. `facts.rotation` is how far frames had to be turned for display.
 
     Args:
         seek: `exact`, or `fast`: if every frame asked for has a key frame of its own within the mean time from one of
@@ -161,7 +163,7 @@ def _clip(
     frames = []
     for frame in _frames(source, reader, chosen):
         height, width = frame.shape[1:]
-        frames.append(fit(frame, len(chosen)))
+        frames.append(fit(frame, len(chosen)) if duration else frame)
     facts = VideoFacts(
         path="",
         width=width,
