@@ -111,7 +111,7 @@ class VideoQA:
         model: str | Path = models.DEFAULT_MODEL,
         *,
         device: str | torch.device = "auto",
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         on_download: Callable[[int, int], None] = lambda done, total: None,
     ) -> VideoQA:
@@ -119,7 +119,7 @@ class VideoQA:
 
         Args:
             device: `auto`, `cpu`, `cuda` (or `cuda:1`, say) or `mps`.
-            dtype: `auto`, `float32`, `bfloat16` or `float16`.
+            dtype: `auto`, `float32`, `bfloat16` or `float16`; or torch's own (`torch.float32`).
             revision: a branch, tag or commit of a model on the hub.
             on_download: gets the bytes downloaded so far and the bytes wanted, while the model is downloaded.
 
@@ -127,11 +127,12 @@ class VideoQA:
             ModelError: the model is not available, incomplete, too large, or of a family without a backend.
             UsageError: the dtype is unknown, the device is not on this machine, or a revision of a folder is asked for.
         """
-        if dtype not in ("auto", *DTYPES):
+        named = str(dtype).removeprefix("torch.")
+        if named not in ("auto", *DTYPES):
             raise UsageError(f"The dtype is one of auto, {', '.join(DTYPES)}; not {dtype!r}.")
         folder = models.fetch(str(model), revision, on_download)
         begin = time.perf_counter()
-        backend = backends.load(folder, device=str(device), dtype=dtype)
+        backend = backends.load(folder, device=str(device), dtype=named)
         return cls(backend, str(model), time.perf_counter() - begin)
 
     def ask(

@@ -1,6 +1,8 @@
 """The library as another program uses it: threads, other people's numbers, mistakes, and what it leaves alone."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
@@ -29,7 +31,14 @@ def one(demo: VideoQA) -> Watched:
 
 
 def test_the_package_tells_what_it_has() -> None:
-    assert {"AskOptions", "VideoQA", "__version__"} <= set(dir(flashvlm))
+    assert {"AskOptions", "VideoQA", "__version__", "errors", "selection", "overlay"} <= set(dir(flashvlm))
+
+
+def test_modules_need_no_import_of_their_own() -> None:
+    named = "[flashvlm.errors.UsageError, flashvlm.selection.select, flashvlm.overlay.write, flashvlm.page.write]"
+    program = f"import sys, flashvlm; print({{'torch', 'numpy', 'PIL'}} & set(sys.modules)); print(len({named}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n4\n", "")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 3.0])
@@ -74,6 +83,7 @@ def test_numbers_of_other_libraries_become_json() -> None:
         lambda: Sampling(start=float("inf")),
         lambda: VideoQA.from_pretrained("demo", device="cpu:x"),
         lambda: VideoQA.from_pretrained("demo", device=0),
+        lambda: VideoQA.from_pretrained("demo", dtype=torch.int8),
         lambda: overlay.write("kept.png", []),
         lambda: page.write("kept.html", []),
     ],
@@ -98,8 +108,9 @@ def test_options_of_another_type_are_wrong_usage(demo: VideoQA, one: Watched, op
         demo.answer(one, QUESTION, options)
 
 
-def test_a_device_may_be_torch_s_own(demo: VideoQA) -> None:
-    assert VideoQA.from_pretrained("demo", device=torch.device("cpu"), dtype="float32").ask(ONE, QUESTION).answer
+def test_a_device_and_a_dtype_may_be_torch_s_own(demo: VideoQA) -> None:
+    qa = VideoQA.from_pretrained("demo", device=torch.device("cpu"), dtype=torch.float32)
+    assert qa.ask(ONE, QUESTION).model.dtype == "float32"
 
 
 def test_no_name_of_a_video_or_a_model_breaks_it(demo: VideoQA) -> None:
