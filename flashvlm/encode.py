@@ -123,7 +123,7 @@ def encode(
     lasts = count * seconds_per_frame if duration is None else duration
     if (whole := backend.whole(frames, seconds_per_frame, shown, lasts)) is not None:
         if look == "twice":
-            raise UsageError("--look twice needs a model that flashvlm has a file for; this one has none.")
+            raise UsageError("`look` twice needs a model that flashvlm has a file for; this one has none.")
         return whole
     groups = _groups_of(frames, backend.frames_per_group)
     sources = torch.tensor(repeats(groups)) if which == "changed" else torch.arange(len(groups))
@@ -206,7 +206,7 @@ def _small_size(backend: Backend, frames: Tensor, cells: tuple[int, int]) -> tup
     )
     if backend.class_tokens or backend.cells((height, width)) == cells != (1, 1):
         raise UsageError(
-            "--look twice needs a model that takes frames of any size and has no class tokens; this one does not."
+            "`look` twice needs a model that takes frames of any size and has no class tokens; this one does not."
         )
     return height, width
 

@@ -83,7 +83,7 @@ def check_overlay(path: str | Path, *videos: str | Path) -> Path:
     Raises:
         UsageError: it is one of the videos itself, or a clip of several.
     """
-    path = _check(path, OVERLAYS, "--overlay")
+    path = _check(path, OVERLAYS, "`overlay`")
     if len(videos) > 1 and path.suffix.lower() != ".png":
         raise UsageError(f"{path}: a clip shows one video; of several there is a sheet, in a file that ends in .png.")
     if path.exists() and any(os.path.exists(video) and os.path.samefile(path, video) for video in videos):
@@ -93,12 +93,12 @@ def check_overlay(path: str | Path, *videos: str | Path) -> Path:
 
 def check_report(path: str | Path) -> Path:
     """Check and return the path of a report that is to be written (see `_check`)."""
-    return _check(path, REPORTS, "--report")
+    return _check(path, REPORTS, "`report`")
 
 
 def check_plot(path: str | Path) -> Path:
     """Check and return the path of a plot that is to be written (see `_check`)."""
-    return _check(path, PLOTS, "--plot")
+    return _check(path, PLOTS, "`plot`")
 
 
 def _check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
@@ -106,7 +106,7 @@ def _check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
 
     Args:
         suffixes: the suffixes that its name may have, with the dot.
-        what: the option that names it.
+        what: what messages call it.
 
     Raises:
         UsageError: it has another suffix.

@@ -244,7 +244,7 @@ def fetch(
     if folder is not None:
         if revision is not None:
             where = "comes with flashvlm" if model in ALIASES else "is a folder on this machine"
-            raise UsageError(f"{model} {where} and has no revisions: leave out --revision.")
+            raise UsageError(f"{model} {where} and has no revisions: leave out `revision`.")
         if (lacking := _missing(folder)) is not None:
             raise ModelError(f"The model folder {folder} is incomplete: it has no {lacking}.")
         return folder
@@ -255,7 +255,7 @@ def fetch(
     not_here = f"{hub_id} has no {lacking} on this machine" if lacking else f"{hub_id} is not on this machine"
     out = (
         f"fetch it where there is a network (flashvlm fetch {model}), "
-        "give a folder (--model PATH), or try the built-in one (--model demo)"
+        "give a folder (`model` PATH), or try the built-in one (`model` demo)"
     )
     folder = _download(hub_id, revision, on_download, not_here, out)
     if (lacking := _missing(folder)) is not None:

@@ -18,7 +18,7 @@ from flashvlm.cache import CachedVideo, FeatureCache, entry_key
 from flashvlm.encode import Encoded, encode, second_look
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.generate import generate, kv_cache_bytes, lifts_top_k, prefill_flops
-from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, OPTIONS, AskOptions, Keep
+from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, AskOptions, Keep
 from flashvlm.report import (
     Answer,
     BeforeAfter,
@@ -458,7 +458,7 @@ class VideoQA:
         if unknown := self.backend.unknown_words(f"{choice.question or ''} {options.system or ''}"):
             warnings.append(f"This model does not know: {', '.join(unknown)}. Its answer may be off.")
         if options.temperature and options.top_k is None and lifts_top_k(self.backend):
-            warnings.append("This checkpoint's own top_k of 1 is left out, so that --temperature has an effect.")
+            warnings.append("This checkpoint's own top_k of 1 is left out, so that the temperature has an effect.")
         return tuple(warnings)
 
     def check(self, question: str | None, options: AskOptions) -> None:
@@ -536,7 +536,4 @@ def _check_options(options: AskOptions) -> None:
 
 def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
     _check_options(options)
-    unknown = [name for name in settings if name not in OPTIONS]
-    if unknown:
-        raise UsageError(f"There is no option {unknown[0]!r}.")
-    return options.changed(**settings)
+    return options.changed(**settings) if settings else options

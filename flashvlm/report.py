@@ -298,14 +298,21 @@ def settings_of(looked: AskOptions, chosen: AskOptions) -> dict[str, Any]:
     """The options that the video was looked at with, and those that tokens were chosen with, as JSON."""
     from flashvlm.options import watching
 
-    return asdict(chosen) | watching(looked) | {"keep": chosen.keep.count or str(chosen.keep)}
+    return (
+        asdict(chosen)
+        | watching(looked)
+        | {
+            "keep": chosen.keep.count or str(chosen.keep),
+            "selector": chosen.selector_name,
+        }
+    )
 
 
 def selection_facts(options: AskOptions, selection: Selection) -> SelectionFacts:
     """How many tokens were kept and why, and how well they cover the others; measures the radius."""
     count, important = len(selection.indices), int(selection.important.sum())
     return SelectionFacts(
-        options.selector,
+        options.selector_name,
         count,
         important,
         # A selector that does not distinguish them has neither.

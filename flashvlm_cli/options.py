@@ -104,7 +104,7 @@ def options_of(owner: type[T]) -> Callable[..., T]:
 
     def build(**given: Any) -> T:
         built = owner(**given)
-        check_fields(built)
+        check_fields(built, flag_of)
         return built
 
     return _declared(build, declared(owner), {})

@@ -26,7 +26,7 @@ def check(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UsageError("--plot needs matplotlib: install it with pip install 'flashvlm[bench]'.") from None
+        raise UsageError("`plot` needs matplotlib: install it with pip install 'flashvlm[bench]'.") from None
 
 
 def draw(table: dict[str, Any], path: Path) -> None:

@@ -33,7 +33,7 @@ def choose_frames(starts: Sequence[float], duration: float, sampling: Sampling) 
     end = duration if sampling.end is None else min(sampling.end, duration)
     if start > 0 and start >= duration:
         what = f"the video, which lasts {duration:.2f} s" if duration else "a still picture, which has no duration"
-        raise UsageError(f"--start ({start:g} s) is not before the end of {what}.")
+        raise UsageError(f"`start` ({start:g} s) is not before the end of {what}.")
     last = max(bisect_right(starts, end + TIME_TOLERANCE) - 1, 0)
     first = min(bisect_left(starts, start - TIME_TOLERANCE), last)
     available = last - first + 1

@@ -57,7 +57,7 @@ class Source:
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise VideoError(
-                f"{self.path}: no frame came within {self.limits.timeout:g} s of decoding (--timeout allows more)."
+                f"{self.path}: no frame came within {self.limits.timeout:g} s of decoding (`timeout` allows more)."
             )
         return left
 
@@ -70,7 +70,7 @@ class Source:
         if width * height > self.limits.max_source_pixels:
             raise VideoError(
                 f"{self.path}: its frames have {width} x {height} pixels, more than {self.limits.max_source_pixels} "
-                "(--max-source-pixels allows more)."
+                "(`max_source_pixels` allows more)."
             )
 
 
