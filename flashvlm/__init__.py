@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # The modules among them are imported when they are first named.
 __all__ = [
     "AskOptions",
+    "Frames",
     "VideoQA",
     "__version__",
     "errors",
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from flashvlm import errors, options, overlay, page, report, samples, selection
     from flashvlm.options import AskOptions
     from flashvlm.pipeline import VideoQA
+    from flashvlm.video import Frames
 else:
 
     def __getattr__(name: str) -> Any:
@@ -43,6 +45,10 @@ else:
             from flashvlm.options import AskOptions
 
             return AskOptions
+        if name == "Frames":
+            from flashvlm.video import Frames
+
+            return Frames
         if name in __all__:
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

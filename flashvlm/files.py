@@ -37,7 +37,7 @@ def user_folder(kind: str) -> Path:
         raise UsageError(f"There is no home folder for the {kind} of flashvlm: set HOME or {variable}.") from None
 
 
-def check_video(path: str | Path) -> os.stat_result:
+def check_video(path: str | os.PathLike[str]) -> os.stat_result:
     """Refuse what cannot be a video, before anything is loaded for it or read; returns the status of its file.
 
     Raises:
@@ -65,7 +65,7 @@ def check_video(path: str | Path) -> os.stat_result:
     return status
 
 
-def refuse_address(path: str | Path) -> None:
+def refuse_address(path: str | os.PathLike[str]) -> None:
     """Refuse a web address in place of a video.
 
     Raises:

@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import torch
 
-from flashvlm import backends, files, models, video
+from flashvlm import backends, models, units
 from flashvlm.backends.base import Backend
 from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import CachedVideo, FeatureCache, entry_key
 from flashvlm.encode import Encoded, encode, second_look
 from flashvlm.errors import ModelError, UsageError
+from flashvlm.files import check_video
 from flashvlm.generate import generate, kv_cache_bytes, lifts_top_k, prefill_flops
-from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, AskOptions, Keep
+from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, Arguments, AskOptions, Keep
 from flashvlm.report import (
     Answer,
     BeforeAfter,
@@ -36,9 +37,14 @@ from flashvlm.selection import select
 from flashvlm.selection.blocks import Directions
 from flashvlm.selection.flashvlm import relevance
 from flashvlm.selection.result import Selection
+from flashvlm.video import Clip, Frames, Limits, decode
+from flashvlm.video.memory import taken
 
-# The paths of several videos. Not a `Sequence`, which a text is, too.
-Paths = list[Any] | tuple[Any, ...]
+if TYPE_CHECKING:
+    from flashvlm.video.memory import Given
+
+# Several videos. Not a `Sequence`, which a text is, too.
+Several = list[Any] | tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +52,7 @@ class Decoded:
     """A video that was read and is not yet encoded, or one whose tokens the feature cache had."""
 
     # Its frames, unless the cache had its tokens.
-    clip: video.Clip | None
+    clip: Clip | None
     # What the cache had.
     found: CachedVideo | None
     # How long reading or finding it took.
@@ -78,6 +84,10 @@ class Watched:
         """The second at which each sampled frame appears."""
         return self.encoded.timestamps
 
+    def __repr__(self) -> str:
+        count, looked = len(self.encoded.tokens), units.plural(len(self.timestamps), "frame")
+        return f"<Watched {Path(self.facts.path).name}: {looked}, {count} tokens>"
+
     def again(self) -> Watched:
         """The same video for a further question, for which nothing was decoded or encoded."""
         return replace(self, decode_seconds=0.0, encode_seconds=0.0, cached=True, warnings=())
@@ -98,12 +108,23 @@ class Choice:
     # How long the choice took.
     seconds: float
 
+    def __repr__(self) -> str:
+        return f"<Choice of {self.selection!r} for {self.question!r}>"
+
 
 class VideoQA:
-    """A loaded model that answers any number of questions on any number of videos."""
+    """A loaded model that answers any number of questions on any number of videos.
+
+    Its methods take options as arguments (`keep="10%", fps=1, start="1:30"`), as an `AskOptions`, or as both; arguments
+    then stand in for single options of it.
+    """
 
     def __init__(self, backend: Backend, name: str, load_seconds: float = 0.0) -> None:
         self.backend, self.name, self.load_seconds = backend, name, load_seconds
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        return f"<VideoQA {facts.name}: {facts.family}, {facts.device}, {facts.dtype}>"
 
     @classmethod
     def from_pretrained(
@@ -137,20 +158,20 @@ class VideoQA:
 
     def ask(
         self,
-        path: str | Path | Paths,
+        video: Given | Several,
         question: str,
         options: AskOptions | None = None,
         *,
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
-        **settings: Any,
+        **given: Unpack[Arguments],
     ) -> Answer:
         """Answer one question on one video (or still image), or on several.
 
         Args:
-            path: of the video, or a list of paths; the budget is for all of them together.
-            options: everything that can be set; `settings` override single fields of `AskOptions` or `Sampling`
-                (`keep=0.1`, `selector="uniform"`, `fps=1`, `start=10`).
+            video: its path, its bytes or an open file; `flashvlm.Frames`; a picture (an array, a tensor or one of
+                Pillow). Or a list of several; the budget is for all of them together.
+            options: everything that can be set; `given` stands in for single options of it.
             on_text: gets the answer piece by piece as it is generated.
             on_stage: gets `decode`, `encode`, `select`, `prefill` and `generate` as each begins.
 
@@ -159,45 +180,61 @@ class VideoQA:
             UsageError: the options or the question make no sense.
             ModelError: the model makes tokens that are not finite numbers.
         """
-        options = _options(AskOptions() if options is None else options, settings)
+        options = _options(options, given)
         self.check(question, options)
-        watched = self.watch(path, options, on_stage=on_stage)
+        watched = self.watch(video, options, on_stage=on_stage)
         return self.answer(watched, question, options, on_text=on_text, on_stage=on_stage)
 
     @overload
-    def watch(self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = ...) -> Watched: ...
+    def watch(
+        self,
+        video: Given,
+        options: AskOptions | None = None,
+        *,
+        on_stage: Callable[[str], None] = ...,
+        **given: Unpack[Arguments],
+    ) -> Watched: ...
 
     @overload
     def watch(
-        self, path: Paths, options: AskOptions, *, on_stage: Callable[[str], None] = ...
+        self,
+        video: Several,
+        options: AskOptions | None = None,
+        *,
+        on_stage: Callable[[str], None] = ...,
+        **given: Unpack[Arguments],
     ) -> tuple[Watched, ...]: ...
 
     def watch(
         self,
-        path: str | Path | Paths,
-        options: AskOptions,
+        video: Given | Several,
+        options: AskOptions | None = None,
         *,
         on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> Watched | tuple[Watched, ...]:
         """Decode and encode a video once, for any number of questions on it (`answer`), which may differ in all options
         that do not concern the video.
 
         Args:
-            path: of the video, or a list of paths for questions on several; the options are for each.
+            video: as for `ask`. The options are for each of several.
 
         Raises:
             VideoError: the video cannot be read.
             UsageError: the part asked for does not exist.
         """
-        _check_options(options)
-        several = path if isinstance(path, (list, tuple)) else (path,)
-        for one in several:
-            files.check_video(one)
+        options = _options(options, given)
+        several = [taken(one) for one in (video if isinstance(video, list | tuple) else [video])]
         watched = (self.encode(self.decode(one, options, on_stage=on_stage), on_stage=on_stage) for one in several)
-        return tuple(watched) if several is path else next(watched)
+        return tuple(watched) if isinstance(video, list | tuple) else next(watched)
 
     def decode(
-        self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
+        self,
+        video: Given,
+        options: AskOptions | None = None,
+        *,
+        on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> Decoded:
         """The first half of `watch`: the frames or, if the feature cache has them, the tokens.
 
@@ -207,24 +244,27 @@ class VideoQA:
             VideoError: the video cannot be read.
             UsageError: the part asked for does not exist, or the size set for the cache is invalid.
         """
+        options = _options(options, given)
         self.check(None, options)
-        status = files.check_video(path)
+        path = taken(video)
         on_stage("decode")
         begin = time.perf_counter()
 
         # A second look needs frames, which the cache does not keep.
-        cached = options.cache and options.look == "once"
-        key = entry_key(path, self.backend, self._fingerprint, options) if cached else None
-        found = None if key is None else self._cache.get(key, self.backend.device)
-        if found is not None:
-            found = replace(found, facts=found.facts.of(path, status))
-            return Decoded(None, found, time.perf_counter() - begin, options)
-        clip = video.decode(
+        key = None
+        if options.cache and options.look == "once" and not isinstance(path, Frames):
+            status = check_video(path)
+            key = entry_key(path, self.backend, self._fingerprint, options)
+            found = None if key is None else self._cache.get(key, self.backend.device)
+            if found is not None:
+                found = replace(found, facts=found.facts.of(path, status))
+                return Decoded(None, found, time.perf_counter() - begin, options)
+        clip = decode(
             path,
             self.backend.sampling(options.sampling),
             lambda frame, frames: self.backend.fit(frame, options, frames),
             options.seek,
-            video.Limits(options.timeout, options.max_source_pixels),
+            Limits(options.timeout, options.max_source_pixels),
         )
         return Decoded(clip, None, time.perf_counter() - begin, options, key)
 
@@ -262,9 +302,10 @@ class VideoQA:
         self,
         watched: Watched,
         question: str | None,
-        options: AskOptions,
+        options: AskOptions | None = None,
         *,
         on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> Watched:
         """Encode the ends and what the question asks about at full size, if the video was seen in small frames.
 
@@ -272,6 +313,7 @@ class VideoQA:
         """
         if watched.frames is None:
             return watched
+        options = _options(options, given, watched)
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
         usual = replace(options, keep=Keep.parse(DEFAULT_KEEP), selector=DEFAULT_SELECTOR, merge=False)
@@ -285,43 +327,52 @@ class VideoQA:
         self,
         watched: Watched | Sequence[Watched],
         question: str,
-        options: AskOptions,
+        options: AskOptions | None = None,
         *,
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> Answer:
         """Answer a question on a video, or several, that `watch` has encoded: `choose`, then `respond`.
 
         The answer's times include decoding and encoding, unless it is given `watched.again()`.
 
+        Args:
+            options: None is those that the (first) video was looked at with.
+
         Raises:
             UsageError: the question or the selector makes no sense.
             ModelError: the model makes tokens that are not finite numbers.
         """
-        choice = self.choose(watched, question, options, on_stage=on_stage)
+        choice = self.choose(watched, question, options, on_stage=on_stage, **given)
         return self.respond(choice, on_text=on_text, on_stage=on_stage)
 
     def choose(
         self,
         watched: Watched | Sequence[Watched],
         question: str | None,
-        options: AskOptions,
+        options: AskOptions | None = None,
         *,
         on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> Choice:
         """Choose the tokens that the language model gets, of a video or of several together; a `question` of None
         chooses for the video alone.
 
         A video that was seen in small frames gets its second look first (`look_again`).
 
+        Args:
+            options: None is those that the (first) video was looked at with.
+
         Raises:
             UsageError: the question or the selector makes no sense.
             ModelError: the model makes tokens that are not finite numbers.
         """
-        self.check(question, options)
         several = (watched,) if isinstance(watched, Watched) else watched
         if not several:
             raise UsageError("There is no video to choose from.")
+        options = _options(options, given, several[0])
+        self.check(question, options)
         videos = tuple(self.look_again(one, question, options, on_stage=on_stage) for one in several)
         clock = _Clock(on_stage, self.backend)
         clock.start("select")
@@ -534,6 +585,9 @@ def _check_options(options: AskOptions) -> None:
         raise UsageError(f"options must be AskOptions, not {options!r}.")
 
 
-def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
+def _options(options: AskOptions | None, given: Arguments, watched: Watched | None = None) -> AskOptions:
+    """These options, or those that the video was looked at with, or the defaults; with what is `given` besides."""
+    if options is None:
+        options = AskOptions() if watched is None else watched.options
     _check_options(options)
-    return options.changed(**settings) if settings else options
+    return options.changed(**given) if given else options

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flashvlm
+from flashvlm import units
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from flashvlm.encode import Encoded
     from flashvlm.options import AskOptions
     from flashvlm.selection.result import Selection
+
+# How many characters of a text the `repr` of an answer shows.
+LONGEST = 60
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,18 @@ class VideoFacts:
     rotation: int = 0
     size: int = 0
     modified: int = 0
+    # What it was given as, if not as a path: frames, or a temporary file that is kept as long as this.
+    given: Any = field(default=None, repr=False, compare=False)
 
-    def of(self, path: str | Path, status: os.stat_result) -> VideoFacts:
-        """The same facts, of the file `path`, which had this status before it was read."""
-        return replace(self, path=str(path), size=status.st_size, modified=status.st_mtime_ns)
+    @property
+    def source(self) -> Any:
+        """What its frames are read from again."""
+        return self.path if self.given is None else self.given
+
+    def of(self, video: Any, status: os.stat_result) -> VideoFacts:
+        """The same facts, of this `flashvlm.video.Video`, whose file had this status before it was read."""
+        given = None if isinstance(video, str | Path) else video
+        return replace(self, path=str(video), size=status.st_size, modified=status.st_mtime_ns or 0, given=given)
 
 
 @dataclass(frozen=True)
@@ -192,6 +204,16 @@ class Answer:
     videos: tuple[VideoFacts, ...] = ()
     areas: tuple[Area, ...] = ()
 
+    def __repr__(self) -> str:
+        first = f"first token after {units.seconds(self.seconds.time_to_first_token)}"
+        return f"<Answer {_short(self.answer)} to {_short(self.question)} on {_about(self)}, {first}>"
+
+    def _repr_html_(self) -> str | None:
+        """The report, as notebooks show it."""
+        from flashvlm import page
+
+        return page.snippet(self)
+
     def to_json(self) -> dict[str, Any]:
         """The answer as dicts, tuples, strings and numbers, as `json.dumps` takes them."""
         return _to_json(self)
@@ -242,6 +264,16 @@ class Inspection:
     videos: tuple[VideoFacts, ...] = ()
     areas: tuple[Area, ...] = ()
 
+    def __repr__(self) -> str:
+        asked = "" if self.question is None else f" for {_short(self.question)}"
+        return f"<Inspection{asked} of {_about(self)}, by {self.selection.selector}>"
+
+    def _repr_html_(self) -> str | None:
+        """The report, as notebooks show it."""
+        from flashvlm import page
+
+        return page.snippet(self)
+
     def to_json(self) -> dict[str, Any]:
         """The inspection as dicts, tuples, strings and numbers, as `json.dumps` takes them; signals are summarised."""
         plain = _to_json(replace(self, signals={}))
@@ -252,8 +284,26 @@ class Inspection:
 Seen = Answer | Inspection
 
 
+def _about(seen: Seen) -> str:
+    named = f"{len(seen.videos)} videos" if seen.videos else Path(seen.video.path).name
+    return f"{named}: {seen.tokens.after} of {seen.tokens.before} tokens"
+
+
+def _short(text: str) -> str:
+    """A text as it is written in Python, its end left out if it is long."""
+    return repr(text if len(text) <= LONGEST else text[: LONGEST - 3] + "...")
+
+
 def _to_json(seen: Seen) -> dict[str, Any]:
-    plain = asdict(replace(seen, moments=tuple(replace(moment, nearest=()) for moment in seen.moments)))
+    seen = replace(
+        seen,
+        video=replace(seen.video, given=None),
+        videos=tuple(replace(video, given=None) for video in seen.videos),
+        moments=tuple(replace(moment, nearest=()) for moment in seen.moments),
+    )
+    plain = asdict(seen)
+    for facts in (plain["video"], *plain["videos"]):
+        del facts["given"]
     for moment in plain["moments"]:
         del moment["nearest"], moment["first"]
     if not seen.videos:

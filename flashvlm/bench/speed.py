@@ -136,7 +136,7 @@ class SpeedRun:
         return {
             "rows": rows,
             "model": asdict(answer.model),
-            "video": asdict(answer.video) | {"kind": self.video.kind if isinstance(self.video, Footage) else None},
+            "video": answer.to_json()["video"] | {"kind": self.video.kind if isinstance(self.video, Footage) else None},
             "frames": answer.frames,
             "moments": len(answer.moments),
             "cells": [answer.moments[0].grid_height, answer.moments[0].grid_width],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def upright(picture: np.ndarray, turned: Orientation) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(picture, -turned.rotation // 90))
 
 
-def checked(path: str | Path, limits: Limits) -> Source:
+def checked(path: str | os.PathLike[str], limits: Limits) -> Source:
     """Refuse all but readable, whole files.
 
     FFmpeg reads what there is of a file that is cut short, and reports nothing. Most containers give their own length.

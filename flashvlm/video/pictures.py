@@ -61,7 +61,7 @@ class Animation(Reader):
                 image.seek(self._first + number)
                 image.load()
                 if number in wanted:
-                    yield _rgb(ImageOps.exif_transpose(image))
+                    yield rgb(ImageOps.exif_transpose(image))
 
 
 def open_picture(source: Source) -> Picture | Animation | None:
@@ -74,7 +74,7 @@ def open_picture(source: Source) -> Picture | Animation | None:
             # The second picture of a JPEG is the same in another size.
             if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
                 return Animation(source, image, rotation)
-            return Picture(_rgb(ImageOps.exif_transpose(image)), rotation)
+            return Picture(rgb(ImageOps.exif_transpose(image)), rotation)
     except UnidentifiedImageError:
         return None
 
@@ -115,7 +115,7 @@ def _lengths(source: Source, is_webp: bool) -> Iterator[float]:
             file.seek(after)
 
 
-def _rgb(picture: Image) -> torch.Tensor:
+def rgb(picture: Image) -> torch.Tensor:
     """A picture of Pillow as (H, W, 3) uint8, on white where it is transparent."""
     import numpy as np
     import torch

@@ -34,7 +34,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass
 class Source:
-    """A file that has been checked, and that readers are given.
+    """A file that has been checked, and that readers are given; or frames in memory (`reader`) under a name (`path`).
 
     `status`: of the file, from before it was read.
     """
@@ -42,6 +42,8 @@ class Source:
     path: Path
     status: os.stat_result
     limits: Limits
+    # What is read in its place, if there is no file.
+    reader: Reader | None = None
     _deadline: float = math.inf
 
     def restart(self) -> None:
