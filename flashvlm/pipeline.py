@@ -119,7 +119,33 @@ class VideoQA:
     then stand in for single options of it.
     """
 
-    def __init__(self, backend: Backend, name: str, load_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        name: str | None = None,
+        load_seconds: float = 0.0,
+        *,
+        model: Any = None,
+        processor: Any = None,
+    ) -> None:
+        """Wrap a model that is loaded already: `VideoQA(model=model, processor=processor)`.
+
+        Nothing of it is kept in the feature cache, since no file tells its weights.
+
+        Args:
+            backend: what `flashvlm.backends` made of a model; instead of `model` and `processor`.
+            name: what answers call the model.
+            model: of transformers; it is put into evaluation mode.
+            processor: the model's own, or its tokenizer alone.
+
+        Raises:
+            UsageError: these are no model and processor.
+            ModelError: the family is not supported, or the processor does not fit.
+        """
+        if backend is None:
+            backend = backends.wrap(model, processor)
+            name = name or Path(model.config.name_or_path).name
+        name = name or backend.model_class
         self.backend, self.name, self.load_seconds = backend, name, load_seconds
 
     def __repr__(self) -> str:
@@ -252,7 +278,7 @@ class VideoQA:
 
         # A second look needs frames, which the cache does not keep.
         key = None
-        if options.cache and options.look == "once" and not isinstance(path, Frames):
+        if options.cache and options.look == "once" and self._fingerprint and not isinstance(path, Frames):
             status = check_video(path)
             key = entry_key(path, self.backend, self._fingerprint, options)
             found = None if key is None else self._cache.get(key, self.backend.device)
@@ -536,10 +562,11 @@ class VideoQA:
         return FeatureCache.of_user()
 
     @cached_property
-    def _fingerprint(self) -> str:
+    def _fingerprint(self) -> str | None:
+        """What tells the weights from others; None if they are in no file."""
         # A change that the samples miss would give wrong answers: the weights' modification times count, too.
         written = sorted(path.stat().st_mtime_ns for path in self.backend.folder.glob("*.safetensors"))
-        return f"{models.fingerprint(self.backend.folder)} {written}"
+        return f"{models.fingerprint(self.backend.folder)} {written}" if written else None
 
     def _facts(self) -> ModelFacts:
         backend = self.backend

@@ -67,7 +67,8 @@ class Accuracy:
     )
     selectors: tuple[str, ...] = option(
         "",
-        "Selectors; the others are compared with the first. ablations: flashvlm's parts, one by one.",
+        "Selectors; the others are compared with the first. ablations: flashvlm's parts, one by one; ./FILE.py:NAME: a "
+        "function of your own.",
         MEASURED,
         metavar="A,B,...",
         unset="all",

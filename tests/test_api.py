@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 import flashvlm
@@ -26,6 +27,7 @@ from flashvlm.pipeline import Watched
 from flashvlm.samples import samples_dir
 from flashvlm.selection import SELECTORS, select
 from flashvlm.selection.inputs import Inputs
+from flashvlm.selection.result import Selection
 
 ONE, TWO = samples_dir() / "one.mp4", samples_dir() / "two.mp4"
 QUESTION = "What happens?"
@@ -302,3 +304,35 @@ def test_results_are_short_in_a_console_and_reports_in_a_notebook(demo: VideoQA,
         assert page.startswith("<iframe srcdoc=") and page.count("<iframe") == 1 and "data:image/webp" in page
     gone = replace(answer, video=replace(answer.video, path="gone.mp4"))
     assert gone._repr_html_() is None
+
+
+def test_a_model_that_is_loaded_already_is_wrapped(demo: VideoQA) -> None:
+    folder = demo.backend.folder
+    model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.num_beams = 3
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    for handed in (processor, processor.tokenizer):
+        qa = VideoQA(model=model, processor=handed)
+        answer, expected = qa.ask(ONE, QUESTION, cache=True), demo.ask(ONE, QUESTION)
+        assert (answer.answer, answer.moments, answer.warnings) == (expected.answer, expected.moments, ())
+    assert model.generation_config.num_beams == 3
+
+
+def test_what_cannot_be_wrapped_is_told(demo: VideoQA) -> None:
+    for wrong in ({}, {"model": demo.backend.model}, {"model": "demo", "processor": demo.backend.tokenizer}):
+        with pytest.raises(UsageError, match="takes a model of transformers and its processor"):
+            VideoQA(**wrong)
+    with pytest.raises(ModelError, match="Models of type 'bert' are not supported"):
+        tiny = transformers.BertConfig(hidden_size=4, num_attention_heads=1, num_hidden_layers=1, intermediate_size=4)
+        VideoQA(model=transformers.BertModel(tiny), processor=demo.backend.tokenizer)
+
+
+def test_a_selector_of_ones_own_is_asked_end_to_end(demo: VideoQA) -> None:
+    def first(inputs: Inputs) -> Selection:
+        return Selection.of(inputs, torch.arange(inputs.budget))
+
+    answer = demo.ask(ONE, QUESTION, selector=first, keep=5)
+    assert answer.tokens.after == 5 and answer.moments[0].kept_count == 5
+    assert answer.selection.selector == answer.to_json()["settings"]["selector"] == "first"
+    with pytest.raises(UsageError, match="'<lambda>' must keep 5 tokens, each once; it gave 1"):
+        demo.ask(ONE, QUESTION, keep=5, selector=lambda inputs: Selection.of(inputs, torch.arange(1)))

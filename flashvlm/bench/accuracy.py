@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashvlm import models
-from flashvlm.bench import scoring
+from flashvlm.bench import own, scoring
 from flashvlm.bench.ablation import ABLATIONS, ablated
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.errors import UsageError, VideoError, known, sentence_of
 from flashvlm.journal import Journal, Record, difference, other_settings
 from flashvlm.options import NO_MATTER, AskOptions, Keep
 from flashvlm.report import code_digest, versions
-from flashvlm.selection import BY_CONTENT, SELECTORS
+from flashvlm.selection import BY_CONTENT, SELECTORS, Selector
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for selector in self.selectors:
-            if selector not in ABLATIONS:
+            if own.is_own(selector):
+                own.digest(selector)
+            elif selector not in ABLATIONS:
                 known("selector", selector, SELECTORS)
         if len(set(self.selectors)) < max(1, len(self.selectors)):
             raise UsageError("Name at least one selector, and each once.")
@@ -106,6 +108,7 @@ class Settings:
             "weights": models.fingerprint(models.fetch(self.model, self.revision)),
             **versions(),
             "code": code_digest(),
+            **{name: own.digest(name) for name in self.selectors if own.is_own(name)},
         }
 
 
@@ -142,6 +145,9 @@ class Run:
             ModelError: the model is not available.
         """
         self.settings, self.data, self.numbers = settings, data, numbers
+        for name in settings.selectors:
+            # What is wrong with one is told before the model is loaded.
+            _function(name)
         self.identity = settings.identity(data)
         self._results: Journal | None = None
         there: list[Record] = []
@@ -401,13 +407,20 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
         group_sizes=encoded.group_sizes,
         budget=keep.budget(count),
         delta=keep.delta,
-        selector=ablated(selector) if selector in ABLATIONS else selector,
+        selector=_function(selector),
         metric=settings.options.metric,
         seed=settings.options.seed,
     )
     if seen is not encoded.tokens:
         selection = selection.remade(encoded.tokens)
     return selection.merged() if settings.options.merge else selection
+
+
+def _function(selector: str) -> str | Selector:
+    """What `select` takes for a selector of this name."""
+    if own.is_own(selector):
+        return own.of_file(selector)
+    return ablated(selector) if selector in ABLATIONS else selector
 
 
 def _noisy(tokens: Tensor, share: float, seed: int) -> Tensor:
