@@ -14,6 +14,9 @@ from flashvlm.errors import OutputError, UsageError, VideoError
 
 OVERLAYS = (".png", ".gif", ".webp", ".mp4")
 REPORTS = (".html", ".htm")
+RECORDS = (".jsonl", ".ndjson", ".csv", ".tsv")
+# What the names of videos and pictures end in, most of them.
+VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp", ".png", ".jpg", ".jpeg"}
 PLOTS = (".png", ".svg", ".pdf")
 # The variables that name a user's folders, and what these are in the home folder otherwise:
 # https://specifications.freedesktop.org/basedir-spec/latest/

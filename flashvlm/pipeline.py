@@ -136,7 +136,7 @@ class VideoQA:
             backend: what `flashvlm.backends` made of a model; instead of `model` and `processor`.
             name: what answers call the model.
             model: of transformers; it is put into evaluation mode.
-            processor: the model's own, or its tokenizer alone.
+            processor: the model's own.
 
         Raises:
             UsageError: these are no model and processor.

@@ -177,9 +177,13 @@ class Bar:
 class RowProgress(Bar):
     """The progress of a batch, on standard error: a bar if that is a terminal, else a line now and then."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, by_video: bool = False) -> None:
+        """
+        Args:
+            by_video: a row is named by its video, not by its line.
+        """
         super().__init__("loading the model", run.total, run.done, paced=True)
-        self._run = run
+        self._run, self._by_video = run, by_video
         self._failures = 0
         self._warnings: set[str] = set()
         # The time of the last line; counted from the first record, when the model is loaded.
@@ -202,13 +206,13 @@ class RowProgress(Bar):
         if "error" in record:
             self._failures += 1
             if self._failures <= FAILURES_TOLD:
-                self._say(f"line {record['line']}: {record['error']['message']}")
+                self._say(self._where(record, record["error"]["message"]))
             if self._failures == FAILURES_TOLD + 1:
                 self._say("Further failures are only noted in the records.")
         for warning in record.get("warnings", ()):
             if warning not in self._warnings and len(self._warnings) < FAILURES_TOLD:
                 self._warnings.add(warning)
-                self._say(f"warning: line {record['line']}: {warning}")
+                self._say(f"warning: {self._where(record, warning)}")
         to_go = "" if run.seconds_to_go is None else f", {units.duration(run.seconds_to_go)} to go"
         pace = f"{_rate(run.videos_a_minute)} videos a minute{to_go}"
         self._columns.update(self._task, description="answering", completed=run.done, pace=pace)
@@ -235,6 +239,11 @@ class RowProgress(Bar):
         if run.records is not None and run.records.others:
             others = units.plural(run.records.others, "record")
             output.say(f"{run.records.path} keeps {others} of rows that the input does not have.")
+
+    def _where(self, record: Mapping[str, Any], sentence: str) -> str:
+        """The sentence, with the row that it is about."""
+        named = record["row"]["video"] if self._by_video else f"line {record['line']}"
+        return sentence if sentence.startswith(named) else f"{named}: {sentence}"
 
     def _say(self, sentence: str) -> None:
         if self._columns.disable:

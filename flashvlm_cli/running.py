@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flashvlm.errors import FlashVLMError, UsageError
+from flashvlm.files import VIDEOS
 from flashvlm.libraries import hide_unfit_torchvision
 from flashvlm_cli import output
 from flashvlm_cli.options import Pictures
@@ -17,6 +18,7 @@ from flashvlm_cli.options import Pictures
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from flashvlm.options import AskOptions
     from flashvlm.report import Answer, Inspection, Seen
     from flashvlm_cli.console import Progress
 
@@ -50,6 +52,19 @@ def prepare_libraries() -> None:
         os.environ.setdefault(variable, value)
 
 
+def look_ahead(videos: Sequence[str], options: AskOptions) -> None:
+    """Refuse videos that cannot be looked at, before a model is loaded for them.
+
+    Raises:
+        VideoError: one is missing, or no video.
+        UsageError: the part to look at begins past its end.
+    """
+    from flashvlm import video
+
+    for one in videos:
+        video.glance(one, options.sampling, video.Limits(options.timeout, options.max_source_pixels))
+
+
 def standard_input() -> TextIO:
     """Standard input, which a shell can close.
 
@@ -76,14 +91,10 @@ def read_question(text: str) -> str:
     return question
 
 
-# What the names of videos and pictures end in, most of them.
-SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp", ".png", ".jpg", ".jpeg"}
-
-
 def names_file(question: str) -> bool:
     """Whether what stands where the question goes is a file, probably a video, or called like one."""
     suffix = os.path.splitext(question)[1]
-    return bool(suffix) and (os.path.isfile(question) or (suffix.lower() in SUFFIXES and " " not in question))
+    return bool(suffix) and (os.path.isfile(question) or (suffix.lower() in VIDEOS and " " not in question))
 
 
 def show_loading(progress: Progress, loading: dict[str, Any]) -> None:

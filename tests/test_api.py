@@ -311,10 +311,9 @@ def test_a_model_that_is_loaded_already_is_wrapped(demo: VideoQA) -> None:
     model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     model.generation_config.num_beams = 3
     processor = transformers.AutoProcessor.from_pretrained(folder)
-    for handed in (processor, processor.tokenizer):
-        qa = VideoQA(model=model, processor=handed)
-        answer, expected = qa.ask(ONE, QUESTION, cache=True), demo.ask(ONE, QUESTION)
-        assert (answer.answer, answer.moments, answer.warnings) == (expected.answer, expected.moments, ())
+    answer = VideoQA(model=model, processor=processor).ask(ONE, QUESTION, cache=True)
+    expected = demo.ask(ONE, QUESTION)
+    assert (answer.answer, answer.moments, answer.warnings) == (expected.answer, expected.moments, ())
     assert model.generation_config.num_beams == 3
 
 
@@ -324,7 +323,8 @@ def test_what_cannot_be_wrapped_is_told(demo: VideoQA) -> None:
             VideoQA(**wrong)
     with pytest.raises(ModelError, match="Models of type 'bert' are not supported"):
         tiny = transformers.BertConfig(hidden_size=4, num_attention_heads=1, num_hidden_layers=1, intermediate_size=4)
-        VideoQA(model=transformers.BertModel(tiny), processor=demo.backend.tokenizer)
+        processor = transformers.AutoProcessor.from_pretrained(demo.backend.folder)
+        VideoQA(model=transformers.BertModel(tiny), processor=processor)
 
 
 def test_a_selector_of_ones_own_is_asked_end_to_end(demo: VideoQA) -> None:

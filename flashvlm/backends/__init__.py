@@ -80,13 +80,13 @@ def wrap(model: Any, processor: Any) -> Backend:
 
     Args:
         model: one of transformers' own classes.
-        processor: its processor, or its tokenizer alone.
+        processor: its processor, with the tokenizer and how frames are prepared.
 
     Raises:
         UsageError: these are no model and processor.
         ModelError: a family without a backend, quantised weights, or a processor that does not fit.
     """
-    if not isinstance(model, transformers.PreTrainedModel) or not hasattr(processor, "save_pretrained"):
+    if not isinstance(model, transformers.PreTrainedModel) or not hasattr(processor, "tokenizer"):
         raise UsageError("VideoQA takes a model of transformers and its processor; from_pretrained takes a name.")
     name = type(model).__name__
     config = {**model.config.to_dict(), "architectures": [name]}

@@ -155,6 +155,9 @@ def _picture(given: Any) -> torch.Tensor:
         return rgb(ImageOps.exif_transpose(given))
     if not isinstance(given, np.ndarray | torch.Tensor):
         raise UsageError(f"A frame is an array, a tensor or a picture of Pillow, not {given!r:.80}.")
+    if isinstance(given, np.ndarray) and not given.flags.writeable:
+        # torch has no tensors that cannot be written to.
+        given = given.copy()
     frame = torch.as_tensor(given).detach().cpu()
     if frame.ndim == 3 and frame.shape[2] != 3 and frame.shape[0] == 3:
         frame = frame.permute(1, 2, 0)
