@@ -77,6 +77,8 @@ def refuse_address(path: str | os.PathLike[str]) -> None:
     # A `Path` drops one of the two slashes.
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) and not os.path.exists(path):
         instead = "give its path" if str(path).startswith("file:") else "download the video and give the file"
+        if str(path).startswith("http"):
+            instead += ", or let yt-dlp do it: pip install 'flashvlm[web]'"
         raise VideoError(f"{path}: this is an address; {instead}.")
 
 

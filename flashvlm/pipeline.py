@@ -195,8 +195,8 @@ class VideoQA:
         """Answer one question on one video (or still image), or on several.
 
         Args:
-            video: its path, its bytes or an open file; `flashvlm.Frames`; a picture (an array, a tensor or one of
-                Pillow). Or a list of several; the budget is for all of them together.
+            video: its path, its web address (with yt-dlp), its bytes or an open file; `flashvlm.Frames`; a picture
+                (an array, a tensor or one of Pillow). Or a list of several; the budget is for all of them together.
             options: everything that can be set; `given` stands in for single options of it.
             on_text: gets the answer piece by piece as it is generated.
             on_stage: gets `decode`, `encode`, `select`, `prefill` and `generate` as each begins.

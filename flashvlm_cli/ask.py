@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashvlm.errors import UsageError
-from flashvlm.files import check_video
 from flashvlm.options import AskOptions
 from flashvlm_cli import output
 from flashvlm_cli.options import OUTPUT, More, Pictures, ask_options, model_options, options_of, takes
-from flashvlm_cli.running import draw, names_file, prepare_libraries, read_question, show_loading, stream_answer
+from flashvlm_cli.running import (
+    draw,
+    look_ahead,
+    names_file,
+    prepare_libraries,
+    read_question,
+    show_loading,
+    stream_answer,
+)
 
 if TYPE_CHECKING:
     from flashvlm.report import Answer, Inspection
@@ -45,8 +52,7 @@ def ask(
     videos = [video, *more]
     if names_file(question):
         raise UsageError(f"The question goes last, and {question} is a file.")
-    for one in videos:
-        check_video(one)
+    videos = look_ahead(videos, options, as_json or quiet)
     pictures.check(videos)
     asked = read_question(question)
     prepare_libraries()
@@ -57,7 +63,7 @@ def ask(
 
         loaded = VideoQA.from_pretrained(**loading)
         if pictures.report is None:
-            return loaded.ask(videos if more else video, asked, options, on_text=on_text, on_stage=on_stage)
+            return loaded.ask(videos if more else videos[0], asked, options, on_text=on_text, on_stage=on_stage)
         loaded.check(asked, options)
         watched = loaded.watch(videos, options, on_stage=on_stage)
         choice = loaded.choose(watched, asked, options, on_stage=on_stage)

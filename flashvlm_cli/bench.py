@@ -12,12 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from flashvlm.errors import UsageError
-from flashvlm.files import check_video
 from flashvlm.options import AskOptions, allowed, among, at_least, one_of, option, some_of
 from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
 from flashvlm_cli.options import OUTPUT, ask_options, model_options, options_of, takes, whole_number
-from flashvlm_cli.running import prepare_libraries
+from flashvlm_cli.running import look_ahead, prepare_libraries
 
 MEASURED = "What is measured"
 STRESS = "Made harder"
@@ -290,7 +289,7 @@ def speed(
         for name in ("clip", "size", "seconds"):
             if getattr(own, name) is not None:
                 raise UsageError(f"--{name} is for a generated clip: leave out the video.")
-        check_video(video)
+        (video,) = look_ahead([video], options, own.as_json)
         shown = Path(video)
     prepare_libraries()
     with Progress() as progress:

@@ -47,6 +47,7 @@ THEME = Theme(
 
 STAGES = {
     "fetch": "fetching the model, this once",
+    "web": "downloading the video",
     "load": "loading the model",
     "decode": "reading the video",
     "encode": "looking at the frames",
@@ -123,10 +124,10 @@ class Progress:
         if self._live is not None:
             self._spinner.update(text=Text(STAGES.get(name, name), "label"))
 
-    def fetched(self, done: int, total: int) -> None:
+    def fetched(self, done: int, total: int, what: str = "fetch") -> None:
         """Show how far a download is, in bytes."""
-        if self._live is not None:
-            label = Text(f"{STAGES['fetch']}  ", "label")
+        if self._live is not None and total:
+            label = Text(f"{STAGES[what]}  ", "label")
             label.append_text(Text.assemble(*charts.share_bar(done, total, DOWNLOAD_BAR_CELLS)))
             label.append(f"  {units.scaled(done, 'B')} of {units.scaled(total, 'B')}")
             self._spinner.update(text=label)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashvlm.errors import UsageError
-from flashvlm.files import check_video
 from flashvlm.options import DEFAULT_SELECTOR, TOKENS, AskOptions, some_of
 from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
@@ -23,7 +22,7 @@ from flashvlm_cli.options import (
     options_of,
     takes,
 )
-from flashvlm_cli.running import draw, names_file, prepare_libraries, read_question, show_loading
+from flashvlm_cli.running import draw, look_ahead, names_file, prepare_libraries, read_question, show_loading
 
 if TYPE_CHECKING:
     from flashvlm.report import Inspection
@@ -73,8 +72,7 @@ def inspect(
     if question is not None and names_file(question):
         more, question = [*more, question], None
     videos = [video, *more]
-    for one in videos:
-        check_video(one)
+    videos = look_ahead(videos, options, as_json or quiet)
     pictures.check(videos)
     asked = None if question is None else read_question(question)
     prepare_libraries()

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from flashvlm.files import check_overlay, check_report
+from flashvlm.libraries import check_device
 from flashvlm.models import DEFAULT_MODEL
 from flashvlm.options import MODEL, OPTIONS, AskOptions, Option, check_fields, declared, flag_of, option
 
@@ -206,4 +207,5 @@ def model_options(
     ] = "auto",
 ) -> dict[str, Any]:
     """The arguments of `VideoQA.from_pretrained`."""
+    check_device(device)
     return {"model": model, "revision": revision, "device": device, "dtype": dtype}

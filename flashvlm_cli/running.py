@@ -52,17 +52,31 @@ def prepare_libraries() -> None:
         os.environ.setdefault(variable, value)
 
 
-def look_ahead(videos: Sequence[str], options: AskOptions) -> None:
-    """Refuse videos that cannot be looked at, before a model is loaded for them.
+def look_ahead(videos: Sequence[str], options: AskOptions, quiet: bool = True) -> list[str]:
+    """Refuse videos that cannot be looked at, before a model is loaded for them; returns their paths.
+
+    What is given by its address is downloaded; unless `quiet`, that is shown on standard error.
 
     Raises:
         VideoError: one is missing, or no video.
         UsageError: the part to look at begins past its end.
     """
-    from flashvlm import video
+    from flashvlm import video, web
 
-    for one in videos:
+    paths = [fetched(one, quiet) if web.is_address(one) else one for one in videos]
+    for one in paths:
         video.glance(one, options.sampling, video.Limits(options.timeout, options.max_source_pixels))
+    return paths
+
+
+def fetched(address: str, quiet: bool) -> str:
+    """The path of a video that is downloaded."""
+    from flashvlm import web
+    from flashvlm_cli.console import Progress
+
+    with Progress(shown=not quiet) as progress:
+        progress.stage("web")
+        return str(web.fetch(address, lambda done, total: progress.fetched(done, total, "web")))
 
 
 def standard_input() -> TextIO:

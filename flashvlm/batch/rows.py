@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flashvlm import web
 from flashvlm.errors import UsageError
 from flashvlm.files import VIDEOS
 from flashvlm.units import plural
@@ -74,7 +75,8 @@ def of_videos(patterns: Sequence[str], questions: Sequence[str]) -> list[Row]:
     videos: dict[str, None] = {}
     for pattern in patterns:
         # A file may have exactly this name, brackets and all.
-        found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+        alone = os.path.isfile(pattern) or web.is_address(pattern)
+        found = [pattern] if alone else sorted(glob.glob(pattern, recursive=True))
         if os.path.isdir(pattern):
             names = sorted(name for name in os.listdir(pattern) if Path(name).suffix.lower() in VIDEOS)
             found = [os.path.join(pattern, name) for name in names]

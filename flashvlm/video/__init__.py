@@ -20,18 +20,21 @@ from flashvlm.options import Sampling
 from flashvlm.report import VideoFacts
 from flashvlm.video.containers import checked
 from flashvlm.video.memory import Frames
-from flashvlm.video.pictures import open_picture
-from flashvlm.video.plan import TIME_TOLERANCE, choose_frames, near_keys, nearest
+from flashvlm.video.pictures import length_of, open_picture
+from flashvlm.video.plan import TIME_TOLERANCE, check_start, choose_frames, near_keys, nearest
 from flashvlm.video.reader import DEFAULT_LIMITS, InexactError, Limits, Reader, Source
 from flashvlm.video.with_decord import DecordReader
 from flashvlm.video.with_pyav import ForwardReader, PyAVReader
+from flashvlm.video.with_pyav import opened as opened_file
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Clip", "Frames", "Limits", "Video", "choose_frames", "decode", "frames_at", "near_keys", "times"]
+__all__ = ["Clip", "Frames", "Limits", "Video", "choose_frames", "decode", "frames_at", "glance", "near_keys", "times"]
 
 Video = str | os.PathLike[str] | Frames
+# How far the length that a file gives may be from the time of its last frame, in seconds.
+ROUGHLY = 1.0
 # The status of what is no file.
 NO_FILE = os.stat_result((0,) * 10)
 
@@ -85,6 +88,22 @@ def decode(
         with contextlib.suppress(InexactError, VideoError):
             return read(opened)
     return read(last)
+
+
+def glance(path: str | os.PathLike[str], sampling: Sampling, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Refuse what `decode` would refuse, as far as the head of the file shows it: quickly, and without torch.
+
+    Raises:
+        VideoError: the file is missing, no video, or cut short.
+        UsageError: `sampling.start` is past the end of the video.
+    """
+    source = checked(path, limits)
+    length = length_of(source)
+    if length is None:
+        with opened_file(source) as (container, _):
+            # In millionths of a second; some files do not say, or not exactly.
+            length = math.inf if container.duration is None else container.duration / 1e6 + ROUGHLY
+    check_start(sampling.start or 0.0, length)
 
 
 def frames_at(path: Video, timestamps: Sequence[float], limits: Limits = DEFAULT_LIMITS) -> Iterator[torch.Tensor]:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
+from flashvlm import web
 from flashvlm.errors import UsageError
 from flashvlm.files import check_video
 from flashvlm.video.reader import Reader, duration_of
@@ -98,7 +99,8 @@ class StoredFile(os.PathLike[str]):
 
 
 def taken(given: Any) -> str | os.PathLike[str] | Frames:
-    """A video in any form as a path or frames. A path is checked (`check_video`), bytes become a `StoredFile`.
+    """A video in any form as a path or frames. A path is checked (`check_video`), an address is downloaded (`web`),
+    bytes become a `StoredFile`.
 
     Raises:
         UsageError: it is in no form that a video may have, or an array of several frames without times.
@@ -118,6 +120,8 @@ def taken(given: Any) -> str | os.PathLike[str] | Frames:
                 "timestamps."
             )
         return Frames(frames)
+    if web.is_address(given):
+        return web.fetch(given)
     check_video(given)
     return given
 

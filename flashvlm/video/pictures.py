@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -75,6 +76,18 @@ def open_picture(source: Source) -> Picture | Animation | None:
             if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
                 return Animation(source, image, rotation)
             return Picture(rgb(ImageOps.exif_transpose(image)), rotation)
+    except UnidentifiedImageError:
+        return None
+
+
+def length_of(source: Source) -> float | None:
+    """How long a picture lasts, as its head says: 0 for a still one, infinity for an animated one; None if the file is
+    none."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        with _pictures(source) as image:
+            return math.inf if image.format != "JPEG" and getattr(image, "n_frames", 1) > 1 else 0.0
     except UnidentifiedImageError:
         return None
 
