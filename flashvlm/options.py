@@ -357,6 +357,7 @@ class Arguments(TypedDict, total=False):
     seek: str
     look: str
     system: str | None
+    subtitles: str | None
     max_new_tokens: int
     temperature: float
     top_p: float | None
@@ -452,6 +453,15 @@ class AskOptions:
         **one_of(*LOOKS),
     )
     system: str | None = option(None, "System prompt.", ANSWER, metavar="TEXT", unset="the checkpoint's own")
+    subtitles: str | None = option(
+        None,
+        "Lines of this file (.srt, .vtt) within the part looked at join the question; auto: of the file beside the "
+        "video, or of the track in it.",
+        ANSWER,
+        metavar="FILE|auto",
+        unset="none",
+        suggest=among({"auto": "the file beside the video, or the track in it"}),
+    )
     max_new_tokens: int = option(128, "Longest answer, in tokens.", ANSWER, metavar="N", check=at_least(1))
     temperature: float = option(
         0.0,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import torch
 
-from flashvlm import backends, models, units
+from flashvlm import backends, models, subtitles, units
 from flashvlm.backends.base import Backend
 from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import CachedVideo, FeatureCache, entry_key
@@ -447,7 +447,9 @@ class VideoQA:
         if choice.question is None:
             raise UsageError("The question is empty.")
         options, clock = choice.options, _Clock(on_stage, self.backend)
-        prompt = self.backend.prompt(choice.question, options.system, [one.encoded for one in choice.videos])
+        said = _subtitles(choice)
+        asked = subtitles.joined(choice.question, said)
+        prompt = self.backend.prompt(asked, options.system, [one.encoded for one in choice.videos])
         clock.start("prefill")
         generated = generate(
             self.backend,
@@ -472,8 +474,11 @@ class VideoQA:
         prompt_tokens = BeforeAfter(
             *(prompt.staying + count for count in (prompt.tokens, len(choice.selection.indices)))
         )
+        if options.subtitles is not None and not any(said):
+            shared["warnings"] += ("There are no subtitles within the part that was looked at.",)
         return Answer(
             **shared,
+            subtitles=sum(map(len, said)),
             answer=generated.text,
             generated_tokens=generated.tokens,
             prompt_tokens=prompt_tokens,
@@ -547,6 +552,8 @@ class VideoQA:
         _check_options(options)
         if question is not None and not isinstance(question, str):
             raise UsageError(f"The question must be a text, not {question!r}.")
+        if options.subtitles not in (None, subtitles.AUTO):
+            subtitles.read(options.subtitles)
         if question is not None and not question.strip():
             raise UsageError("The question is empty.")
         for name, text in (("question", question), ("system prompt", options.system)):
@@ -605,6 +612,28 @@ def _seconds(choice: Choice) -> dict[str, float]:
         "encode": sum(one.encode_seconds for one in choice.videos),
         "select": choice.seconds,
     }
+
+
+def _subtitles(choice: Choice) -> list[list[subtitles.Line]]:
+    """The lines of each video that join the question.
+
+    Raises:
+        UsageError: one file is given for several videos, or cannot be read.
+    """
+    wanted, several = choice.options.subtitles, choice.videos
+    if wanted is None:
+        return []
+    if wanted != subtitles.AUTO and len(several) > 1:
+        raise UsageError("`subtitles` takes a file for one video; auto finds those of each of several.")
+    limits = Limits(choice.options.timeout, choice.options.max_source_pixels)
+    return [
+        subtitles.within(
+            subtitles.of_video(one.facts.source, limits) if wanted == subtitles.AUTO else subtitles.read(wanted),
+            one.options.sampling.start,
+            one.options.sampling.end,
+        )
+        for one in several
+    ]
 
 
 def _check_options(options: AskOptions) -> None:

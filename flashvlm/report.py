@@ -203,6 +203,8 @@ class Answer:
     area: Area = field(default=Area())
     videos: tuple[VideoFacts, ...] = ()
     areas: tuple[Area, ...] = ()
+    # How many lines of subtitles joined the question.
+    subtitles: int = 0
 
     def __repr__(self) -> str:
         first = f"first token after {units.seconds(self.seconds.time_to_first_token)}"

@@ -459,7 +459,10 @@ def _facts(answer: Seen, width: int) -> list[Text]:
     lines = []
     for label, video in named.items():
         lines += _labelled(label, _flow(_plain(*_video_facts(video, width)), width))
-    return [*lines, *_labelled("looked at", _flow(sampled, width))]
+    lines += _labelled("looked at", _flow(sampled, width))
+    if said := getattr(answer, "subtitles", 0):
+        lines += _labelled("subtitles", _flow(_plain(f"{units.plural(said, 'line')} with the question"), width))
+    return lines
 
 
 def _video_facts(video: VideoFacts, width: int) -> list[str]:

@@ -61,11 +61,13 @@ def look_ahead(videos: Sequence[str], options: AskOptions, quiet: bool = True) -
         VideoError: one is missing, or no video.
         UsageError: the part to look at begins past its end.
     """
-    from flashvlm import video, web
+    from flashvlm import subtitles, video, web
 
     paths = [fetched(one, quiet) if web.is_address(one) else one for one in videos]
     for one in paths:
         video.glance(one, options.sampling, video.Limits(options.timeout, options.max_source_pixels))
+    if options.subtitles not in (None, subtitles.AUTO):
+        subtitles.read(options.subtitles)
     return paths
 
 
