@@ -165,6 +165,8 @@ def _groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
 
 def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int]) -> Features:
     features = backend.features(torch.cat(list(groups)))
+    if not isinstance(features, Features):
+        raise ValueError(f"{type(backend).__name__}.features must return Features, not {type(features).__name__}.")
     tokens, saliency, planes = features
     expected = (len(groups), backend.class_tokens + grid[0] * grid[1])
     if not tokens.shape[:2] == saliency.shape == expected or (planes is not None and planes.shape[1:3] != expected):

@@ -155,7 +155,7 @@ def _download(address: str, folder: Path, limit: int, on_download: OnDownload) -
             downloader.extract_info(address)
     except yt_dlp.utils.YoutubeDLError as error:
         first = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[:1]
-        why = first[0].removeprefix("ERROR: ") if first else type(error).__name__
+        why = first[0].removeprefix("ERROR: ").partition(" (caused by")[0] if first else type(error).__name__
         raise VideoError(f"{address}: it cannot be downloaded: {why.rstrip('.')}.") from error
 
 

@@ -63,6 +63,8 @@ LABEL_WIDTH = 9
 GAP = 2
 BEFORE = INDENT + LABEL_WIDTH + GAP
 NARROWEST, WIDEST = 24, 100
+# Tables go into files and issues, too, and look the same there.
+WIDTH_OF_TABLES = 80
 # Beside the facts of a model its description takes so many columns, or stands below them.
 WIDE_ENOUGH = 40
 CHART_HEIGHT = 4
@@ -265,10 +267,11 @@ def _rate(number: float) -> str:
     return units.count(round(number)) if number >= 99.95 else f"{number:.3g}"
 
 
-def print_table(title: str, columns: Mapping[str, Sequence[str]]) -> None:
+def print_table(title: str, columns: Mapping[str, Sequence[str]], keys: int = 1) -> None:
     """Print a title and columns of equal length, by their heads, on standard output.
 
-    A column is right-aligned if any of its entries begins with a digit or sign, and left out if all are empty.
+    A column is right-aligned if any of its entries begins with a digit or sign, and left out if all are empty. Columns
+    that do not fit beside one another go on below, with the first `keys` of them, which say what a row is, once more.
     """
     padded = []
     for head, cells in columns.items():
@@ -276,9 +279,27 @@ def print_table(title: str, columns: Mapping[str, Sequence[str]]) -> None:
             width = max(map(len, (head, *cells)))
             figures = any(cell[:1].isdigit() or cell[:1] in "+-−" for cell in cells if cell)
             padded.append([cell.rjust(width) if figures else cell.ljust(width) for cell in (head, *cells)])
-    heads, *rows = ((" " * GAP).join(cells) for cells in zip(*padded, strict=True))
-    lines = [Text(title, "title"), Text(heads, "label"), *map(Text, rows), Text()]
+    lines = [Text(line, "title") for line in textwrap.wrap(title, WIDTH_OF_TABLES)]
+    for block in _blocks(padded, keys, WIDTH_OF_TABLES):
+        heads, *rows = ((" " * GAP).join(cells) for cells in zip(*block, strict=True))
+        lines += [Text(heads, "label"), *map(Text, rows), Text()]
     _print(lines, sys.stdout)
+
+
+def print_remark(text: str) -> None:
+    """Print a remark on a table below it."""
+    _print([*(Text(line, "aside") for line in textwrap.wrap(text, WIDTH_OF_TABLES)), Text()], sys.stdout)
+
+
+def _blocks(columns: list[list[str]], keys: int, width: int) -> list[list[list[str]]]:
+    """Columns of cells of one width each, in blocks of at most `width`, each with the first `keys` of the columns."""
+    first, blocks = columns[:keys], [list(columns[:keys])]
+    for column in columns[keys:]:
+        taken = sum(len(one[0]) + GAP for one in blocks[-1])
+        if taken + len(column[0]) > width and len(blocks[-1]) > keys:
+            blocks.append(list(first))
+        blocks[-1].append(column)
+    return blocks
 
 
 def print_summary(answer: Answer) -> None:

@@ -20,7 +20,7 @@ import pytest
 from fakes import HERE, STAGES, FakeVideoQA, an_answer, child, fake_models, fake_samples
 
 import flashvlm
-from flashvlm import units
+from flashvlm import units, web
 from flashvlm.errors import ModelError, UsageError, VideoError
 from flashvlm.report import BeforeAfter, SelectionFacts, VideoFacts
 from flashvlm_cli.app import main
@@ -178,7 +178,8 @@ def test_json_is_one_object_and_nothing_else(flash, clip, library):
 
 def test_json_is_utf8_whatever_the_locale_and_the_file_name(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff.mp4"
-    Path(os.fsdecode(path)).write_bytes(CLIP)
+    # Pillow takes such a name, and FFmpeg does not.
+    Path(os.fsdecode(path)).write_bytes((HERE.parent / "samples" / "still.jpg").read_bytes())
     command, environment = child("ask", os.fsdecode(path), "Was läuft?", "--json")
     done = subprocess.run(command, env={**environment, "PYTHONIOENCODING": "ascii"}, capture_output=True)
     told = json.loads(done.stdout.decode("utf-8"))
@@ -243,11 +244,13 @@ def test_what_is_no_file_name_is_told(flash, video, told):
 
 
 @pytest.mark.parametrize("command", [["ask", "{}", "What?"], ["inspect", "{}"], ["bench", "speed", "{}"]], ids=str)
-def test_an_address_is_no_video(flash, command):
-    for address in ("https://example.org/clip.mp4", "rtsp://example.org/camera"):
+def test_an_address_is_no_video(flash, command, monkeypatch):
+    monkeypatch.setattr(web, "find_spec", lambda name: None)
+    extra = ", or let yt-dlp do it: pip install 'flashvlm[web]'"
+    for address, instead in (("https://example.org/clip.mp4", extra), ("rtsp://example.org/camera", "")):
         code, out, err = flash(*(part.format(address) for part in command))
         assert (code, out) == (3, "")
-        assert err == f"flashvlm: {address}: this is an address; download the video and give the file.\n"
+        assert err == f"flashvlm: {address}: this is an address; download the video and give the file{instead}.\n"
 
 
 def test_unexpected_error_is_one_sentence(flash, clip, library):

@@ -108,6 +108,8 @@ def wrap(model: Any, processor: Any) -> Backend:
 
 def rehearse(backend: Backend) -> None:
     """Use, for nothing, the settings that are read but not used while loading; whatever is wrong with them raises."""
+    if not backend.marker:
+        raise ValueError(f"{type(backend).__name__} has no marker for a video")
     if backend.too_long("What happens?"):
         raise ValueError("it reads fewer tokens than a question has")
     options, count = AskOptions(), backend.frames_per_group
@@ -124,7 +126,10 @@ def rehearse(backend: Backend) -> None:
 
 def _own(family: str) -> type[Backend]:
     module, name = FAMILIES[family].split(":")
-    return getattr(import_module(module), name)
+    own = getattr(import_module(module), name)
+    if not hasattr(transformers, getattr(own, "model_class", "")):
+        raise ValueError(f"{name} must set model_class to the name of a class of transformers.")
+    return own
 
 
 def _backend(family: str, config: dict[str, Any]) -> type[Backend]:

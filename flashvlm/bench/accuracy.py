@@ -442,7 +442,9 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
     at the same budget, both with paired bootstrap intervals (None if all clips are alike); `tie` says that the interval
     of the difference includes 0. Overall rows have `kept` (mean share of tokens), `seconds` (median time of the
     selection) and `delta` (mean coverage radius) and, if selectors are `hampered`, `same`: the mean share of the kept
-    tokens that they would also keep otherwise.
+    tokens that they would also keep otherwise. `known_to` is half of the widest interval; if it is too wide,
+    `needed` is how many questions tell the accuracy to `within`, else None. `chance_takes` is how many of each family
+    tell what chance is.
     """
     records = sorted(records, key=lambda record: (record["clip"], record["question"]))
     columns = [(budget, selector) for budget in settings.budgets for selector in settings.selectors]
@@ -452,7 +454,7 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
     asked = [Asked(r["text"], r["answer"], r["family"], tuple(r["choices"])) for r in records]
     clips = np.array([record["clip"] for record in records])
     families = list(dict.fromkeys(sorted(one.family for one in asked)))
-    sections = []
+    sections: list[Record] = []
     for family in ["all", *(families if len(families) > 1 else [])]:
         chosen = np.array([family in ("all", one.family) for one in asked])
         rows = _rows(columns, correct[chosen], clips[chosen], len(settings.selectors))
@@ -467,7 +469,25 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
         some = [one for one, ours in zip(asked, chosen, strict=True) if ours]
         chance = {"chance": scoring.chance(some, data.guesses), "chance_at_most": scoring.too_few(some)}
         sections.append({"family": family, "count": len(some), **chance, "rows": rows})
-    return {"questions": len(records), "clips": len(set(clips.tolist())), "sections": sections}
+    return {
+        "questions": len(records),
+        "clips": len(set(clips.tolist())),
+        **_known(sections[0]["rows"], len(records)),
+        "chance_takes": scoring.FEW,
+        "sections": sections,
+    }
+
+
+def _known(rows: Sequence[Record], count: int) -> Record:
+    """How well the accuracies are known, as in `summarise`."""
+
+    def half(row: Record) -> float:
+        low, high = row["accuracy_interval"]
+        return (high - low) / 2
+
+    widest = max(rows, key=half)
+    needed = scoring.needed(widest["accuracy"], count) if half(widest) > scoring.TOO_WIDE else None
+    return {"known_to": half(widest), "needed": needed, "within": scoring.WITHIN}
 
 
 def _rows(columns: Sequence[tuple[str, str]], correct: np.ndarray, clips: np.ndarray, selectors: int) -> list[Record]:

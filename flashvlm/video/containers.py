@@ -60,8 +60,8 @@ def checked(path: str | os.PathLike[str], limits: Limits) -> Source:
     Raises:
         VideoError: there is no such file, it cannot be read, is no ordinary file, is empty, or cut short.
     """
-    path = Path(path)
     status = check_video(path)
+    path = Path(path)
     if not status.st_size:
         # The files that the kernel makes up have no size either, and may block whoever reads them.
         raise VideoError(f"{path}: the file is empty.")
