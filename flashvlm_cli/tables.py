@@ -35,8 +35,8 @@ def print_accuracy(table: Row) -> None:
         "same": cells(rows, "same", percent),
     }
     print_table(title, budgets_and_selectors(rows) | measured, keys=2)
-    for note in notes(table):
-        print_remark(note)
+    if said := notes(table):
+        print_remark(" ".join(said))
     others = [row for row in rows if "difference" in row]
     if others:
         points = {
