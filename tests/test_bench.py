@@ -467,7 +467,7 @@ def test_a_video_that_cannot_be_read_is_left_out_and_told(
     for _ in range(2):
         assert main([*command, "-o", str(results)]) == 1
         out, error = capsys.readouterr()
-        assert "3 questions" in out and "without 2 questions about 1 unreadable video" in out
+        assert "3 questions" in out and "without 2 questions about 1 unreadable video" in " ".join(out.split())
         assert "warning: " in error and "broken.mp4" in error
     assert main([*command, "-o", str(results), "--json"]) == 1
     (left_out,) = json.loads(capsys.readouterr().out)["unreadable"]

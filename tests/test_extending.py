@@ -1,6 +1,7 @@
 """What the file of a new selector or model family gets wrong is said at once, and by its name."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_features_of_another_type_are_told(tmp_path: Path) -> None:
 
 def test_visual_tokens_that_nobody_names_are_told(tmp_path: Path) -> None:
     backend = load(tiny_video_llava(tmp_path)).backend
-    backend.model.config.video_token_index = None
+    backend.model = SimpleNamespace(config=SimpleNamespace(image_token_id=3))
     with pytest.raises(ValueError, match=r"VideoLlava must define visual_tokens: its .* has no video_token_id"):
         rehearse(backend)
 
