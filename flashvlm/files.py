@@ -20,11 +20,15 @@ VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp", ".png", ".jp
 PLOTS = (".png", ".svg", ".pdf")
 # The variables that name a user's folders, and what these are in the home folder otherwise:
 # https://specifications.freedesktop.org/basedir-spec/latest/
-FOLDERS = {"cache": ("XDG_CACHE_HOME", ".cache"), "state": ("XDG_STATE_HOME", ".local/state")}
+FOLDERS = {
+    "cache": ("XDG_CACHE_HOME", ".cache"),
+    "config": ("XDG_CONFIG_HOME", ".config"),
+    "state": ("XDG_STATE_HOME", ".local/state"),
+}
 
 
 def user_folder(kind: str) -> Path:
-    """flashvlm's folder in the user's `cache` or `state` folder; it need not exist.
+    """flashvlm's folder in the user's `cache`, `config` or `state` folder; it need not exist.
 
     Raises:
         UsageError: there is no home folder.

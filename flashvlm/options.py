@@ -1,8 +1,8 @@
 """What a user may ask for: the options of one question, each declared once, and how they are parsed.
 
 All that is known of an option stands in the field of `AskOptions` or `Sampling` that holds its value. From there come
-the command line, the settings of `chat`, the columns of `batch`, the options of `bench`, the table in
-docs/reference.md, the key of the feature cache, and what is refused.
+the command line, what the user may set for good (`defaults.py`), the settings of `chat`, the columns of `batch`, the
+options of `bench`, the table in docs/reference.md, the key of the feature cache, and what is refused.
 
 This module imports neither torch nor transformers, so that the command line can refuse bad usage at once.
 """
@@ -18,6 +18,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, TypedDict, Unpack
 
 from flashvlm.errors import UsageError, known
+from flashvlm.models import DEFAULT_MODEL
 from flashvlm.selection import BY_CONTENT, METRICS, SELECTORS, Selector, name_of
 
 DEFAULT_KEEP = "10%"
@@ -25,6 +26,8 @@ DEFAULT_SELECTOR = BY_CONTENT
 ENCODES = ("changed", "all")
 SEEKS = ("fast", "exact")
 LOOKS = ("once", "twice")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Below this, logits divided by the temperature overflow.
 LEAST_TEMPERATURE = 0.0001
 
@@ -152,19 +155,33 @@ def check_fields(options: object, called: Callable[[str], str] = argument) -> No
         value, about, kind = getattr(options, one.name), one.metadata.get("option"), kind_of(one)
         if value is None and kind != one.type:
             continue
-        if about and about.parse:
-            value = about.parse(value, called(one.name))
-        if kind in KINDS:
-            wanted, told = KINDS[kind]
-            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-                raise UsageError(f"{called(one.name)} must be {told}, not {value!r}.")
-            if isinstance(value, Real) and not isinstance(value, bool | int | float):
-                value = int(value) if isinstance(value, Integral) else float(value)
-        object.__setattr__(options, one.name, value)
-        if about:
-            about.check(called(one.name), value)
-            if about.instead_of and getattr(options, about.instead_of) is not None:
-                raise UsageError(f"Give {called(one.name)} or {called(about.instead_of)}, not both.")
+        object.__setattr__(options, one.name, checked(value, kind, about, called(one.name)))
+        if about and about.instead_of and getattr(options, about.instead_of) is not None:
+            raise UsageError(f"Give {called(one.name)} or {called(about.instead_of)}, not both.")
+
+
+def checked(value: Any, kind: str, about: Option | None, called: str) -> Any:
+    """A value as its field holds it.
+
+    Args:
+        kind: the field's type, without None.
+        about: the option that it is of, if any.
+        called: what errors call it.
+
+    Raises:
+        UsageError: it is of another type, or the option does not allow it.
+    """
+    if about and about.parse:
+        value = about.parse(value, called)
+    if kind in KINDS:
+        wanted, told = KINDS[kind]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            raise UsageError(f"{called} must be {told}, not {value!r}.")
+        if isinstance(value, Real) and not isinstance(value, bool | int | float):
+            value = int(value) if isinstance(value, Integral) else float(value)
+    if about:
+        about.check(called, value)
+    return value
 
 
 def declared(owner: type) -> dict[str, Option]:
@@ -414,7 +431,9 @@ class AskOptions:
         metavar="NAME",
         **named("metric", METRICS),
     )
-    merge: bool = option(False, "Average dropped tokens into the kept ones nearest to them.", TOKENS)
+    merge: bool = option(
+        False, "Average dropped tokens into the kept ones nearest to them.", TOKENS, flags=("--merge/--no-merge",)
+    )
     sampling: Sampling = Sampling()
     max_pixels: int = option(
         768 * TOKEN_PIXELS,
@@ -555,6 +574,47 @@ class AskOptions:
         """
         values: Any = {**vars(self), **given}
         return AskOptions(**values)
+
+
+def suggest_models(incomplete: str) -> list[tuple[str, str]]:
+    from flashvlm.models import ALIASES
+
+    return [(alias.name, alias.description) for alias in ALIASES.values() if alias.name.startswith(incomplete)]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which model answers, and how it is loaded: the arguments of `VideoQA.from_pretrained`, as commands name them."""
+
+    model: str = option(
+        DEFAULT_MODEL,
+        "Hub id, folder or alias (see 'flashvlm models').",
+        MODEL,
+        metavar="ID|PATH|ALIAS",
+        suggest=suggest_models,
+    )
+    revision: str | None = option(None, "Branch, tag or commit on the hub.", MODEL, metavar="REV", unset="the newest")
+    device: str = option("auto", "Where the model runs.", MODEL, metavar="|".join(DEVICES), **one_of(*DEVICES))
+    dtype: str = option(
+        "auto",
+        "auto (bfloat16 if the device computes in it at full speed), float32, bfloat16 or float16.",
+        MODEL,
+        metavar="DTYPE",
+        **one_of(*DTYPES),
+    )
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What `chat` takes, besides options of a question and of the model."""
+
+    memory: bool | None = option(
+        None,
+        "Let the model read the earlier questions and answers.",
+        ANSWER,
+        unset="on, unless it was trained on single questions",
+        flags=("--memory/--no-memory",),
+    )
 
 
 # Every option by its name, in the order of the help.

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 # Several videos. Not a `Sequence`, which a text is, too.
 Several = list[Any] | tuple[Any, ...]
+# Earlier questions, each with its answer.
+History = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +154,11 @@ class VideoQA:
         facts = self._facts()
         return f"<VideoQA {facts.name}: {facts.family}, {facts.device}, {facts.dtype}>"
 
+    @property
+    def single_turn(self) -> bool:
+        """Whether the model was trained on single questions, so that a history makes its answers worse."""
+        return self.backend.single_turn
+
     @classmethod
     def from_pretrained(
         cls,
@@ -188,6 +195,7 @@ class VideoQA:
         question: str,
         options: AskOptions | None = None,
         *,
+        history: History = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
         **given: Unpack[Arguments],
@@ -198,6 +206,7 @@ class VideoQA:
             video: its path, its web address (with yt-dlp), its bytes or an open file; `flashvlm.Frames`; a picture
                 (an array, a tensor or one of Pillow). Or a list of several; the budget is for all of them together.
             options: everything that can be set; `given` stands in for single options of it.
+            history: the earlier questions on the video, each with its answer, as for `answer`.
             on_text: gets the answer piece by piece as it is generated.
             on_stage: gets `decode`, `encode`, `select`, `prefill` and `generate` as each begins.
 
@@ -207,9 +216,9 @@ class VideoQA:
             ModelError: the model makes tokens that are not finite numbers.
         """
         options = _options(options, given)
-        self.check(question, options)
+        self.check(question, options, history)
         watched = self.watch(video, options, on_stage=on_stage)
-        return self.answer(watched, question, options, on_text=on_text, on_stage=on_stage)
+        return self.answer(watched, question, options, history=history, on_text=on_text, on_stage=on_stage)
 
     @overload
     def watch(
@@ -355,6 +364,7 @@ class VideoQA:
         question: str,
         options: AskOptions | None = None,
         *,
+        history: History = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
         **given: Unpack[Arguments],
@@ -365,13 +375,18 @@ class VideoQA:
 
         Args:
             options: None is those that the (first) video was looked at with.
+            history: the earlier questions on the video, each with its answer. The model reads them; the tokens are
+                chosen for this question alone.
 
         Raises:
-            UsageError: the question or the selector makes no sense.
-            ModelError: the model makes tokens that are not finite numbers.
+            UsageError: the question, the history or the selector makes no sense.
+            ModelError: the model makes tokens that are not finite numbers, or takes no history.
         """
-        choice = self.choose(watched, question, options, on_stage=on_stage, **given)
-        return self.respond(choice, on_text=on_text, on_stage=on_stage)
+        first = watched if isinstance(watched, Watched) else next(iter(watched), None)
+        options = _options(options, given, first)
+        self.check(question, options, history)
+        choice = self.choose(watched, question, options, on_stage=on_stage)
+        return self.respond(choice, history=history, on_text=on_text, on_stage=on_stage)
 
     def choose(
         self,
@@ -436,20 +451,25 @@ class VideoQA:
         self,
         choice: Choice,
         *,
+        history: History = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Answer:
         """Answer the question from the tokens that were chosen for it: generate, report.
 
+        Args:
+            history: as for `answer`.
+
         Raises:
-            UsageError: the tokens were chosen for no question.
+            UsageError: the tokens were chosen for no question, or the prompt is longer than the model reads.
+            ModelError: the model takes no history.
         """
         if choice.question is None:
             raise UsageError("The question is empty.")
+        self.check(choice.question, choice.options, history)
         options, clock = choice.options, _Clock(on_stage, self.backend)
-        said = _subtitles(choice)
-        asked = subtitles.joined(choice.question, said)
-        prompt = self.backend.prompt(asked, options.system, [one.encoded for one in choice.videos])
+        said, videos = _subtitles(choice), [one.encoded for one in choice.videos]
+        prompt = self.backend.prompt(subtitles.joined(choice.question, said), options.system, videos, history)
         clock.start("prefill")
         generated = generate(
             self.backend,
@@ -476,10 +496,14 @@ class VideoQA:
         )
         if options.subtitles is not None and not any(said):
             shared["warnings"] += ("There are no subtitles within the part that was looked at.",)
+        if history and self.single_turn:
+            told = "This model was trained on single questions: the earlier ones make its answer worse."
+            shared["warnings"] = (*shared["warnings"], told)
         return Answer(
             **shared,
             subtitles=sum(map(len, said)),
             answer=generated.text,
+            history=tuple((asked, said) for asked, said in history),
             generated_tokens=generated.tokens,
             prompt_tokens=prompt_tokens,
             kv_cache_bytes=kv_cache_bytes(self.backend, prompt_tokens),
@@ -543,20 +567,24 @@ class VideoQA:
             warnings.append("This checkpoint's own top_k of 1 is left out, so that the temperature has an effect.")
         return tuple(warnings)
 
-    def check(self, question: str | None, options: AskOptions) -> None:
+    def check(self, question: str | None, options: AskOptions, history: History = ()) -> None:
         """Refuse a question that cannot be answered, before any video is looked at for it.
 
         Raises:
-            UsageError: it is empty, no text, or longer than the model reads, or `options` are none.
+            UsageError: it is empty, no text, or longer than the model reads, `options` are none, or the `history` is no
+                pairs of texts.
         """
         _check_options(options)
+        if isinstance(history, str) or not all(_is_turn(turn) for turn in history):
+            raise UsageError(f"The history must be pairs of a question and its answer, not {history!r}.")
         if question is not None and not isinstance(question, str):
             raise UsageError(f"The question must be a text, not {question!r}.")
         if options.subtitles not in (None, subtitles.AUTO):
             subtitles.read(options.subtitles)
         if question is not None and not question.strip():
             raise UsageError("The question is empty.")
-        for name, text in (("question", question), ("system prompt", options.system)):
+        earlier = "\n".join(text for turn in history for text in turn)
+        for name, text in (("question", question), ("system prompt", options.system), ("history", earlier)):
             # A stray byte on the command line, or half of a surrogate pair in JSON: no tokenizer takes either.
             if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
                 raise UsageError(f"The {name} is not valid Unicode.")
@@ -612,6 +640,10 @@ def _seconds(choice: Choice) -> dict[str, float]:
         "encode": sum(one.encode_seconds for one in choice.videos),
         "select": choice.seconds,
     }
+
+
+def _is_turn(turn: object) -> bool:
+    return isinstance(turn, (list, tuple)) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
 
 
 def _subtitles(choice: Choice) -> list[list[subtitles.Line]]:

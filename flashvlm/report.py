@@ -180,7 +180,8 @@ class Answer:
     `cached`: the video was not decoded and encoded for this question, but for an earlier one (of this run, or kept in
     the feature cache). `area` is the part of the picture that the moments' grids divide into cells: what the model saw
     of it. If the question is on several videos, `video` and `area` are the first one's, and `videos` and `areas` hold
-    all; `moments` are those of the first, then of the second, and so on.
+    all; `moments` are those of the first, then of the second, and so on. `history` holds the earlier questions that the
+    model read, each with its answer; they are part of `prompt_tokens`.
     """
 
     question: str
@@ -203,6 +204,7 @@ class Answer:
     area: Area = field(default=Area())
     videos: tuple[VideoFacts, ...] = ()
     areas: tuple[Area, ...] = ()
+    history: tuple[tuple[str, str], ...] = ()
     # How many lines of subtitles joined the question.
     subtitles: int = 0
 
@@ -313,6 +315,8 @@ def _to_json(seen: Seen) -> dict[str, Any]:
         del plain["videos"], plain["areas"]
         for moment in plain["moments"]:
             del moment["video"]
+    if not plain.get("history"):
+        plain.pop("history", None)
     return plain
 
 
@@ -394,7 +398,7 @@ def _with_nearest(made: Sequence[Moment], videos: Sequence[Encoded], selection: 
     classes = [encoded.class_tokens for encoded in videos for _ in range(encoded.groups)]
     # The number of each token; those of class tokens are negative.
     numbers: list[int] = []
-    firsts = []
+    firsts: list[int] = []
     for moment, before in zip(made, classes, strict=True):
         firsts.append(first := len(numbers) - sum(classes[: len(firsts)]))
         numbers += [-1 - first] * before

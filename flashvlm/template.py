@@ -1,8 +1,8 @@
 """A checkpoint's chat template, rendered where it can do no harm.
 
 A chat template is a program that came with the weights: Jinja's sandbox keeps it from files and from Python, but not
-from loops without end or texts of any length. So it runs in a process of its own that is bounded, once for questions
-alone and once for questions with a system prompt; the words of each question are then put into what it made.
+from loops without end or texts of any length. So it runs in a process of its own that is bounded, once for each form of
+a conversation (with a system prompt or without, after so many earlier turns); the words are then put into what it made.
 
 Run as a script, this file is that process, which imports nothing but Jinja.
 """
@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import Any
 
 # In the place of a question and of a system prompt while the template is rendered: no template says these of its own.
 QUESTION, SYSTEM = "Question-b7c1e0d4", "System-b7c1e0d4"
+# In the place of an earlier question and of its answer, by the number of the turn.
+EARLIER = ("Question-{}-b7c1e0d4", "Answer-{}-b7c1e0d4")
 # What a template may take: seconds of processor time and of waiting, bytes of memory, characters that it makes.
 SECONDS, PATIENCE, MEMORY, LONGEST = 5, 20.0, 2**30, 100_000
 
@@ -35,21 +38,45 @@ class ChatTemplate:
             part: what the template calls a part of a message that is a video.
         """
         self._tokenizer, self._folder, self._part = tokenizer, folder, part
-        self._rendered: dict[tuple[str, bool, int, str], Future[str]] = {}
+        self._rendered: dict[tuple[str, bool, int, str, int], Future[str]] = {}
         self._begin(with_system=False, videos=1, part=part)
 
-    def fill(self, question: str, system: str | None, videos: int = 1, part: str | None = None) -> str:
-        """The prompt for this question about so many videos.
+    def fill(
+        self,
+        question: str,
+        system: str | None,
+        videos: int = 1,
+        part: str | None = None,
+        history: Sequence[tuple[str, str]] = (),
+    ) -> str:
+        """The prompt for this question about so many videos, which the first question of the conversation is about.
 
         Args:
             part: as for the whole object, if it is another here.
+            history: the earlier questions, each with its answer.
 
         Raises:
-            ModelError: the template is broken, or takes too long or too much memory.
+            ModelError: the template is broken, takes too long or too much memory, or has no place for the history.
         """
-        words = {QUESTION: question, SYSTEM: system or ""}
-        rendered = self._begin(with_system=system is not None, videos=videos, part=part or self._part).result()
+        earlier = {
+            EARLIER[which].format(number): text
+            for number, turn in enumerate(history)
+            for which, text in enumerate(turn)
+        }
+        words = {QUESTION: question, SYSTEM: system or "", **earlier}
+        rendered = self._begin(system is not None, videos, part or self._part, len(history)).result()
+        if earlier:
+            self._check_turns(rendered, [*earlier, QUESTION])
         return re.sub("|".join(words), lambda found: words[found[0]], rendered)
+
+    def _check_turns(self, rendered: str, wanted: Sequence[str]) -> None:
+        from flashvlm.errors import ModelError
+
+        # A template that takes answers as texts only would write the notation of a list.
+        if re.findall("|".join(wanted), rendered) != list(wanted) or f"'text': '{wanted[1]}'" in rendered:
+            raise ModelError(
+                f"The chat template in {self._folder} has no place for earlier questions and their answers."
+            )
 
     def writes(self, marker: str, part: str) -> bool:
         """Whether the template writes this marker for such a part of a message."""
@@ -60,21 +87,18 @@ class ChatTemplate:
         except ModelError:
             return False
 
-    def _begin(self, with_system: bool, videos: int, part: str) -> Future[str]:
+    def _begin(self, with_system: bool, videos: int, part: str, turns: int = 0) -> Future[str]:
         from flashvlm import aside
 
-        key = self._tokenizer.get_chat_template(), with_system, videos, part
+        key = self._tokenizer.get_chat_template(), with_system, videos, part, turns
         if key not in self._rendered:
             self._rendered[key] = aside.begin(partial(self._render, *key), "template")
         return self._rendered[key]
 
-    def _render(self, template: str, with_system: bool, videos: int, part: str) -> str:
+    def _render(self, template: str, with_system: bool, videos: int, part: str, turns: int) -> str:
         from flashvlm.errors import FlashVLMError, ModelError, sentence
 
-        content = [{"type": part}] * videos + [{"type": "text", "text": QUESTION}]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if with_system:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": SYSTEM}]})
+        messages = _messages(with_system, videos, part, turns)
         variables = {**self._tokenizer.special_tokens_map, "messages": messages}
         asked = json.dumps({"template": template, "variables": variables})
         # What this process imports, that one finds; nothing is taken from the folder that it runs in (-P).
@@ -87,7 +111,7 @@ class ChatTemplate:
             )
         except subprocess.TimeoutExpired:
             # Its own bound is far less: the machine is busy, and the next question may try again.
-            self._rendered.pop((template, with_system, videos, part), None)
+            self._rendered.pop((template, with_system, videos, part, turns), None)
             child = None
         if child is not None and child.returncode > 0 and "MemoryError" not in child.stderr:
             # Not the template's fault, whose errors are part of the output.
@@ -98,6 +122,19 @@ class ChatTemplate:
                 return made["text"]
             why = made["error"]
         raise ModelError(f"The chat template in {self._folder} cannot be used: {sentence(why)}")
+
+
+def _messages(with_system: bool, videos: int, part: str, turns: int) -> list[dict[str, Any]]:
+    """A conversation with markers for its texts; the videos are in its first question."""
+
+    def said(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}]}
+
+    asked, answered = EARLIER
+    earlier = [(said("user", asked.format(n)), said("assistant", answered.format(n))) for n in range(turns)]
+    messages = [*(message for turn in earlier for message in turn), said("user", QUESTION)]
+    messages[0]["content"] = [*[{"type": part}] * videos, *messages[0]["content"]]
+    return [said("system", SYSTEM), *messages] if with_system else messages
 
 
 def main() -> None:

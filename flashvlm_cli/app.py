@@ -21,6 +21,7 @@ from flashvlm_cli.batch import batch
 from flashvlm_cli.bench import bench
 from flashvlm_cli.cache import cache
 from flashvlm_cli.chat import chat
+from flashvlm_cli.config import config
 from flashvlm_cli.fetch import fetch
 from flashvlm_cli.inspect import inspect
 from flashvlm_cli.models import models
@@ -41,9 +42,14 @@ EXIT_CODES = """\
 143  terminated (SIGTERM)
 """
 
+LASTING = """\
+Options can be set for good, in the environment (FLASHVLM_KEEP=5%) or in a file: see flashvlm config --help.
+
+"""
+
 app = typer.Typer(
     help="Ask a video a question: keep only the visual tokens that matter for it, and see what that saved.",
-    epilog=EXIT_CODES,
+    epilog=LASTING + EXIT_CODES,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={
@@ -58,6 +64,7 @@ app.command(epilog=EXIT_CODES)(inspect)
 app.command(epilog=BATCH_EXIT_CODES)(batch)
 app.command()(cache)
 app.command(epilog=EXIT_CODES)(chat)
+app.command()(config)
 app.command()(models)
 app.command()(fetch)
 app.command()(samples)

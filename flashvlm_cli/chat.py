@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashvlm.errors import ModelError, UsageError, VideoError, closest
-from flashvlm.options import AskOptions, watching
+from flashvlm.options import AskOptions, Talk, watching
 from flashvlm_cli import output, prompt
 from flashvlm_cli.failures import explain
-from flashvlm_cli.options import OUTPUT, ask_options, model_options, takes
+from flashvlm_cli.options import OUTPUT, ask_options, model_options, options_of, takes
 from flashvlm_cli.running import look_ahead, prepare_libraries, show_loading, standard_input, stream_answer
 from flashvlm_cli.settings import DEFAULT, SETTINGS, changed, shown, suggested
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 # The commands besides the settings: name -> its argument, what it does.
 COMMANDS = {
-    "video": ("PATH", "Look at another video."),
+    "video": ("PATH", "Look at another video, and forget the questions so far."),
+    "forget": ("", "Forget the questions so far."),
     "overlay": ("PATH", "Draw what the last answer kept: .png, .gif, .webp or .mp4."),
     "summary": ("", "All figures of the last answer."),
     "settings": ("", "What is set."),
@@ -36,10 +37,11 @@ COMMANDS = {
 }
 
 
-@takes(options=ask_options(cache=True), loading=model_options)
+@takes(options=ask_options(cache=True), talk=options_of(Talk), loading=model_options)
 def chat(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or a still image.")],
     options: AskOptions,
+    talk: Talk,
     loading: dict[str, Any],
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line instead of text, errors too.", rich_help_panel=OUTPUT)
@@ -50,9 +52,10 @@ def chat(
 ) -> None:
     """Ask a video question after question.
 
-    The model is loaded once and looks at the video once. Each question stands alone: the model does not see earlier
-    ones. A line that begins with / is a command, such as /keep 5% or /start 1:00; /help lists them. Ctrl-C stops an
-    answer, Ctrl-D ends the chat.
+    The model is loaded once and looks at the video once. It reads the earlier questions and answers; its visual tokens
+    are chosen for the newest question alone. The demo models were trained on single questions: with them, and with
+    --no-memory, each question stands alone. A line that begins with / is a command, such as /keep 5% or /start 1:00;
+    /help lists them. Ctrl-C stops an answer, Ctrl-D ends the chat.
 
     Lines can be piped in: each question's answer is one line of standard output, empty if there is none; blank lines
     and lines that begin with # are skipped; after a /video that fails, questions get no answer until the next /video;
@@ -60,7 +63,7 @@ def chat(
     """
     (video,) = look_ahead([video], options, as_json or quiet)
     prepare_libraries()
-    session = Chat(options, as_json, quiet, piped=not standard_input().isatty())
+    session = Chat(options, as_json, quiet, piped=not standard_input().isatty(), memory=talk.memory)
     session.begin(video, loading)
     code = session.run(prompt.piped() if session.piped else prompt.typed(session.suggest))
     if code and session.piped:
@@ -74,8 +77,14 @@ class Chat:
     video: str
     watched: Watched
 
-    def __init__(self, options: AskOptions, as_json: bool, quiet: bool, piped: bool) -> None:
+    def __init__(
+        self, options: AskOptions, as_json: bool, quiet: bool, piped: bool, memory: bool | None = None
+    ) -> None:
+        """`memory`: whether the model reads earlier questions; None leaves that to the model."""
         self.options, self.first = options, options
+        self.memory = memory
+        # The questions so far, with their answers, if they are remembered.
+        self.turns: list[tuple[str, str]] = []
         self.as_json, self.piped = as_json, piped
         self.quiet = quiet or sys.stderr is None
         self.last: Answer | None = None
@@ -98,6 +107,8 @@ class Chat:
         with Progress(shown=not self.quiet) as progress:
             show_loading(progress, loading)
             self.qa = VideoQA.from_pretrained(**loading)
+            if self.memory is None:
+                self.memory = not self.qa.single_turn
             self._look_at(video, progress.stage)
         self._warn_of_video()
         if not self.piped and not self.quiet:
@@ -196,7 +207,11 @@ class Chat:
             raise VideoError(f"There is no answer, because {self._missing!r} could not be looked at.")
         if self._looked is None or watching(self._looked) != watching(self.options):
             self._look_at(self.video, on_stage)
-        answer = self.qa.answer(self.watched, question, self.options, on_text=on_text, on_stage=on_stage)
+        answer = self.qa.answer(
+            self.watched, question, self.options, history=self.turns, on_text=on_text, on_stage=on_stage
+        )
+        if self.memory:
+            self.turns.append((question, answer.answer))
         # The time of looking at the video counts for this answer only, not for the next ones.
         self.watched = self.watched.again()
         return answer
@@ -235,9 +250,14 @@ class Chat:
                 raise
             raise type(error)(f"{error} The video is still {self.video}.") from error
         self._missing = None
+        self.turns.clear()
         self._warn_of_video()
         if not self.quiet:
             print_facts(self.watched.facts)
+
+    def _forget(self, text: str) -> None:
+        self.turns.clear()
+        self._note("The next question stands alone.")
 
     def _overlay(self, text: str) -> None:
         from flashvlm import overlay
@@ -274,7 +294,7 @@ class Chat:
         commands = [(f"/{name} {values}".rstrip(), help) for name, (values, help) in COMMANDS.items()]
         rest = [
             (f"/NAME {DEFAULT}", "Put a setting back to what it was when the chat began."),
-            ("anything else", "A question; each stands alone."),
+            ("anything else", f"A question; {'the model reads earlier ones' if self.memory else 'each stands alone'}."),
             ("Ctrl-C, Ctrl-D", "Stop the answer, end the chat."),
         ]
         print_rows([*settings, *commands, *rest])

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from flashvlm.options import suggest_models
 from flashvlm_cli import output
-from flashvlm_cli.options import suggest_models
 from flashvlm_cli.running import prepare_libraries
 
 

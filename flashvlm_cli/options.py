@@ -6,22 +6,22 @@ A command takes them by naming a parameter after what they build, as in `@takes(
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from flashvlm.defaults import Default, applying
+from flashvlm.errors import UsageError
 from flashvlm.files import check_overlay, check_report
 from flashvlm.libraries import check_device
-from flashvlm.models import DEFAULT_MODEL
-from flashvlm.options import MODEL, OPTIONS, AskOptions, Option, check_fields, declared, flag_of, option
-
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+from flashvlm.options import OPTIONS, AskOptions, Loading, Option, check_fields, declared, flag_of, option
 
 T = TypeVar("T")
 
@@ -43,16 +43,11 @@ def number(text: str) -> float:
         raise typer.BadParameter(f"{text!r} is not a number.") from None
 
 
-def suggest_models(incomplete: str) -> list[tuple[str, str]]:
-    from flashvlm.models import ALIASES
-
-    return [(alias.name, alias.description) for alias in ALIASES.values() if alias.name.startswith(incomplete)]
-
-
 def takes(**builders: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace each named parameter of a command by the options of its builder.
 
-    The command is called with what the builder makes of these options.
+    The command is called with what the builder makes of these options. Those that are not on the command line have the
+    user's own defaults, except in benchmarks: their figures shall depend on nothing that is not in sight.
     """
 
     def expand(command: Callable[..., None]) -> Callable[..., None]:
@@ -61,19 +56,40 @@ def takes(**builders: Callable[..., Any]) -> Callable[[Callable[..., None]], Cal
             builder = builders.get(parameter.name)
             added = inspect.signature(builder, eval_str=True).parameters.values() if builder else [parameter]
             expanded += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in added]
+        # Typer fills it in.
+        expanded.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
 
         @functools.wraps(command)
-        def run(**given: Any) -> None:
-            for name, builder in builders.items():
-                own = {option: given.pop(option) for option in inspect.signature(builder).parameters}
-                given[name] = builder(**own)
-            command(**given)
+        def run(context: typer.Context, **given: Any) -> None:
+            sources = {name: context.get_parameter_source(name) for name in given}
+            typed = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+            benchmark = context.parent is not None and context.parent.info_name == "bench"
+            applied = {} if benchmark else {n: one for n, one in applying(typed).items() if n in given}
+            given |= {name: default.value for name, default in applied.items()}
+            with _telling(applied):
+                for name, builder in builders.items():
+                    own = {option: given.pop(option) for option in inspect.signature(builder).parameters}
+                    given[name] = builder(**own)
+                command(**given)
 
         run.__signature__ = inspect.Signature(expanded)  # type: ignore[attr-defined]
         run.__annotations__ = {}
         return run
 
     return expand
+
+
+@contextlib.contextmanager
+def _telling(applied: Mapping[str, Default]) -> Iterator[None]:
+    """Let an error that names an option say where its value is from, if it is not from the command line."""
+    try:
+        yield
+    except UsageError as error:
+        named = re.findall(r"--[a-z-]+", str(error))
+        sources = [f"{flag_of(n)} is from {one.source}" for n, one in applied.items() if flag_of(n) in named]
+        if not sources:
+            raise
+        raise UsageError(f"{str(error).rstrip('.')} ({', '.join(sources)}).") from error
 
 
 # What Typer is told of an option of each kind: the type of its values, and what makes one of a text. The others are
@@ -180,32 +196,11 @@ More = Annotated[
 ]
 
 
-def model_options(
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="ID|PATH|ALIAS",
-            help="Hub id, folder or alias (see 'flashvlm models').",
-            rich_help_panel=MODEL,
-            autocompletion=suggest_models,
-        ),
-    ] = DEFAULT_MODEL,
-    revision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REV", help="Branch, tag or commit on the hub.", show_default="the newest", rich_help_panel=MODEL
-        ),
-    ] = None,
-    device: Annotated[Device, typer.Option(help="Where the model runs.", rich_help_panel=MODEL)] = "auto",
-    dtype: Annotated[
-        Dtype,
-        typer.Option(
-            metavar="DTYPE",
-            help="auto (bfloat16 if the device computes in it at full speed), float32, bfloat16 or float16.",
-            rich_help_panel=MODEL,
-        ),
-    ] = "auto",
-) -> dict[str, Any]:
-    """The arguments of `VideoQA.from_pretrained`."""
-    check_device(device)
-    return {"model": model, "revision": revision, "device": device, "dtype": dtype}
+def _loading(**given: Any) -> dict[str, Any]:
+    loading = vars(options_of(Loading)(**given)).copy()
+    check_device(loading["device"])
+    return loading
+
+
+# A builder of the arguments of `VideoQA.from_pretrained`.
+model_options: Callable[..., dict[str, Any]] = _declared(_loading, declared(Loading), {})

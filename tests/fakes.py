@@ -88,6 +88,7 @@ class FakeVideoQA:
     """Stands for `flashvlm.VideoQA`: says `pieces`, returns `said` or raises `error`, remembers what it was asked."""
 
     name = "fake"
+    single_turn = False
     asked: ClassVar[dict[str, object]] = {}
     pieces: tuple[str, ...] = PIECES
     said: Answer = an_answer()
@@ -118,7 +119,7 @@ class FakeVideoQA:
     def watch(self, path, options, *, on_stage):
         return FakeWatched(self.said.video)
 
-    def answer(self, watched, question, options, *, on_text, on_stage):
+    def answer(self, watched, question, options, *, history=(), on_text, on_stage):
         if not question.strip():
             raise UsageError("The question is empty.")
         return replace(self.ask(None, question, options, on_text=on_text, on_stage=on_stage), question=question)

@@ -1,5 +1,7 @@
 """transformers' own processor of a checkpoint folder, to compare with: torchvision and num2words are needed."""
 
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,23 @@ def processor(folder: Path) -> Any:
 
     with no_progress_bars():
         return AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def conversation(
+    question: str,
+    parts: list[dict[str, str]],
+    system: str | None = None,
+    history: Sequence[tuple[str, str]] = (),
+) -> list[dict[str, Any]]:
+    """Messages in the form that chat templates take, with `parts` (videos or pictures) in the first question."""
+    said = [*(text for turn in history for text in turn), question]
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in zip(cycle(["user", "assistant"]), said, strict=False)
+    ]
+    messages[0]["content"] = [*parts, *messages[0]["content"]]
+    told = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
+    return told + messages
 
 
 def inputs(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -59,6 +60,38 @@ def test_threads_get_the_answers_of_one_after_another(demo: VideoQA, one: Watche
     assert len(set(alone)) == (1 if temperature == 0 else 6)
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(said, range(6))) == alone
+
+
+HISTORY = [("Which animal is there?", "butterfly"), ("Is there a dog?", "no")]
+
+
+def test_earlier_questions_are_read_and_the_tokens_are_those_of_the_newest(demo: VideoQA, one: Watched) -> None:
+    alone = demo.answer(one, QUESTION, AskOptions())
+    again = demo.answer(one, QUESTION, AskOptions(), history=HISTORY)
+    assert again.moments == alone.moments and again.tokens == alone.tokens
+    earlier = len(demo.backend.prompt(QUESTION, None, [one.encoded], HISTORY).ids) - alone.prompt_tokens.before
+    assert earlier > 0
+    assert again.prompt_tokens.before - alone.prompt_tokens.before == earlier
+    assert again.prompt_tokens.after - alone.prompt_tokens.after == earlier
+    assert again.to_json()["history"] == tuple(HISTORY) and "history" not in alone.to_json()
+    assert [warning for warning in again.warnings if "trained on single questions" in warning]
+    assert demo.ask(ONE, QUESTION, history=HISTORY).answer == again.answer
+
+
+@pytest.mark.parametrize(
+    ("history", "told"),
+    [
+        ("Who?", "must be pairs"),
+        ([("Who?",)], "must be pairs"),
+        ([("Who?", None)], "must be pairs"),
+        ([("Who?", "\ud800")], "The history is not valid Unicode"),
+        ([("Who?", "<|video_pad|>")], "must not contain the model's own marker"),
+        ([("dog " * 20_000, "dog")] * 2, "The history is longer than the 32768 tokens"),
+    ],
+)
+def test_a_history_that_is_none_is_told(demo: VideoQA, one: Watched, history: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        demo.answer(one, QUESTION, AskOptions(), history=history)
 
 
 def test_what_is_not_sampled_leaves_the_random_state_alone(demo: VideoQA, one: Watched, monkeypatch) -> None:

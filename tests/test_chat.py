@@ -39,6 +39,7 @@ def library(demo: flashvlm.VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     class Loaded(flashvlm.VideoQA):
         watched: list[str] = []  # noqa: RUF012
+        remembered: list[list[tuple[str, str]]] = []  # noqa: RUF012
 
         @classmethod
         def from_pretrained(cls, *arguments: Any, **settings: Any) -> flashvlm.VideoQA:
@@ -47,6 +48,10 @@ def library(demo: flashvlm.VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def watch(self, path: Any, options: Any, **callbacks: Any) -> Any:
             self.watched.append(str(path))
             return super().watch(path, options, **callbacks)
+
+        def answer(self, *arguments: Any, **settings: Any) -> Any:
+            self.remembered.append(list(settings["history"]))
+            return super().answer(*arguments, **settings)
 
     monkeypatch.setitem(vars(flashvlm), "VideoQA", Loaded)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -108,6 +113,27 @@ def test_another_sampling_is_looked_at_with_the_next_question(chat: Chat, librar
 def test_a_chat_uses_the_feature_cache_unless_told_not_to(chat: Chat) -> None:
     cached = [objects(chat(ASK, "--json", *more)[1])[0]["cached"] for more in ([], [], ["--no-cache"])]
     assert cached == [False, True, False]
+
+
+def test_earlier_questions_are_remembered_until_they_are_forgotten(chat: Chat, library: Any) -> None:
+    there, turn = "Is there a butterfly?", (ASK, "a butterfly moves down")
+    lines = f"{ASK}\n{there}\n/forget\n{ASK}\n/video {CLIP}\n{ASK}\n/max-new-tokens 0\n{there}\n"
+    code, _, err = chat(lines, "--memory", "--keep", "100%")
+    assert code == 2 and "The next question stands alone." in err
+    assert library.remembered == [[], [turn], [], [], [turn]]
+    assert err.count("trained on single questions") == 2
+
+
+@pytest.mark.parametrize("single_turn", [True, False])
+def test_a_model_that_knows_single_questions_only_is_asked_each_alone(
+    chat: Chat, library: Any, monkeypatch: pytest.MonkeyPatch, single_turn: bool
+) -> None:
+    monkeypatch.setattr(library, "single_turn", single_turn)
+    for more, remembers in (((), not single_turn), (("--memory",), True), (("--no-memory",), False)):
+        library.remembered.clear()
+        err = chat(f"{ASK}\n{ASK}\n/help\n", "--keep", "100%", *more)[2]
+        assert [len(turns) for turns in library.remembered] == [0, int(remembers)]
+        assert ("each stands alone" in err) is not remembers
 
 
 def test_settings_hold_for_the_questions_after_them(chat: Chat) -> None:
@@ -283,11 +309,6 @@ def test_overlay_draws_the_last_answer(chat: Chat, tmp_path: Path) -> None:
     assert drawn == f"What was kept is drawn in {picture}."
     assert refused.startswith("flashvlm: /overlay takes a file that ends in .png, ")
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_help_says_that_each_question_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["chat", "--help"]) == 0
-    assert "Each question stands alone" in " ".join(capsys.readouterr().out.split())
 
 
 # At a terminal, with a faked library

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import FAMILIES, load, noise
-from oracle import inputs, processor
+from oracle import conversation, inputs, processor
 
 from flashvlm import VideoQA
 from flashvlm.backends.base import Prompt
@@ -20,6 +20,7 @@ from flashvlm.encode import Encoded, encode
 from flashvlm.generate import answers
 from flashvlm.options import AskOptions
 
+HISTORY = (("Who?", "A cat."), ("Doing what?", "")), (("谁？", "一只猫 🐈‍⬛"),)
 QUESTION, CHINESE = "Why is this video funny?", "这个视频里发生了什么？ 🐈‍⬛🎬"
 
 
@@ -33,6 +34,7 @@ class Case:
     width: int
     question: str = QUESTION
     system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
 
     @property
     def times(self) -> list[float]:
@@ -50,6 +52,8 @@ CASES = [
     Case("40 moments", 40, 60, 60),
     Case("Chinese and emoji", 4, 90, 160, CHINESE),
     Case("a system prompt", 4, 90, 160, QUESTION, "Be brief."),
+    Case("earlier questions", 4, 90, 160, "Why?", None, HISTORY[0]),
+    Case("an earlier question and a system prompt", 3, 90, 160, "Where?", "Be brief.", HISTORY[1]),
 ]
 
 
@@ -115,16 +119,14 @@ def watched(qa: VideoQA, case: Case) -> tuple[torch.Tensor, Encoded, Prompt]:
     video = noise(case.frames, case.height, case.width)
     frames = torch.stack([qa.backend.fit(frame, AskOptions(), case.frames) for frame in video])
     encoded = encode(qa.backend, frames, seconds_per_frame=0.52, timestamps=case.times, duration=case.duration)
-    return frames, encoded, qa.backend.prompt(case.question, case.system, [encoded])
+    return frames, encoded, qa.backend.prompt(case.question, case.system, [encoded], case.history)
 
 
 def given(theirs: Any, family: str, case: Case) -> dict[str, torch.Tensor]:
     """What transformers' processor makes of it."""
     video, pictures = noise(case.frames, case.height, case.width), OF_FAMILY[family].pictures
-    content: list[dict[str, str]] = [{"type": "image"}] * case.frames if pictures else [{"type": "video"}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": case.question}]}]
-    if case.system is not None:
-        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": case.system}]})
+    parts = [{"type": "image"}] * case.frames if pictures else [{"type": "video"}]
+    messages = conversation(case.question, parts, case.system, case.history)
     if pictures:
         return inputs(theirs, messages, images=list(video))
     return inputs(theirs, messages, videos=[video], times=[case.times], durations=[case.duration])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from checkpoints import load, noise, tiny_llava_onevision, tiny_qwen3_vl
 from general_checkpoints import GENERAL, gemma3
-from oracle import inputs, processor
+from oracle import conversation, inputs, processor
 
 from flashvlm import VideoQA
 from flashvlm.backends import served
@@ -16,6 +16,7 @@ from flashvlm.backends.general import CHECKED, backend_of
 from flashvlm.encode import Encoded, encode
 from flashvlm.errors import ModelError
 from flashvlm.generate import answers
+from flashvlm.pipeline import History
 from flashvlm.samples import samples_dir
 
 QUESTION = "Why is this video funny?"
@@ -44,24 +45,24 @@ def seen(qa: VideoQA, frames: torch.Tensor) -> Encoded:
     return encode(qa.backend, frames, seconds_per_frame=0.52, timestamps=times(len(frames)))
 
 
-def theirs(qa: VideoQA, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+def theirs(qa: VideoQA, frames: torch.Tensor, history: History = ()) -> dict[str, torch.Tensor]:
     """What `generate` takes, by the checkpoint's processor alone."""
     if qa.backend.kind == "video":
         content, given = [{"type": "video"}], {"videos": [frames], "times": [times(len(frames))]}
     else:
         content, given = [{"type": "image"}] * len(frames), {"images": [list(frames)]}
     settings = SETTINGS.get(qa.backend.family, {}) if qa.backend.kind == "video" or len(frames) > 1 else {}
-    messages = [{"role": "user", "content": [*content, {"type": "text", "text": QUESTION}]}]
+    messages = conversation(QUESTION, content, history=history)
     return inputs(processor(qa.backend.folder), messages, **given, **settings)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_keeping_everything_is_what_transformers_does(qa: VideoQA, count: int) -> None:
+@pytest.mark.parametrize(("count", "history"), [(1, ()), (2, [("Who?", "A cat."), ("Where?", "Here.")]), (5, ())])
+def test_keeping_everything_is_what_transformers_does(qa: VideoQA, count: int, history: History) -> None:
     if count == 1 and qa.backend.frames_per_group > 1:
         pytest.skip("transformers' own processor takes no video of one frame")
     frames, model = noise(count, 90, 160), qa.backend.model
-    expected, encoded = theirs(qa, frames), seen(qa, frames)
-    prompt, everything = qa.backend.prompt(QUESTION, None, [encoded]), torch.arange(len(encoded.tokens))[None]
+    expected, encoded = theirs(qa, frames, history), seen(qa, frames)
+    prompt, everything = qa.backend.prompt(QUESTION, None, [encoded], history), torch.arange(len(encoded.tokens))[None]
     assert prompt.ids.tolist() == expected["input_ids"][0].tolist()
     ours = qa.backend.inputs(prompt, everything, encoded.tokens[None])
     with torch.inference_mode():

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from oracle import conversation
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from flashvlm.backends.video_llava import VideoLlava
@@ -34,17 +35,33 @@ def chat_template(template: str) -> ChatTemplate:
     return ChatTemplate(tokenizer, Path("folder"))
 
 
+@pytest.mark.parametrize("turns", [0, 1, 11])
 @pytest.mark.parametrize("system", [None, "Be\nbrief."])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_prompt_is_the_one_of_transformers(name: str, system: str | None) -> None:
+def test_a_prompt_is_the_one_of_transformers(name: str, system: str | None, turns: int) -> None:
     question = r"What's <that>, \1 {{ x }} {% y %} & ümlaut?"
-    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    history = [(f"What is {number}?", rf"\{number} {{{{ x }}}}") for number in range(turns)]
+    messages = conversation(question, [{"type": "video"}], system, history)
     theirs, _ = render_jinja_template(
         [messages], chat_template=TEMPLATES[name], add_generation_prompt=True, bos_token="<s>"
     )
-    assert chat_template(TEMPLATES[name]).fill(question, system) == theirs[0]
+    assert chat_template(TEMPLATES[name]).fill(question, system, history=history) == theirs[0]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "<video>{{ messages[-1].content[-1].text }}",
+        "<video>{% for message in messages if message.role == 'user' %}{{ message.content[-1].text }}{% endfor %}",
+        # Answers as texts only.
+        "<video>{% for message in messages %}"
+        "{{ message.content[-1].text if message.role == 'user' else message.content }}{% endfor %}",
+    ],
+)
+def test_a_template_without_a_place_for_earlier_questions_is_told(template: str) -> None:
+    assert chat_template(template).fill("What?", None) == "<video>What?"
+    with pytest.raises(ModelError, match=r"^The chat template in folder has no place for earlier questions"):
+        chat_template(template).fill("What?", None, history=[("Who?", "A cat.")])
 
 
 @pytest.mark.parametrize(

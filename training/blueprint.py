@@ -224,6 +224,8 @@ class Blueprint(ABC):
     def save(self, model: Any, folder: Path) -> None:
         """Write an ordinary checkpoint folder: bf16 safetensors, tokenizer, chat template, preprocessor settings."""
         self.finish(model)
+        # Every question is trained with the video alone before it.
+        model.config.single_turn = True
         model.generation_config.do_sample = False
         model.generation_config.eos_token_id = model.config.text_config.eos_token_id
         model.generation_config.pad_token_id = model.config.text_config.pad_token_id

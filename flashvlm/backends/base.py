@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 from unicodedata import category
@@ -40,6 +41,8 @@ class Prompt:
     tokens: int
     # (E, D): the visual tokens that always stay (`Encoded.fixed`); None if there are none.
     fixed: Tensor | None = None
+    # How many earlier questions it holds.
+    turns: int = 0
 
     @property
     def staying(self) -> int:
@@ -222,6 +225,11 @@ class Backend(ABC):
         return self.model.config.model_type
 
     @property
+    def single_turn(self) -> bool:
+        """Whether config.json says that the model was trained on single questions, as the demo models were."""
+        return bool(getattr(self.model.config, "single_turn", False))
+
+    @property
     def text_config(self) -> Any:
         """The language model's configuration."""
         return self.model.config.get_text_config()
@@ -238,17 +246,27 @@ class Backend(ABC):
             return asked
         return replace(asked, frames=min(self.default_frames, asked.max_frames))
 
-    def prompt(self, question: str, system: str | None, videos: Sequence[Encoded]) -> Prompt:
+    def prompt(
+        self,
+        question: str,
+        system: str | None,
+        videos: Sequence[Encoded],
+        history: Sequence[tuple[str, str]] = (),
+    ) -> Prompt:
         """The checkpoint's own chat template around the videos and the question.
 
+        Args:
+            history: the earlier questions of the conversation, each with its answer. The videos are then in the first
+                of them, as in transformers' processors.
+
         Raises:
-            UsageError: a question or system prompt that contains a marker of visual tokens itself.
-            ModelError: a chat template that has no place for a video, or cannot be used.
+            UsageError: a question, an answer or a system prompt that contains a marker of visual tokens itself.
+            ModelError: a chat template that has no place for a video or for the history, or cannot be used.
         """
         markers = [self.marker, *self.tokenizer.convert_ids_to_tokens(list(self.visual_tokens))]
-        if any(marker in part for marker in markers for part in (question, system or "")):
+        if any(marker in part for marker in markers for part in (question, system or "", *chain(*history))):
             raise UsageError("The question must not contain the model's own marker for a video.")
-        text = self.template.fill(question, system, len(videos), self.part)
+        text = self.template.fill(question, system, len(videos), self.part, history)
         between = text.split(self.marker)
         if len(between) != len(videos) + 1:
             places = units.plural(len(between) - 1, "place") if len(between) > 1 else "no place"
@@ -267,6 +285,7 @@ class Backend(ABC):
             self.position_ids(ids, videos),
             tokens,
             torch.cat(fixed) if fixed else None,
+            len(history),
         )
 
     def _numbered(self, ids: Tensor, videos: Sequence[Encoded], fixed: int) -> Tensor:
@@ -350,7 +369,10 @@ class Backend(ABC):
             return prompt.positions[:, places]
         if count > most or len(prompt.positions) > 1:
             takes = f"{count} tokens" if count > most else f"positions up to {int(prompt.positions.max())}"
-            raise UsageError(
-                f"The prompt takes {takes}, and this model reads at most {most}: look at fewer frames or keep less."
+            less = (
+                "look at fewer frames, keep less or forget earlier questions"
+                if prompt.turns
+                else "look at fewer frames or keep less"
             )
+            raise UsageError(f"The prompt takes {takes}, and this model reads at most {most}: {less}.")
         return torch.arange(count).expand(1, len(places), -1)

@@ -220,9 +220,15 @@ class General(Backend):
     def placeholders(self, encoded: Encoded) -> str:
         return _notes(encoded)["text"]
 
-    def prompt(self, question: str, system: str | None, videos: Sequence[Encoded]) -> Prompt:
+    def prompt(
+        self,
+        question: str,
+        system: str | None,
+        videos: Sequence[Encoded],
+        history: Sequence[tuple[str, str]] = (),
+    ) -> Prompt:
         self.form: list[int] = _notes(videos[0])["form"]
-        return super().prompt(question, system, videos)
+        return super().prompt(question, system, videos, history)
 
     def position_ids(self, ids: Tensor, videos: Sequence[Encoded]) -> Tensor:
         index = getattr(self.model.base_model, "get_rope_index", None)

@@ -34,7 +34,8 @@ class VideoLlava(Squares):
         "{% for message in messages %}"
         "{% if message['role'] == 'user' %}USER: {% elif message['role'] == 'assistant' %}ASSISTANT: {% endif %}"
         "{% for content in message['content'] %}"
-        "{% if content['type'] == 'video' %}<video>\n{% else %}{{ content['text'] }}{% endif %}{% endfor %} "
+        "{% if content['type'] == 'video' %}<video>\n{% else %}{{ content['text'] }}{% endif %}{% endfor %}"
+        "{% if message['role'] == 'assistant' %}</s>{% else %} {% endif %}"
         "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     )
     default_frames = 8

@@ -78,7 +78,11 @@ class Generated(DataSet):
         return self._drawn(number)[1]
 
     def video(self, number: int, folder: Path) -> Path:
-        return film(self._drawn(number)[0], np.random.default_rng([*self.seed, number, 1]), folder / "clip.mp4")
+        return film(self.shown(number), np.random.default_rng([*self.seed, number, 1]), folder / "clip.mp4")
+
+    def shown(self, number: int) -> Scene:
+        """The scene that a video shows."""
+        return self._drawn(number)[0]
 
     @abstractmethod
     def scene(self, rng: np.random.Generator) -> Scene:
