@@ -77,7 +77,8 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None, bare
     first = inspections[0]
     signals = {name: first.signals[name] for name in ("saliency", "relevance") if name in first.signals}
     layers = ["kept", *signals, *(["score"] if any("score" in one.signals for one in inspections) else [])]
-    layers.append("distance")
+    if "distance" in first.signals:
+        layers.append("distance")
     shown = [(name, LAYERS[name]) for name in layers]
     keys = {name: number for number, name in enumerate(LAYERS, 1)}
     environment = Environment(loader=PackageLoader("flashvlm"), autoescape=True, trim_blocks=True, lstrip_blocks=False)

@@ -335,6 +335,8 @@ def test_results_are_short_in_a_console_and_reports_in_a_notebook(demo: VideoQA,
     for seen in (answer, inspection):
         page = seen._repr_html_()
         assert page.startswith("<iframe srcdoc=") and page.count("<iframe") == 1 and "data:image/webp" in page
+        # An answer keeps no signals.
+        assert ("data-layer=&quot;distance" in page) == (seen is inspection)
     gone = replace(answer, video=replace(answer.video, path="gone.mp4"))
     assert gone._repr_html_() is None
 
