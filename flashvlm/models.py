@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -238,44 +239,91 @@ def fetch(
             that cannot be written to.
         UsageError: a revision of a folder is asked for.
     """
-    if not model.strip():
-        raise ModelError("The name of the model is empty; flashvlm models lists some.")
-    folder = _folder(model)
-    if folder is not None:
-        if revision is not None:
-            where = "comes with flashvlm" if model in ALIASES else "is a folder on this machine"
-            raise UsageError(f"{model} {where} and has no revisions: leave out `revision`.")
-        if (lacking := _missing(folder)) is not None:
-            raise ModelError(f"The model folder {folder} is incomplete: it has no {lacking}.")
-        return folder
-    hub_id = _hub_id(model)
-    cached, lacking = _cached(hub_id, revision)
+    cached, lacking = _here(model, revision)
     if cached is not None and lacking is None:
         return cached
-    not_here = f"{hub_id} has no {lacking} on this machine" if lacking else f"{hub_id} is not on this machine"
-    out = (
-        f"fetch it where there is a network (flashvlm fetch {model}), "
-        "give a folder (`model` PATH), or try the built-in one (`model` demo)"
-    )
-    folder = _download(hub_id, revision, on_download, not_here, out)
-    if (lacking := _missing(folder)) is not None:
-        from huggingface_hub import constants
+    from huggingface_hub import constants, snapshot_download
 
+    hub_id = _hub_id(model)
+    with _explained(model, revision, lacking):
+        meter = _meter(on_download)
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=meter))
+    if (lacking := _missing(folder)) is not None:
         # Without a hub, the client gives what is in its cache.
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub gave none"
-        raise ModelError(f"{hub_id} has no {lacking} on this machine and {why}: {out}.")
+        raise ModelError(f"{hub_id} has no {lacking} on this machine and {why}: {_ways_out(model)}.")
     return folder
 
 
-def _download(
-    hub_id: str, revision: str | None, on_download: Callable[[int, int], None], not_here: str, out: str
-) -> Path:
-    """Download what is missing of a model; `not_here` and `out` say what that means and what else can be done.
+@dataclass(frozen=True)
+class Download:
+    """What `fetch` would download of a model."""
+
+    hub_id: str
+    # In bytes, of the files that are not on this machine; None if the hub does not say.
+    size: int | None
+    # Some files are on this machine.
+    begun: bool
+
+
+def to_download(model: str, revision: str | None = None) -> Download | None:
+    """What `fetch` would download, as the hub lists it; None if nothing, which takes no network.
 
     Raises:
-        ModelError: there is no such model or revision, or it cannot be had or stored.
+        ModelError, UsageError: as `fetch`.
     """
-    from huggingface_hub import constants, snapshot_download
+    cached, lacking = _here(model, revision)
+    if cached is not None and lacking is None:
+        return None
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.utils import filter_repo_objects
+
+    hub_id = _hub_id(model)
+    with _explained(model, revision, lacking):
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        listed = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=timeout)
+    files = filter_repo_objects(listed.siblings or [], allow_patterns=FILES, key=lambda file: file.rfilename)
+    wanted = [
+        file.size
+        for file in files
+        if not isinstance(try_to_load_from_cache(hub_id, file.rfilename, revision=listed.sha), str)
+    ]
+    sizes = [size for size in wanted if size is not None]
+    # A file of unknown size may be the largest.
+    return Download(hub_id, sum(sizes) if len(sizes) == len(wanted) else None, cached is not None) if wanted else None
+
+
+def _here(model: str, revision: str | None) -> tuple[Path | None, str | None]:
+    """The folder of `model` on this machine, if there is one, and what it lacks, in words.
+
+    Raises:
+        ModelError, UsageError: as `fetch`, for what no network would change.
+    """
+    if not model.strip():
+        raise ModelError("The name of the model is empty; flashvlm models lists some.")
+    folder = _folder(model)
+    if folder is None:
+        return _cached(_hub_id(model), revision)
+    if revision is not None:
+        where = "comes with flashvlm" if model in ALIASES else "is a folder on this machine"
+        raise UsageError(f"{model} {where} and has no revisions: leave out `revision`.")
+    if (lacking := _missing(folder)) is not None:
+        raise ModelError(f"The model folder {folder} is incomplete: it has no {lacking}.")
+    return folder, None
+
+
+def _ways_out(model: str) -> str:
+    """What to do about a model that is not on this machine."""
+    return (
+        f"fetch it where there is a network (flashvlm fetch {model}), "
+        "give a folder (`model` PATH), or try the built-in one (`model` demo)"
+    )
+
+
+@contextlib.contextmanager
+def _explained(model: str, revision: str | None, lacking: str | None) -> Iterator[None]:
+    """Turn what the hub's client raises for a model, of which `lacking` is missing or all, into a ModelError."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         OfflineModeIsEnabled,
@@ -283,8 +331,10 @@ def _download(
         RevisionNotFoundError,
     )
 
+    hub_id, out = _hub_id(model), _ways_out(model)
+    not_here = f"{hub_id} has no {lacking} on this machine" if lacking else f"{hub_id} is not on this machine"
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES, tqdm_class=_meter(on_download)))
+        yield
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on the hub and log in with 'hf auth login'.") from error
     except RepositoryNotFoundError as error:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from flashvlm import files, overlay, units
 from flashvlm.errors import VideoError
-from flashvlm.report import Answer, Inspection, Moment, Seen, Signal, by_video, distinguishes, overlap
+from flashvlm.report import Answer, Inspection, Moment, Seen, Signal, by_video, distinguishes, opening, overlap
 
 # All pictures together take at most about this many bytes, before base64 adds a third.
 PICTURES = 3_000_000
@@ -108,6 +108,7 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None, bare
             "frames": frames,
             "layers": layers,
             "legend": overlay.marks(inspections),
+            "opens": opening(first),
             "moments": [
                 {
                     "video": moment.video,
@@ -162,9 +163,9 @@ def snippet(seen: Seen) -> str | None:
 def _facts(seen: Inspection) -> list[str]:
     model, clips = seen.model, []
     for number, clip in enumerate(seen.videos or [seen.video], 1):
-        length = [units.timestamp(clip.duration), f"{clip.fps:.4g} fps"] if clip.fps else ["still"]
+        length = [units.timestamp(clip.duration), f"{clip.fps:.4g}{NO_BREAK}fps"] if clip.fps else ["still"]
         name = f"video {number}: {clip.path}" if seen.videos else clip.path
-        clips += [name, f"{clip.width} × {clip.height}", *length]
+        clips += [name, f"{clip.width} × {clip.height}".replace(" ", NO_BREAK), *length]
     looked = f"{units.plural(seen.frames, 'frame')} in {units.plural(len(seen.moments), 'moment')}"
     named = [model.name, model.family, model.device, model.dtype]
     return [*clips, looked, *dict.fromkeys(named)]

@@ -39,6 +39,10 @@ from flashvlm.selection.flashvlm import relevance
 from flashvlm.selection.result import Selection
 from flashvlm.video import Clip, Frames, Limits, decode
 from flashvlm.video.memory import taken
+from flashvlm.words import content_words
+
+# An error names at most so many words that the model does not know.
+NAMED = 5
 
 if TYPE_CHECKING:
     from flashvlm.video.memory import Given
@@ -212,11 +216,12 @@ class VideoQA:
 
         Raises:
             VideoError: the video cannot be read.
-            UsageError: the options or the question make no sense.
+            UsageError: the options or the question make no sense, or the model cannot read a word of the question.
             ModelError: the model makes tokens that are not finite numbers.
         """
         options = _options(options, given)
         self.check(question, options, history)
+        self._check_words(question)
         watched = self.watch(video, options, on_stage=on_stage)
         return self.answer(watched, question, options, history=history, on_text=on_text, on_stage=on_stage)
 
@@ -461,12 +466,14 @@ class VideoQA:
             history: as for `answer`.
 
         Raises:
-            UsageError: the tokens were chosen for no question, or the prompt is longer than the model reads.
+            UsageError: the tokens were chosen for no question, or for one with words that the model cannot read, or the
+                prompt is longer than the model reads.
             ModelError: the model takes no history.
         """
         if choice.question is None:
             raise UsageError("The question is empty.")
         self.check(choice.question, choice.options, history)
+        self._check_words(choice.question)
         options, clock = choice.options, _Clock(on_stage, self.backend)
         said, videos = _subtitles(choice), [one.encoded for one in choice.videos]
         prompt = self.backend.prompt(subtitles.joined(choice.question, said), options.system, videos, history)
@@ -591,6 +598,21 @@ class VideoQA:
             if text is not None and self.backend.too_long(text):
                 most = self.backend.text_config.max_position_embeddings
                 raise UsageError(f"The {name} is longer than the {most} tokens that this model reads.")
+
+    def _check_words(self, question: str) -> None:
+        """Refuse to answer a question of which the model reads only a part: what it would say is about another one.
+
+        Raises:
+            UsageError: the vocabulary is of whole words, as the demo models' is, and lacks some of the question.
+        """
+        # Without "please" or "this" a question is still the same one: for these there is a warning.
+        unknown = self.backend.unknown_words(question) if self.backend.knows_whole_words else []
+        if unknown := [word for word in unknown if content_words(word) or not word.isalpha()]:
+            named = ", ".join(unknown[:NAMED]) + (f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else "")
+            word = "word" if len(unknown) == 1 else "words"
+            bundled = self.name in models.ALIASES and models.ALIASES[self.name].bundled
+            others = "as questions.jsonl in the folder of 'flashvlm samples' does" if bundled else "in other words"
+            raise UsageError(f"This model does not know the {word} {named}: ask {others}.")
 
     @cached_property
     def _cache(self) -> FeatureCache:

@@ -341,6 +341,13 @@ def distinguishes(seen: Seen) -> bool:
     return seen.question is not None and seen.selection.important + seen.selection.diverse == seen.tokens.after
 
 
+def opening(seen: Seen) -> int:
+    """The number of the moment to look at first: where most tokens were kept for the question, else at all."""
+    apart = distinguishes(seen) and seen.selection.important > 0
+    kept = [moment.important_count if apart else moment.kept_count for moment in seen.moments]
+    return kept.index(max(kept))
+
+
 def overlap(one: Seen, other: Seen) -> int:
     """How many tokens both keep; they must be of the same video with the same sampling."""
     shared = 0

@@ -11,8 +11,9 @@ import typer
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, More, Pictures, ask_options, model_options, options_of, takes
+from flashvlm_cli.options import OUTPUT, More, Pictures, Yes, ask_options, model_options, options_of, takes
 from flashvlm_cli.running import (
+    allow_download,
     draw,
     look_ahead,
     names_file,
@@ -44,6 +45,7 @@ def ask(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="The answer only: no summary.", rich_help_panel=OUTPUT)
     ] = False,
+    yes: Yes = False,
 ) -> None:
     """Ask a video a question, or several videos one: the budget is for all of them together.
 
@@ -56,6 +58,7 @@ def ask(
     pictures.check(videos)
     asked = read_question(question)
     prepare_libraries()
+    allow_download(loading["model"], loading["revision"], yes)
     inspections: list[Inspection] = []
 
     def answer_with(on_text: OnText, on_stage: OnStage = lambda stage: None) -> Answer:

@@ -17,8 +17,8 @@ from flashvlm.errors import UsageError
 from flashvlm.files import RECORDS
 from flashvlm.options import OF_ROWS, OPTIONS, AskOptions, one_of, option
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, ask_options, model_options, options_of, takes
-from flashvlm_cli.running import prepare_libraries, standard_input
+from flashvlm_cli.options import OUTPUT, Yes, ask_options, model_options, options_of, takes
+from flashvlm_cli.running import allow_download, prepare_libraries, standard_input
 
 if TYPE_CHECKING:
     from flashvlm.batch.run import Engine, Run
@@ -113,6 +113,7 @@ def batch(
             rich_help_panel=ROWS,
         ),
     ] = None,
+    yes: Yes = False,
 ) -> None:
     """Answer many questions about many videos, with one line of JSON each.
 
@@ -136,6 +137,9 @@ def batch(
     opened = Records(out, plan, retry_failed=own.retry_failed, table=table) if out else contextlib.nullcontext()
     with opened as records:
         run = Run(plan, records, own.compact)
+        # Workers of a cluster have models of their own.
+        if run.groups and own.engine == "here":
+            allow_download(loading["model"], loading["revision"], yes)
         for record in told(run, answers, own.quiet, by_video=bool(questions)):
             if records is None:
                 output.print_line(record)

@@ -15,8 +15,8 @@ from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, allowed, among, at_least, one_of, option, some_of
 from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, ask_options, model_options, options_of, takes, whole_number
-from flashvlm_cli.running import look_ahead, prepare_libraries
+from flashvlm_cli.options import OUTPUT, Yes, ask_options, model_options, options_of, takes, whole_number
+from flashvlm_cli.running import allow_download, look_ahead, prepare_libraries
 
 MEASURED = "What is measured"
 STRESS = "Made harder"
@@ -181,7 +181,7 @@ demo_options = partial(model_options, model="demo")
     options=ask_options("keep", "selector", "subtitles", "temperature", "top_p", "top_k", "cache", max_new_tokens=32),
     loading=demo_options,
 )
-def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any]) -> None:
+def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any], yes: Yes = False) -> None:
     """Accuracy and retention of every selector at every budget, with 95 % intervals.
 
     Every question is answered from each selection; retention is the share of the accuracy with all tokens. On a CPU,
@@ -206,6 +206,7 @@ def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any]) -> Non
     if own.plot is not None:
         plots.check(own.plot)
     prepare_libraries()
+    allow_download(settings.model, settings.revision, yes)
     device, dtype = resolved(settings.device, settings.dtype)
     with Run(replace(settings, device=device, dtype=dtype), asked, numbers, own.results) as run:
         try:
@@ -269,6 +270,7 @@ def speed(
     video: Annotated[
         str | None, typer.Argument(metavar="[VIDEO]", help="A video; without one, a clip is generated.")
     ] = None,
+    yes: Yes = False,
 ) -> None:
     """Time of every stage at every budget, compared with all tokens and with transformers' own encoder.
 
@@ -294,6 +296,8 @@ def speed(
         (video,) = look_ahead([video], options, own.as_json)
         shown = Path(video)
     prepare_libraries()
+    if own.weights is None:
+        allow_download(loading["model"], loading["revision"], yes)
     with Progress() as progress:
         progress.stage("load")
         from flashvlm import VideoQA

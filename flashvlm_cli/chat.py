@@ -16,13 +16,20 @@ from flashvlm.errors import ModelError, UsageError, VideoError, closest
 from flashvlm.options import AskOptions, Talk, watching
 from flashvlm_cli import output, prompt
 from flashvlm_cli.failures import explain
-from flashvlm_cli.options import OUTPUT, ask_options, model_options, options_of, takes
-from flashvlm_cli.running import look_ahead, prepare_libraries, show_loading, standard_input, stream_answer
+from flashvlm_cli.options import OUTPUT, Yes, ask_options, model_options, options_of, takes
+from flashvlm_cli.running import (
+    allow_download,
+    look_ahead,
+    prepare_libraries,
+    show_loading,
+    standard_input,
+    stream_answer,
+)
 from flashvlm_cli.settings import DEFAULT, SETTINGS, changed, shown, suggested
 
 if TYPE_CHECKING:
     from flashvlm import VideoQA
-    from flashvlm.pipeline import Watched
+    from flashvlm.pipeline import Choice, Watched
     from flashvlm.report import Answer
 
 # The commands besides the settings: name -> its argument, what it does.
@@ -30,6 +37,7 @@ COMMANDS = {
     "video": ("PATH", "Look at another video, and forget the questions so far."),
     "forget": ("", "Forget the questions so far."),
     "overlay": ("PATH", "Draw what the last answer kept: .png, .gif, .webp or .mp4."),
+    "report": ("PATH", "Write a page to look through what it kept: .html."),
     "summary": ("", "All figures of the last answer."),
     "settings": ("", "What is set."),
     "help": ("", "This list."),
@@ -49,6 +57,7 @@ def chat(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="The answers only: no figures.", rich_help_panel=OUTPUT)
     ] = False,
+    yes: Yes = False,
 ) -> None:
     """Ask a video question after question.
 
@@ -63,6 +72,7 @@ def chat(
     """
     (video,) = look_ahead([video], options, as_json or quiet)
     prepare_libraries()
+    allow_download(loading["model"], loading["revision"], yes)
     session = Chat(options, as_json, quiet, piped=not standard_input().isatty(), memory=talk.memory)
     session.begin(video, loading)
     code = session.run(prompt.piped() if session.piped else prompt.typed(session.suggest))
@@ -87,7 +97,8 @@ class Chat:
         self.turns: list[tuple[str, str]] = []
         self.as_json, self.piped = as_json, piped
         self.quiet = quiet or sys.stderr is None
-        self.last: Answer | None = None
+        # The last answer, and the tokens that it was made from.
+        self.last: tuple[Answer, Choice] | None = None
         # The options that `watched` was made with.
         self._looked: AskOptions | None = None
         # With piped lines, the video that could not be looked at: questions must not silently go to the one before it.
@@ -173,25 +184,30 @@ class Chat:
                 for command in (*SETTINGS, *COMMANDS)
                 if command.startswith(name)
             ]
-        values = suggested(name, text) if name in SETTINGS else _paths(text) if name in ("video", "overlay") else ()
+        values = (
+            suggested(name, text)
+            if name in SETTINGS
+            else _paths(text)
+            if name in ("video", "overlay", "report")
+            else ()
+        )
         return [f"/{name} {value}" for value in values]
 
     def _ask(self, question: str) -> None:
         from flashvlm_cli.console import Progress, print_brief
 
         if self.as_json:
-            self.last = self._answer(question)
-            output.print_line(self.last.to_json())
+            output.print_line(self._answer(question).to_json())
             return
         with Progress(shown=not self.quiet) as progress:
-            self.last = stream_answer(
+            answer = stream_answer(
                 lambda on_text: self._answer(question, on_text, progress.stage),
                 before_first=progress.give_way,
                 one_line=self.piped,
             )
-        self._warn(self.last.warnings)
+        self._warn(answer.warnings)
         if not self.quiet:
-            print_brief(self.last)
+            print_brief(answer)
 
     def _answer(
         self,
@@ -207,9 +223,9 @@ class Chat:
             raise VideoError(f"There is no answer, because {self._missing!r} could not be looked at.")
         if self._looked is None or watching(self._looked) != watching(self.options):
             self._look_at(self.video, on_stage)
-        answer = self.qa.answer(
-            self.watched, question, self.options, history=self.turns, on_text=on_text, on_stage=on_stage
-        )
+        choice = self.qa.choose(self.watched, question, self.options, on_stage=on_stage)
+        answer = self.qa.respond(choice, history=self.turns, on_text=on_text, on_stage=on_stage)
+        self.last = answer, choice
         if self.memory:
             self.turns.append((question, answer.answer))
         # The time of looking at the video counts for this answer only, not for the next ones.
@@ -262,22 +278,37 @@ class Chat:
     def _overlay(self, text: str) -> None:
         from flashvlm import overlay
         from flashvlm.files import OVERLAYS
-        from flashvlm_cli.console import Progress
 
-        answer = self._answered()
+        answer, _ = self._answered()
         if not text:
             raise UsageError(f"/overlay takes a file that ends in {', '.join(OVERLAYS)}.")
+        path = self._drawn(lambda: overlay.write(Path(text).expanduser(), [answer]))
+        self._note(f"What was kept is drawn in {path}.")
+
+    def _report(self, text: str) -> None:
+        from flashvlm import page
+        from flashvlm.files import REPORTS
+
+        answer, choice = self._answered()
+        if not text:
+            raise UsageError(f"/report takes a file that ends in {', '.join(REPORTS)}.")
+        path = self._drawn(lambda: page.write(Path(text).expanduser(), [self.qa.inspect(choice)], answer))
+        self._note(f"What was kept can be looked through in {path}.")
+
+    def _drawn(self, write: Callable[[], Path]) -> Path:
+        """The path of a file that `write` writes, while a spinner says so."""
+        from flashvlm_cli.console import Progress
+
         with Progress(shown=not self.quiet and not self.as_json) as progress:
             progress.stage("overlay")
-            path = overlay.write(Path(text).expanduser(), [answer])
-        self._note(f"What was kept is drawn in {path}.")
+            return write()
 
     def _summary(self, text: str) -> None:
         from flashvlm_cli.console import print_summary
 
-        print_summary(self._answered())
+        print_summary(self._answered()[0])
 
-    def _answered(self) -> Answer:
+    def _answered(self) -> tuple[Answer, Choice]:
         if self.last is None:
             raise UsageError("There is no answer yet.")
         return self.last

@@ -21,7 +21,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from flashvlm import units
-from flashvlm.report import Answer, BeforeAfter, Inspection, Seen, VideoFacts, distinguishes, overlap
+from flashvlm.report import Answer, BeforeAfter, Inspection, Moment, Seen, VideoFacts, distinguishes, opening, overlap
 from flashvlm_cli import charts, output
 
 if TYPE_CHECKING:
@@ -539,13 +539,7 @@ def _moments(answer: Seen, width: int) -> list[Text]:
     meaning = [[(f"by {chosen.selector}", "")]]
     if apart:
         meaning += [[("▲ for the question", "important")], [("▼ for coverage", "diverse")]]
-    most = max(answer.moments, key=lambda moment: moment.kept_count)
-    peak = [[(f"{units.count(most.kept_count)} of {units.plural(most.tokens, 'token')}", "")]]
-    if len(answer.moments) > 1 and all(moment.kept_count == most.kept_count for moment in answer.moments):
-        peak[0].append((" at every moment", ""))
-    else:
-        place = f" of video {most.video + 1}" if answer.videos else ""
-        peak[0].append((f" at {units.timestamp(most.timestamps[0])}{place}", ""))
+    peak = _peak(answer, apart)
     if drawn.moments_per_column > 1:
         peak.append([(f"a bar is {drawn.moments_per_column} moments", "aside")])
     radius = [
@@ -564,6 +558,22 @@ def _moments(answer: Seen, width: int) -> list[Text]:
         *_labelled("peak", _flow(peak, width)),
         *_labelled("coverage", _flow(radius, width)),
     ]
+
+
+def _peak(answer: Seen, apart: bool) -> list[charts.Row]:
+    """How many tokens were kept of the moment with most, and of that with most for the question if it is another."""
+
+    def at(moment: Moment) -> str:
+        return f" at {units.timestamp(moment.timestamps[0])}" + (f" of video {moment.video + 1}" * bool(answer.videos))
+
+    most = max(answer.moments, key=lambda moment: moment.kept_count)
+    alike = len(answer.moments) > 1 and all(moment.kept_count == most.kept_count for moment in answer.moments)
+    told = f"{units.count(most.kept_count)} of {units.plural(most.tokens, 'token')}"
+    peak: list[charts.Row] = [[(told + (" at every moment" if alike else at(most)), "")]]
+    asked = answer.moments[opening(answer)]
+    if apart and asked.important_count > most.important_count:
+        peak.append([(f"{units.count(asked.important_count)} for the question{at(asked)}", "")])
+    return peak
 
 
 def _times(answer: Answer, width: int) -> list[Text]:

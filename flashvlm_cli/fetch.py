@@ -8,7 +8,7 @@ import typer
 
 from flashvlm.options import suggest_models
 from flashvlm_cli import output
-from flashvlm_cli.running import prepare_libraries
+from flashvlm_cli.running import allow_download, prepare_libraries
 
 
 def fetch(
@@ -19,12 +19,14 @@ def fetch(
         str | None,
         typer.Option(metavar="REV", help="Branch, tag or commit.", show_default="the newest"),
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Download without asking.")] = False,
 ) -> None:
     """Download a model and print the folder it is in."""
     from flashvlm.models import fetch as download
     from flashvlm_cli.console import Progress
 
     prepare_libraries()
+    allow_download(model, revision, yes)
     with Progress() as progress:
         progress.stage("fetch")
         folder = download(model, revision, progress.fetched)

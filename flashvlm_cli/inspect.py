@@ -17,12 +17,21 @@ from flashvlm_cli.options import (
     OUTPUT,
     More,
     Pictures,
+    Yes,
     ask_options,
     model_options,
     options_of,
     takes,
 )
-from flashvlm_cli.running import draw, look_ahead, names_file, prepare_libraries, read_question, show_loading
+from flashvlm_cli.running import (
+    allow_download,
+    draw,
+    look_ahead,
+    names_file,
+    prepare_libraries,
+    read_question,
+    show_loading,
+)
 
 if TYPE_CHECKING:
     from flashvlm.report import Inspection
@@ -60,6 +69,7 @@ def inspect(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Nothing: only write the files.", rich_help_panel=OUTPUT)
     ] = False,
+    yes: Yes = False,
 ) -> None:
     """See which tokens of a video, or of several, are kept, with or without a question; no answer is generated.
 
@@ -76,6 +86,7 @@ def inspect(
     pictures.check(videos)
     asked = None if question is None else read_question(question)
     prepare_libraries()
+    allow_download(loading["model"], loading["revision"], yes)
 
     def look(on_stage: Callable[[str], None]) -> list[Inspection]:
         from flashvlm import VideoQA

@@ -21,7 +21,7 @@ from flashvlm.defaults import Default, applying
 from flashvlm.errors import UsageError
 from flashvlm.files import check_overlay, check_report
 from flashvlm.libraries import check_device
-from flashvlm.options import OPTIONS, AskOptions, Loading, Option, check_fields, declared, flag_of, option
+from flashvlm.options import MODEL, OPTIONS, AskOptions, Loading, Option, check_fields, declared, flag_of, option
 
 T = TypeVar("T")
 
@@ -193,6 +193,12 @@ class Pictures:
 More = Annotated[
     list[str],
     typer.Argument(metavar="VIDEO", help="Others that the question is about, too.", show_default=False),
+]
+
+# Whether a model that is not on this machine is downloaded without a question.
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", "-y", help="Download a model that is not here without asking.", rich_help_panel=MODEL),
 ]
 
 

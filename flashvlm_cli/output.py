@@ -95,6 +95,15 @@ def say(sentence: str) -> None:
         print(shown(f"flashvlm: {sentence}", sys.stderr), file=sys.stderr, flush=True)
 
 
+def agreed(question: str, lines: TextIO) -> bool:
+    """Ask on standard error, which is a terminal, and read a line: whether it is yes, in one letter or three."""
+    print(shown(f"flashvlm: {question}", sys.stderr), end="", file=sys.stderr, flush=True)
+    line = lines.readline()
+    if not line.endswith("\n"):
+        print(file=sys.stderr)
+    return line.strip().lower() in ("y", "yes")
+
+
 def flush() -> None:
     """Flush both streams now, while an error can still be reported."""
     for stream in (sys.stdout, sys.stderr):

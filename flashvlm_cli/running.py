@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from flashvlm.errors import FlashVLMError, UsageError
+from flashvlm import units
+from flashvlm.errors import FlashVLMError, ModelError, UsageError
 from flashvlm.files import VIDEOS
 from flashvlm.libraries import hide_unfit_torchvision
 from flashvlm_cli import output
@@ -111,6 +112,26 @@ def names_file(question: str) -> bool:
     """Whether what stands where the question goes is a file, probably a video, or called like one."""
     suffix = os.path.splitext(question)[1]
     return bool(suffix) and (os.path.isfile(question) or (suffix.lower() in VIDEOS and " " not in question))
+
+
+def allow_download(model: str, revision: str | None, yes: bool) -> None:
+    """Tell what has to be downloaded for this model, if anything; at a terminal, ask unless `yes`.
+
+    Raises:
+        ModelError: the answer is no, or the model is not available.
+    """
+    from flashvlm.models import to_download
+
+    wanted = to_download(model, revision)
+    if wanted is None:
+        return
+    size = "the hub does not say how much there is" if wanted.size is None else units.scaled(wanted.size, "B")
+    what = "not complete" if wanted.begun else "not"
+    told = f"{wanted.hub_id} is {what} on this machine: {size} to download."
+    if yes or not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        output.say(told)
+    elif not output.agreed(f"{told} Go on? [y/N] ", standard_input()):
+        raise ModelError(f"{wanted.hub_id} is not downloaded; --model demo needs no download.")
 
 
 def show_loading(progress: Progress, loading: dict[str, Any]) -> None:

@@ -119,7 +119,11 @@ class FakeVideoQA:
     def watch(self, path, options, *, on_stage):
         return FakeWatched(self.said.video)
 
-    def answer(self, watched, question, options, *, history=(), on_text, on_stage):
+    def choose(self, watched, question, options, *, on_stage):
+        return question, options
+
+    def respond(self, choice, *, history=(), on_text, on_stage):
+        question, options = choice
         if not question.strip():
             raise UsageError("The question is empty.")
         return replace(self.ask(None, question, options, on_text=on_text, on_stage=on_stage), question=question)
@@ -149,6 +153,7 @@ def fake_models() -> types.ModuleType:
         DEFAULT_MODEL="qwen2-vl-2b",
         present=lambda name, revision=None: name == "demo",
         state=lambda name: "here" if name == "demo" else "away",
+        to_download=lambda name, revision=None: None,
         fetch=fetch,
     )
     return module

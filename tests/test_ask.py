@@ -155,9 +155,29 @@ def test_max_pixels_makes_frames_smaller(demo: VideoQA) -> None:
     assert answer.tokens.before <= 30
 
 
-def test_unknown_words_are_named(demo: VideoQA) -> None:
-    answer = demo.ask(SAMPLES / "one.mp4", "Is there – “now” – a zebra\u200b, or a …🦓?")
-    assert answer.warnings == ("This model does not know: now, zebra, or, 🦓. Its answer may be off.",)
+def test_a_question_with_words_that_the_model_cannot_read_gets_no_answer(demo: VideoQA) -> None:
+    stages: list[str] = []
+    with pytest.raises(UsageError, match=r"does not know the words now, zebra, or, 🦓: ask as questions.jsonl"):
+        demo.ask(SAMPLES / "one.mp4", "Is there – “now” – a zebra\u200b, or a …🦓?", on_stage=stages.append)
+    assert stages == []
+    with pytest.raises(UsageError, match=r"the words a0, a1, a2, a3, a4 and 35 more"):
+        demo.ask(SAMPLES / "one.mp4", " ".join(f"a{number}" for number in range(40)))
+
+
+def test_what_is_kept_for_words_that_the_model_cannot_read_is_shown_with_a_warning(demo: VideoQA) -> None:
+    watched = demo.watch(SAMPLES / "still.jpg", AskOptions())
+    choice = demo.choose(watched, "Is there a zebra?", AskOptions())
+    assert demo.inspect(choice).warnings == ("This model does not know: zebra. Its answer may be off.",)
+    with pytest.raises(UsageError, match="zebra"):
+        demo.respond(choice)
+    answer = demo.answer(watched, "Is there a car?", AskOptions(system="zebra"))
+    assert answer.answer == "yes" and "zebra" in answer.warnings[0]
+
+
+def test_a_question_is_refused_on_standard_error_also_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", str(SAMPLES / "still.jpg"), "Is there a unicorn?", "-q", *ASK]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("flashvlm: This model does not know the word unicorn: ask as ")
 
 
 @pytest.mark.parametrize(

@@ -232,16 +232,16 @@ def test_what_there_is_to_say_of_a_video_is_said_once(chat: Chat, tmp_path: Path
 def test_a_failed_question_leaves_an_empty_line_and_the_chat_goes_on(
     chat: Chat, library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = library.answer
+    choose = library.choose
 
     def sometimes(self: Any, watched: Any, question: str, options: Any, **callbacks: Any) -> Any:
         if question == "fail":
             raise VideoError("It is gone.")
         if question == "oom":
             raise RuntimeError("CUDA out of memory")
-        return answer(self, watched, question, options, **callbacks)
+        return choose(self, watched, question, options, **callbacks)
 
-    monkeypatch.setattr(library, "answer", sometimes)
+    monkeypatch.setattr(library, "choose", sometimes)
     lines = "fail\nIs there a butterfly?\noom\nIs there a butterfly?\n"
     code, out, err = chat(lines, "--quiet", "--keep", "100%")
     assert (code, out) == (1, "\nyes\n\nyes\n")
@@ -254,7 +254,7 @@ def test_a_model_that_is_gone_ends_the_chat(chat: Chat, library: Any, monkeypatc
     def gone(*arguments: Any, **settings: Any) -> Any:
         raise ModelError("The model is gone.")
 
-    monkeypatch.setattr(library, "answer", gone)
+    monkeypatch.setattr(library, "choose", gone)
     code, out, err = chat(f"{ASK}\n{ASK}\n")
     assert (code, out, err) == (4, "\n", "flashvlm: The model is gone.\n")
 
@@ -309,6 +309,20 @@ def test_overlay_draws_the_last_answer(chat: Chat, tmp_path: Path) -> None:
     assert drawn == f"What was kept is drawn in {picture}."
     assert refused.startswith("flashvlm: /overlay takes a file that ends in .png, ")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_shows_what_the_last_answer_kept(chat: Chat, tmp_path: Path) -> None:
+    page = tmp_path / "kept tokens.html"
+    lines = f"/report {page}\n{ASK}\nIs there a butterfly?\n/report {page}\n/report {tmp_path}/kept.pdf\n/report\n"
+    code, _, err = chat(lines)
+    assert code == 2
+    early, _, _, written, refused, alone = err.splitlines()
+    assert early == "flashvlm: There is no answer yet."
+    assert written == f"What was kept can be looked through in {page}."
+    assert ".html" in refused and "/report" in refused
+    assert alone == "flashvlm: /report takes a file that ends in .html, .htm."
+    html = page.read_text()
+    assert "<title>Is there a butterfly?</title>" in html and "</span> yes</p>" in html
 
 
 # At a terminal, with a faked library

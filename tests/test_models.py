@@ -1,5 +1,6 @@
 """Which models can be had, and what is said of those that cannot."""
 
+import io
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from flashvlm.errors import FlashVLMError, ModelError, UsageError
 from flashvlm.models import DEFAULT_MODEL, fetch, fingerprint, present, revision_of, state
 from flashvlm.options import AskOptions
 from flashvlm.samples import samples_dir
+from flashvlm_cli.app import main
 
 
 @pytest.fixture
@@ -358,7 +360,7 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         name = path.rsplit("/", 1)[1]
         if path in ("/api/models/maker/model/revision/v1", f"/api/models/maker/model/revision/{self.sha}"):
-            siblings = [{"rfilename": file} for file in self.files]
+            siblings = [{"rfilename": file, "size": len(held)} for file, held in self.files.items()]
             content = json.dumps({"id": "maker/model", "sha": self.sha, "siblings": siblings}).encode()
         elif path.startswith("/api/models/maker/model/tree/"):
             entries = [
@@ -417,6 +419,87 @@ def test_a_download_counts_its_bytes_and_takes_no_code(hub: str, tmp_path: Path)
     assert last == "[(300008, 300008)]"
     # From the cache the second time.
     assert fetch_from("http://127.0.0.1:9", tmp_path, "maker/model", "v1") == [folder, files, revision, "[]"]
+
+
+class Terminal(io.StringIO):
+    """A standard stream that takes itself for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def at_hub(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Run a command with the hub and an empty cache: exit code, what standard error shows.
+
+    It runs on a terminal where `typed` is typed, or without one if that is None.
+    """
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+    url = hub + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
+
+    def run(typed: str | None, *command: str) -> tuple[int, str]:
+        shown = io.StringIO() if typed is None else Terminal()
+        monkeypatch.setattr(sys, "stdin", io.StringIO() if typed is None else Terminal(typed))
+        monkeypatch.setattr(sys, "stderr", shown)
+        return main([*command, "--revision", "v1"]), shown.getvalue()
+
+    return run
+
+
+WANTED = "flashvlm: maker/model is not on this machine: 300 kB to download."
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["fetch", "maker/model"],
+        ["ask", "VIDEO", "What is there?", "-q", "--model", "maker/model"],
+        ["inspect", "VIDEO", "--json", "--model", "maker/model"],
+        ["chat", "VIDEO", "--model", "maker/model"],
+        ["batch", "VIDEO", "--question", "What is there?", "--model", "maker/model"],
+        ["bench", "speed", "--model", "maker/model"],
+        ["bench", "accuracy", "--limit", "1", "--model", "maker/model"],
+    ],
+    ids=lambda command: " ".join(part for part in command[:2] if part.isalpha() and part.islower()),
+)
+def test_a_download_is_asked_about_on_a_terminal(
+    at_hub: Callable[..., tuple[int, str]], tmp_path: Path, command: list[str]
+) -> None:
+    video = str(samples_dir() / "still.jpg")
+    command = [video if part == "VIDEO" else part for part in command]
+    code, seen = at_hub("\n", *command)
+    assert code == 4 and f"{WANTED} Go on? [y/N] " in seen
+    assert "--json" in command or seen.endswith("maker/model is not downloaded; --model demo needs no download.\n")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("typed", "options"), [("y\n", []), ("", ["--yes"])], ids=["agreed", "--yes"])
+def test_what_is_agreed_to_is_downloaded(
+    at_hub: Callable[..., tuple[int, str]], tmp_path: Path, typed: str, options: list[str]
+) -> None:
+    code, seen = at_hub(typed, "fetch", "maker/model", *options)
+    assert code == 0 and seen.startswith(WANTED) and ("[y/N]" in seen) == bool(typed)
+    assert list(tmp_path.rglob("model.safetensors"))
+    # Nothing is said of a model that is here.
+    code, seen = at_hub("", "fetch", "maker/model")
+    assert code == 0 and "flashvlm:" not in seen
+
+
+def test_a_script_is_told_what_is_downloaded_and_not_asked(
+    at_hub: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert at_hub(None, "fetch", "maker/model") == (0, WANTED + "\n")
+    (weights,) = tmp_path.rglob("model.safetensors")
+    (weights.parent / "tokenizer.json").unlink()
+    shutil.rmtree(tmp_path / "models--maker--model" / "trees", ignore_errors=True)
+    told = "flashvlm: maker/model is not complete on this machine: 2 B to download.\n"
+    assert at_hub(None, "fetch", "maker/model") == (0, told)
+    shutil.rmtree(tmp_path / "models--maker--model")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, told = at_hub(None, "fetch", "maker/model")
+    assert code == 4 and "maker/model is not on this machine and HF_HUB_OFFLINE is set: " in told
 
 
 @pytest.mark.parametrize("lost", ["preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"])

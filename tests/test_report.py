@@ -30,12 +30,17 @@ in_browser = pytest.mark.flaky(reruns=2, only_rerun="TargetClosedError")
 
 
 def looked_at(
-    qa: VideoQA, path: Path, question: str | None, selectors: tuple[str, ...] = ("flashvlm",), **options
+    qa: VideoQA,
+    path: Path,
+    question: str | None,
+    selectors: tuple[str, ...] = ("flashvlm",),
+    answered: bool = True,
+    **options,
 ) -> tuple[list[Inspection], Answer | None]:
     asked = [AskOptions(selector=selector, **options) for selector in selectors]
     watched = qa.watch(path, asked[0])
     choices = [qa.choose(watched, question, one) for one in asked]
-    answer = qa.respond(choices[0]) if question else None
+    answer = qa.respond(choices[0]) if question and answered else None
     return [qa.inspect(choice) for choice in choices], answer
 
 
@@ -86,8 +91,8 @@ def test_the_page_loads_nothing(demo: VideoQA) -> None:
 def test_neither_a_question_nor_a_name_can_run(demo: VideoQA, tmp_path: Path) -> None:
     path = tmp_path / "<img src=x onerror=alert(1)>.jpg"
     shutil.copy(SAMPLES / "still.jpg", path)
-    inspections, answer = looked_at(demo, path, "What</script><script>alert('x')</script>{{ 7 * 7 }}?")
-    html = page.render(inspections, answer)
+    inspections, _ = looked_at(demo, path, "What</script><script>alert('x')</script>{{ 7 * 7 }}?", answered=False)
+    html = page.render(inspections)
     addresses = Addresses()
     addresses.feed(html)
     assert addresses.scripts == 2 and "x" not in addresses.found
@@ -182,6 +187,11 @@ def now(tab) -> int:
     return int(tab.get_attribute("#timeline", "aria-valuenow"))
 
 
+def go_to_start(tab) -> None:
+    tab.focus("#timeline")
+    tab.keyboard.press("Home")
+
+
 def pixels(tab, canvas: int = 0) -> str:
     return tab.evaluate(f"document.querySelectorAll('#stage canvas')[{canvas}].toDataURL()")
 
@@ -190,6 +200,7 @@ def pixels(tab, canvas: int = 0) -> str:
 def test_each_moment_is_shown_as_its_video_is(demo: VideoQA, opened) -> None:
     watched = demo.watch([SAMPLES / "one.mp4", SAMPLES / "still.jpg"], AskOptions())
     tab = opened([demo.inspect(demo.choose(watched, "What happens?", AskOptions()))])
+    go_to_start(tab)
     high = tab.locator("#stage img").first.bounding_box()
     assert "video 1 · 0:00" in tab.inner_text("#when") and high["height"] > high["width"]
     tab.focus("#timeline")
@@ -204,9 +215,11 @@ def test_each_moment_is_shown_as_its_video_is(demo: VideoQA, opened) -> None:
 def test_the_timeline_scrubs(demo: VideoQA, opened) -> None:
     inspections, answer = looked_at(demo, SAMPLES / "sequence.mp4", "Is there a bicycle?")
     tab = opened(inspections, answer)
-    moment = inspections[0].moments[0]
+    moment = inspections[0].moments[10]
     told = f"{moment.important_count} for the question, {moment.kept_count - moment.important_count} for coverage"
-    assert now(tab) == 1 and told in tab.get_attribute("#timeline", "aria-valuetext")
+    # It opens where the bicycle is.
+    assert now(tab) == 11 and told in tab.get_attribute("#timeline", "aria-valuetext")
+    go_to_start(tab)
     first, picture = pixels(tab), tab.get_attribute("#stage img", "src")
     tab.keyboard.press("ArrowRight")
     assert now(tab) == 2 and pixels(tab) != first and tab.get_attribute("#stage img", "src") != picture
@@ -246,6 +259,7 @@ def test_the_layers_switch_with_keys_and_buttons(demo: VideoQA, opened) -> None:
 def test_a_cell_tells_its_numbers(demo: VideoQA, opened) -> None:
     (inspection,), answer = looked_at(demo, SAMPLES / "sequence.mp4", "Is there a bicycle?")
     tab = opened([inspection], answer)
+    go_to_start(tab)
     tab.locator(".frame").first.scroll_into_view_if_needed()
     box = tab.locator(".frame").first.bounding_box()
     row, column = inspection.moments[0].kept[0]
@@ -258,6 +272,7 @@ def test_a_cell_tells_its_numbers(demo: VideoQA, opened) -> None:
 def test_a_kept_cell_shows_what_it_stands_for(demo: VideoQA, opened) -> None:
     (inspection,), answer = looked_at(demo, SAMPLES / "sequence.mp4", "Is there a bicycle?")
     tab = opened([inspection], answer)
+    go_to_start(tab)
     counts = Counter(cell for moment in inspection.moments for cell in moment.nearest)
     # The cell of the first moment that stands for most others.
     row, column = max(inspection.moments[0].kept, key=lambda cell: counts[cell[0] * 8 + cell[1]])
@@ -282,6 +297,7 @@ def test_a_kept_cell_shows_what_it_stands_for(demo: VideoQA, opened) -> None:
 def test_the_canvas_is_clear_where_a_cell_is_kept(demo: VideoQA, opened) -> None:
     (inspection,), answer = looked_at(demo, SAMPLES / "two.mp4", "What moves down?")
     tab = opened([inspection], answer)
+    go_to_start(tab)
     moment = inspection.moments[0]
     alphas = tab.evaluate(
         """([rows, columns]) => {
@@ -325,6 +341,6 @@ def test_a_still_picture_is_one_moment(demo: VideoQA, opened) -> None:
 @in_browser
 def test_a_long_question_wraps(demo: VideoQA, opened) -> None:
     asked = "What happens? " * 40 + 400 * "x"
-    tab = opened(looked_at(demo, SAMPLES / "still.jpg", asked)[0], width=360, height=740)
+    tab = opened(looked_at(demo, SAMPLES / "still.jpg", asked, answered=False)[0], width=360, height=740)
     assert "xxx" in tab.inner_text(".warning")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from unicodedata import category
 
 import torch
+from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -319,6 +320,11 @@ class Backend(ABC):
         symbols = "".join(sign if category(sign) == "So" else " " for sign in text).split()
         words = dict.fromkeys([*re.findall(r"[\w'-]+", text), *symbols])
         return [w for w in words if unknown in self.tokenizer(w, add_special_tokens=False).input_ids]
+
+    @property
+    def knows_whole_words(self) -> bool:
+        """Whether the vocabulary is of whole words, so that one that is not in it cannot be spelled, either."""
+        return isinstance(getattr(getattr(self.tokenizer, "backend_tokenizer", None), "model", None), WordLevel)
 
     def inputs(self, prompt: Prompt, kept: Tensor, vectors: Tensor, planes: Tensor | None = None) -> dict[str, Any]:
         """What transformers' `generate` and `forward` take: the prompt with the kept tokens only, in a batch of B.

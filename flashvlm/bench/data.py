@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,16 +12,8 @@ from typing import Any, ClassVar
 
 from flashvlm.batch.rows import of_file
 from flashvlm.errors import UsageError
+from flashvlm.words import content_words
 
-# Words that any question may have, whatever it asks about.
-FUNCTION_WORDS = frozenset(
-    {
-        *("a", "an", "the", "this", "that", "these", "those", "it", "you", "there", "and", "or", "many", "much"),
-        *("is", "are", "was", "were", "do", "does", "did", "see", "name", "video", "picture"),
-        *("in", "on", "at", "of", "to", "from", "for", "with", "by"),
-        *("what", "which", "who", "whom", "where", "when", "why", "how"),
-    }
-)
 UNRELATED_WITHIN = 200
 # What choices are called in a question.
 LETTERS = string.ascii_uppercase
@@ -100,11 +91,6 @@ class DataSet(ABC):
             if other.family != asked.family and not content_words(other.text) & content_words(asked.text):
                 return other.text
         return otherwise or asked.text
-
-
-def content_words(text: str) -> set[str]:
-    """The words of a question that say what it is about, in lower case."""
-    return set(re.findall(r"\w+", text.lower())) - FUNCTION_WORDS
 
 
 class Lines(DataSet):

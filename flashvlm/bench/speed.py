@@ -35,7 +35,7 @@ TRANSFORMERS = "transformers"
 UNPRUNED = "100%"
 STAGES = ("decode", "encode", "select", "prefill", "generate")
 WARM_UP_FRAMES = 4
-QUESTION = "What happens in this video?"
+QUESTION = "What happens in the video?"
 
 Row = dict[str, Any]
 

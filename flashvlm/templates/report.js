@@ -4,7 +4,7 @@
   const byId = (id) => document.getElementById(id);
   const last = data.moments.length - 1;
   // `group`: the selection and the kept token whose cells are shown together.
-  const state = { moment: 0, layer: "kept", group: null };
+  const state = { moment: data.opens, layer: "kept", group: null };
   const RAMP = ["#0b0724", "#3b0f70", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf"];
   const MARKS = { 1: "coverage", 2: "question", 3: "kept" };
   const COLOURS = { question: "#e69f00", coverage: "#56b4e9", kept: "#f2f2f2" };
