@@ -501,11 +501,7 @@ class VideoQA:
         prompt_tokens = BeforeAfter(
             *(prompt.staying + count for count in (prompt.tokens, len(choice.selection.indices)))
         )
-        if options.subtitles is not None and not any(said):
-            shared["warnings"] += ("There are no subtitles within the part that was looked at.",)
-        if history and self.single_turn:
-            told = "This model was trained on single questions: the earlier ones make its answer worse."
-            shared["warnings"] = (*shared["warnings"], told)
+        shared["warnings"] += self._of_prompt(options, said, history)
         return Answer(
             **shared,
             subtitles=sum(map(len, said)),
@@ -523,6 +519,15 @@ class VideoQA:
                 total=first + seconds["generate"],
             ),
         )
+
+    def _of_prompt(self, options: AskOptions, said: Sequence[Any], history: History) -> tuple[str, ...]:
+        """What there is to say of what stands beside the question: `said` are the subtitles."""
+        told = []
+        if options.subtitles is not None and not any(said):
+            told.append("There are no subtitles within the part that was looked at.")
+        if history and self.single_turn:
+            told.append("This model was trained on single questions: the earlier ones make its answer worse.")
+        return tuple(told)
 
     @torch.inference_mode()
     def inspect(self, choice: Choice) -> Inspection:

@@ -53,6 +53,13 @@ class Batch:
         unset="standard output",
         flags=("--output", "-o"),
     )
+    questions_file: Path | None = option(
+        None,
+        "A text file with a question to ask about every video on each line.",
+        ROWS,
+        metavar="FILE",
+        flags=("--questions",),
+    )
     fields: tuple[str, ...] | None = option(
         None,
         "The columns of a table: video, question, answer, error, columns of the rows, and what a record has, as in "
@@ -103,16 +110,6 @@ def batch(
             rich_help_panel=ROWS,
         ),
     ] = None,
-    questions_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--questions",
-            metavar="FILE",
-            help="A text file with a question to ask about every video on each line.",
-            show_default=False,
-            rich_help_panel=ROWS,
-        ),
-    ] = None,
     yes: Yes = False,
 ) -> None:
     """Answer many questions about many videos, with one line of JSON each.
@@ -124,7 +121,7 @@ def batch(
     from flashvlm.batch.records import Records
     from flashvlm.batch.run import Run
 
-    questions = [*(questions or []), *(reading.questions_of(questions_file) if questions_file else [])]
+    questions = [*(questions or []), *(reading.questions_of(own.questions_file) if own.questions_file else [])]
     asked, folder = read_rows(inputs, questions)
     out, table = written_to(own, asked)
     plan = make_plan(asked, options, {name: loading[name] for name in ("model", "revision", "dtype")}, folder)
