@@ -406,10 +406,12 @@ def _with_nearest(made: Sequence[Moment], videos: Sequence[Encoded], selection: 
     # The number of each token; those of class tokens are negative.
     numbers: list[int] = []
     firsts: list[int] = []
+    first = 0
     for moment, before in zip(made, classes, strict=True):
-        firsts.append(first := len(numbers) - sum(classes[: len(firsts)]))
+        firsts.append(first)
         numbers += [-1 - first] * before
         numbers += range(first, first + moment.grid_height * moment.grid_width)
+        first += moment.grid_height * moment.grid_width
     kept = [numbers[index] for index in selection.indices.tolist()]
     nearest = [kept[place] for place in selection.nearest.tolist()]
     with_all, begin = [], 0

@@ -4,6 +4,7 @@ import os
 import signal
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torchvision_on_cpu  # noqa: F401
@@ -15,7 +16,8 @@ if find_spec("torchvision"):
 from flashvlm import VideoQA
 
 # Whoever runs the tests may have set options for good.
-os.environ["XDG_CONFIG_HOME"] = str(Path(__file__).parent / "nothing")
+_settings = TemporaryDirectory(ignore_cleanup_errors=True)
+os.environ["XDG_CONFIG_HOME"] = _settings.name
 # For the processes that tests start: torchvision_on_cpu.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]

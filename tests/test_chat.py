@@ -49,9 +49,9 @@ def library(demo: flashvlm.VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             self.watched.append(str(path))
             return super().watch(path, options, **callbacks)
 
-        def answer(self, *arguments: Any, **settings: Any) -> Any:
+        def respond(self, *arguments: Any, **settings: Any) -> Any:
             self.remembered.append(list(settings["history"]))
-            return super().answer(*arguments, **settings)
+            return super().respond(*arguments, **settings)
 
     monkeypatch.setitem(vars(flashvlm), "VideoQA", Loaded)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

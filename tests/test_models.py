@@ -491,7 +491,7 @@ def test_a_script_is_told_what_is_downloaded_and_not_asked(
     at_hub: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert at_hub(None, "fetch", "maker/model") == (0, WANTED + "\n")
-    (weights,) = tmp_path.rglob("model.safetensors")
+    (weights,) = tmp_path.rglob("snapshots/*/model.safetensors")
     (weights.parent / "tokenizer.json").unlink()
     shutil.rmtree(tmp_path / "models--maker--model" / "trees", ignore_errors=True)
     told = "flashvlm: maker/model is not complete on this machine: 2 B to download.\n"
