@@ -178,7 +178,7 @@ class FeatureCache:
         return FileLock(self.folder / ".lock")
 
 
-def entry_key(path: str | Path, backend: Backend, model: str, options: AskOptions) -> str | None:
+def entry_key(path: str | os.PathLike[str], backend: Backend, model: str, options: AskOptions) -> str | None:
     """The digest of everything that decides what the encoder makes of a video; None if the file cannot be read.
 
     Args:
@@ -228,7 +228,7 @@ def _parted(features: CachedVideo) -> tuple[dict[str, Any], dict[str, torch.Tens
         name: value.detach().cpu().contiguous() for name, value in values.items() if isinstance(value, torch.Tensor)
     }
     about = {
-        "facts": asdict(replace(features.facts, path="", size=0, modified=0)),
+        "facts": asdict(replace(features.facts, path="", size=0, modified=0, given=None)),
         "encoded": {name: value for name, value in values.items() if name not in tensors},
     }
     return about, tensors

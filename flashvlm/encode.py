@@ -188,7 +188,7 @@ def check_look(backend: Backend, look: str) -> None:
         UsageError: the model takes frames of only one size or has class tokens, or is served in the general way.
     """
     if look == "twice" and not backend.looks_twice:
-        raise UsageError("--look twice needs a model that takes frames of any size and has no class tokens (Qwen's).")
+        raise UsageError("`look` twice needs a model that takes frames of any size and has no class tokens (Qwen's).")
 
 
 def as_picture(tiles: Encoded, rows: int, columns: int) -> Encoded:
@@ -223,6 +223,8 @@ def _groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
 
 def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int]) -> Features:
     features = backend.features(torch.cat(list(groups)))
+    if not isinstance(features, Features):
+        raise ValueError(f"{type(backend).__name__}.features must return Features, not {type(features).__name__}.")
     tokens, saliency, planes = features
     expected = (len(groups), backend.class_tokens + grid[0] * grid[1])
     if not tokens.shape[:2] == saliency.shape == expected or (planes is not None and planes.shape[1:3] != expected):

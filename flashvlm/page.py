@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from flashvlm import files, overlay, units
-from flashvlm.report import Answer, Inspection, Moment, Signal, by_video, distinguishes, opening, overlap
+from flashvlm.errors import VideoError
+from flashvlm.report import Answer, Inspection, Moment, Seen, Signal, by_video, distinguishes, opening, overlap
 
 # All pictures together take at most about this many bytes, before base64 adds a third.
 PICTURES = 3_000_000
@@ -69,18 +72,20 @@ def write(path: str | Path, inspections: Sequence[Inspection], answer: Answer | 
     return path
 
 
-def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> str:
-    """The report as HTML (see `write`)."""
+def render(inspections: Sequence[Inspection], answer: Answer | None = None, bare: bool = False) -> str:
+    """The report as HTML (see `write`); if `bare`, without the page's margins and the name of the program."""
     first = inspections[0]
     signals = {name: first.signals[name] for name in ("saliency", "relevance") if name in first.signals}
     layers = ["kept", *signals, *(["score"] if any("score" in one.signals for one in inspections) else [])]
-    layers.append("distance")
+    if "distance" in first.signals:
+        layers.append("distance")
     shown = [(name, LAYERS[name]) for name in layers]
     keys = {name: number for number, name in enumerate(LAYERS, 1)}
     environment = Environment(loader=PackageLoader("flashvlm"), autoescape=True, trim_blocks=True, lstrip_blocks=False)
     frames = max(len(moment.timestamps) for moment in first.moments)
     return environment.get_template("report.html").render(
         title=first.question or overlay.NO_QUESTION,
+        bare=bare,
         long=LONG,
         answer=answer.answer if answer else None,
         facts=_facts(first),
@@ -135,6 +140,25 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
             ],
         },
     )
+
+
+def snippet(seen: Seen) -> str | None:
+    """The report of an answer or an inspection for a notebook, in a frame of its own: neither changes the other.
+
+    An answer has no signals, so that its report has the kept tokens alone. None if the video cannot be read again.
+    """
+    if isinstance(seen, Answer):
+        shared = {one.name: getattr(seen, one.name) for one in fields(Inspection) if hasattr(seen, one.name)}
+        inspection, answer = Inspection(**{**shared, "seconds": vars(seen.seconds), "signals": {}}), seen
+    else:
+        inspection, answer = seen, None
+    try:
+        page = render([inspection], answer, bare=True)
+    except VideoError:
+        return None
+    fitted = "this.style.height = this.contentDocument.documentElement.scrollHeight + 'px'"
+    style = "width: 100%; height: 700px; border: 0"
+    return f'<iframe srcdoc="{html.escape(page)}" style="{style}" onload="{fitted}" title="flashvlm report"></iframe>'
 
 
 def _facts(seen: Inspection) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flashvlm
+from flashvlm import units
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from flashvlm.encode import Encoded
     from flashvlm.options import AskOptions
     from flashvlm.selection.result import Selection
+
+# How many characters of a text the `repr` of an answer shows.
+LONGEST = 60
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,23 @@ class VideoFacts:
     rotation: int = 0
     size: int = 0
     modified: int = 0
+    # What it was given as, if not as a path: frames, or a temporary file that is kept as long as this.
+    given: Any = field(default=None, repr=False, compare=False)
 
     @property
     def still(self) -> bool:
         """Whether it is a still picture."""
         return not self.fps
 
-    def of(self, path: str | Path, status: os.stat_result) -> VideoFacts:
-        """The same facts, of the file `path`, which had this status before it was read."""
-        return replace(self, path=str(path), size=status.st_size, modified=status.st_mtime_ns)
+    @property
+    def source(self) -> Any:
+        """What its frames are read from again."""
+        return self.path if self.given is None else self.given
+
+    def of(self, video: Any, status: os.stat_result) -> VideoFacts:
+        """The same facts, of this `flashvlm.video.Video`, whose file had this status before it was read."""
+        given = None if isinstance(video, str | Path) else video
+        return replace(self, path=str(video), size=status.st_size, modified=status.st_mtime_ns or 0, given=given)
 
 
 @dataclass(frozen=True)
@@ -205,6 +217,18 @@ class Answer:
     videos: tuple[VideoFacts, ...] = ()
     areas: tuple[Area, ...] = ()
     history: tuple[tuple[str, str], ...] = ()
+    # How many lines of subtitles joined the question.
+    subtitles: int = 0
+
+    def __repr__(self) -> str:
+        first = f"first token after {units.seconds(self.seconds.time_to_first_token)}"
+        return f"<Answer {_short(self.answer)} to {_short(self.question)} on {_about(self)}, {first}>"
+
+    def _repr_html_(self) -> str | None:
+        """The report, as notebooks show it."""
+        from flashvlm import page
+
+        return page.snippet(self)
 
     def to_json(self) -> dict[str, Any]:
         """The answer as dicts, tuples, strings and numbers, as `json.dumps` takes them."""
@@ -256,6 +280,16 @@ class Inspection:
     videos: tuple[VideoFacts, ...] = ()
     areas: tuple[Area, ...] = ()
 
+    def __repr__(self) -> str:
+        asked = "" if self.question is None else f" for {_short(self.question)}"
+        return f"<Inspection{asked} of {_about(self)}, by {self.selection.selector}>"
+
+    def _repr_html_(self) -> str | None:
+        """The report, as notebooks show it."""
+        from flashvlm import page
+
+        return page.snippet(self)
+
     def to_json(self) -> dict[str, Any]:
         """The inspection as dicts, tuples, strings and numbers, as `json.dumps` takes them; signals are summarised."""
         plain = _to_json(replace(self, signals={}))
@@ -266,8 +300,26 @@ class Inspection:
 Seen = Answer | Inspection
 
 
+def _about(seen: Seen) -> str:
+    named = f"{len(seen.videos)} videos" if seen.videos else Path(seen.video.path).name
+    return f"{named}: {seen.tokens.after} of {seen.tokens.before} tokens"
+
+
+def _short(text: str) -> str:
+    """A text as it is written in Python, its end left out if it is long."""
+    return repr(text if len(text) <= LONGEST else text[: LONGEST - 3] + "...")
+
+
 def _to_json(seen: Seen) -> dict[str, Any]:
-    plain = asdict(replace(seen, moments=tuple(replace(moment, nearest=()) for moment in seen.moments)))
+    seen = replace(
+        seen,
+        video=replace(seen.video, given=None),
+        videos=tuple(replace(video, given=None) for video in seen.videos),
+        moments=tuple(replace(moment, nearest=()) for moment in seen.moments),
+    )
+    plain = asdict(seen)
+    for facts in (plain["video"], *plain["videos"]):
+        del facts["given"]
     for moment in plain["moments"]:
         del moment["nearest"], moment["first"]
     if not seen.videos:
@@ -321,14 +373,21 @@ def settings_of(looked: AskOptions, chosen: AskOptions) -> dict[str, Any]:
     """The options that the video was looked at with, and those that tokens were chosen with, as JSON."""
     from flashvlm.options import watching
 
-    return asdict(chosen) | watching(looked) | {"keep": chosen.keep.count or str(chosen.keep)}
+    return (
+        asdict(chosen)
+        | watching(looked)
+        | {
+            "keep": chosen.keep.count or str(chosen.keep),
+            "selector": chosen.selector_name,
+        }
+    )
 
 
 def selection_facts(options: AskOptions, selection: Selection) -> SelectionFacts:
     """How many tokens were kept and why, and how well they cover the others; measures the radius."""
     count, important = len(selection.indices), int(selection.important.sum())
     return SelectionFacts(
-        options.selector,
+        options.selector_name,
         count,
         important,
         # A selector that does not distinguish them has neither.

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashvlm.errors import UsageError
-from flashvlm.files import check_video
 from flashvlm.options import AskOptions
 from flashvlm_cli import output
 from flashvlm_cli.options import OUTPUT, More, Pictures, Yes, ask_options, model_options, options_of, takes
 from flashvlm_cli.running import (
     allow_download,
     draw,
+    look_ahead,
     names_file,
     prepare_libraries,
     read_question,
@@ -54,8 +54,7 @@ def ask(
     videos = [video, *more]
     if names_file(question):
         raise UsageError(f"The question goes last, and {question} is a file.")
-    for one in videos:
-        check_video(one)
+    videos = look_ahead(videos, options, as_json or quiet)
     pictures.check(videos)
     asked = read_question(question)
     prepare_libraries()
@@ -67,7 +66,7 @@ def ask(
 
         loaded = VideoQA.from_pretrained(**loading)
         if pictures.report is None:
-            return loaded.ask(videos if more else video, asked, options, on_text=on_text, on_stage=on_stage)
+            return loaded.ask(videos if more else videos[0], asked, options, on_text=on_text, on_stage=on_stage)
         loaded.check(asked, options)
         watched = loaded.watch(videos, options, on_stage=on_stage)
         choice = loaded.choose(watched, asked, options, on_stage=on_stage)

@@ -12,12 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from flashvlm.errors import UsageError
-from flashvlm.files import check_video
 from flashvlm.options import AskOptions, allowed, among, at_least, one_of, option, some_of
 from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
 from flashvlm_cli.options import OUTPUT, Yes, ask_options, model_options, options_of, takes, whole_number
-from flashvlm_cli.running import allow_download, prepare_libraries
+from flashvlm_cli.running import allow_download, look_ahead, prepare_libraries
 
 MEASURED = "What is measured"
 STRESS = "Made harder"
@@ -67,7 +66,8 @@ class Accuracy:
     )
     selectors: tuple[str, ...] = option(
         "",
-        "Selectors; the others are compared with the first. ablations: flashvlm's parts, one by one.",
+        "Selectors; the others are compared with the first. ablations: flashvlm's parts, one by one; ./FILE.py:NAME: a "
+        "function of your own.",
         MEASURED,
         metavar="A,B,...",
         unset="all",
@@ -178,7 +178,7 @@ demo_options = partial(model_options, model="demo")
 @bench.command()
 @takes(
     own=options_of(Accuracy),
-    options=ask_options("keep", "selector", "temperature", "top_p", "top_k", "cache", max_new_tokens=32),
+    options=ask_options("keep", "selector", "subtitles", "temperature", "top_p", "top_k", "cache", max_new_tokens=32),
     loading=demo_options,
 )
 def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any], yes: Yes = False) -> None:
@@ -260,7 +260,9 @@ def selection(own: Selection) -> None:
 
 
 @bench.command()
-@takes(own=options_of(Speed), options=ask_options("keep", "cache", max_new_tokens=16), loading=demo_options)
+@takes(
+    own=options_of(Speed), options=ask_options("keep", "subtitles", "cache", max_new_tokens=16), loading=demo_options
+)
 def speed(
     own: Speed,
     options: AskOptions,
@@ -291,7 +293,7 @@ def speed(
         for name in ("clip", "size", "seconds"):
             if getattr(own, name) is not None:
                 raise UsageError(f"--{name} is for a generated clip: leave out the video.")
-        check_video(video)
+        (video,) = look_ahead([video], options, own.as_json)
         shown = Path(video)
     prepare_libraries()
     if own.weights is None:

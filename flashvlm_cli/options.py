@@ -20,6 +20,7 @@ import typer
 from flashvlm.defaults import Default, applying
 from flashvlm.errors import UsageError
 from flashvlm.files import check_overlay, check_report
+from flashvlm.libraries import check_device
 from flashvlm.options import MODEL, OPTIONS, AskOptions, Loading, Option, check_fields, declared, flag_of, option
 
 T = TypeVar("T")
@@ -120,7 +121,7 @@ def options_of(owner: type[T]) -> Callable[..., T]:
 
     def build(**given: Any) -> T:
         built = owner(**given)
-        check_fields(built)
+        check_fields(built, flag_of)
         return built
 
     return _declared(build, declared(owner), {})
@@ -202,7 +203,9 @@ Yes = Annotated[
 
 
 def _loading(**given: Any) -> dict[str, Any]:
-    return vars(options_of(Loading)(**given)).copy()
+    loading = vars(options_of(Loading)(**given)).copy()
+    check_device(loading["device"])
+    return loading
 
 
 # A builder of the arguments of `VideoQA.from_pretrained`.

@@ -56,7 +56,7 @@ def changed(options: AskOptions, name: str, text: str, first: AskOptions) -> Ask
     if text == DEFAULT:
         values = {field: first.flat()[field] for field in (field, *values)}
     else:
-        values[field] = (setting.parse or PARSERS[setting.kind])(text)
+        values[field] = (setting.parse or PARSERS.get(setting.kind, str))(text)
     return options.changed(**values)
 
 

@@ -202,9 +202,9 @@ def test_a_clip_in_which_nothing_happens_is_encoded_once_and_says_so(tmp_path: P
 
 
 def test_which_moments_are_encoded_is_one_of_two() -> None:
-    with pytest.raises(UsageError, match="--encode is one of changed, all, not 'some'"):
+    with pytest.raises(UsageError, match="`encode` is one of changed, all, not 'some'"):
         AskOptions(encode="some")
-    with pytest.raises(UsageError, match="--seek is one of fast, exact, not 'slow'"):
+    with pytest.raises(UsageError, match="`seek` is one of fast, exact, not 'slow'"):
         AskOptions(seek="slow")
 
 

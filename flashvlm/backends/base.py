@@ -202,8 +202,16 @@ class Backend(ABC):
 
     @property
     def visual_tokens(self) -> dict[int, str]:
-        """The ids that stand for visual tokens in a prompt, each with the key of `mm_encoder_outputs` of its tokens."""
-        return {self.model.config.video_token_id: "video", self.model.config.image_token_id: "image"}
+        """The ids that stand for visual tokens in a prompt, each with the key of `mm_encoder_outputs` of its tokens.
+
+        Raises:
+            ValueError: config.json names none, and the family's class does not say which they are.
+        """
+        config = self.model.config
+        ids = {kind: getattr(config, f"{kind}_token_id", None) for kind in ("video", "image")}
+        if ids["video"] is None:
+            raise ValueError(f"{type(self).__name__} must define visual_tokens: its config.json has no video_token_id.")
+        return {token: kind for kind, token in ids.items() if token is not None}
 
     @property
     def part(self) -> str:

@@ -138,7 +138,7 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
         )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} is missing{_more(missing)}.")
-    model.generation_config = _of_words(model.generation_config)
+    model.generation_config = of_words(model.generation_config)
     spare = sorted(info["unexpected_keys"])
     told = (f"The weights in {folder} hold {spare[0]}{_more(spare)}, which this model does not use.",) if spare else ()
     return model.to(device).eval(), told
@@ -148,7 +148,7 @@ def _more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _of_words(said: GenerationConfig) -> GenerationConfig:
+def of_words(said: GenerationConfig) -> GenerationConfig:
     """What it says of generation, as far as it concerns words (OF_WORDS); raises whatever is wrong with it."""
     config = GenerationConfig(**{name: getattr(said, name, None) for name in OF_WORDS})
     single = (config.bos_token_id, config.eos_token_id, config.pad_token_id)

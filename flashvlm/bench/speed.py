@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,7 @@ class SpeedRun:
         return {
             "rows": rows,
             "model": asdict(answer.model),
-            "video": asdict(answer.video) | {"kind": self.video.kind if isinstance(self.video, Footage) else None},
+            "video": answer.to_json()["video"] | {"kind": self.video.kind if isinstance(self.video, Footage) else None},
             "frames": answer.frames,
             "moments": len(answer.moments),
             "cells": [answer.moments[0].grid_height, answer.moments[0].grid_width],
@@ -225,7 +226,14 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
             name: value.to(backend.device, backend.dtype if value.is_floating_point() else value.dtype)
             for name, value in backend.pixels(clip.frames).items()
         }
-        output = getattr(backend.model.model, f"get_{kind}_features")(**inputs)
+        encoder = getattr(backend.model.model, f"get_{kind}_features")
+        wanted = [name for name, one in signature(encoder).parameters.items() if one.default is one.empty]
+        if lacking := [name for name in wanted if name not in inputs and name not in ("args", "kwargs")]:
+            raise UsageError(
+                f"{type(backend).__name__}.pixels gives {', '.join(inputs)}, and transformers' get_{kind}_features "
+                f"needs {', '.join(lacking)}: without it, there is nothing to compare with."
+            )
+        output = encoder(**inputs)
         pooled, deepstack = output.pooler_output, getattr(output, "deepstack_features", None)
         tokens = torch.cat(list(pooled)) if isinstance(pooled, list | tuple) else pooled.flatten(0, -2)
         planes = None if deepstack is None else torch.stack([torch.cat(list(plane)) for plane in deepstack])
