@@ -424,7 +424,7 @@ class VideoQA:
             *(prompt.staying + count for count in (prompt.tokens, len(choice.selection.indices)))
         )
         if history and self.single_turn:
-            told = "This model was trained on single questions: the earlier ones make its answer worse."
+            told = "This model was trained on single questions: earlier ones may make its answer worse."
             shared["warnings"] = (*shared["warnings"], told)
         return Answer(
             **shared,
