@@ -529,7 +529,7 @@ class VideoQA:
         if options.subtitles is not None and not any(said):
             told.append("There are no subtitles within the part that was looked at.")
         if history and self.single_turn:
-            told.append("This model was trained on single questions: the earlier ones make its answer worse.")
+            told.append("This model was trained on single questions: earlier ones may make its answer worse.")
         return tuple(told)
 
     @torch.inference_mode()
