@@ -105,7 +105,7 @@ def wrap(model: Any, processor: Any) -> Backend:
 
 def rehearse(backend: Backend) -> None:
     """Use, for nothing, the settings that are read but not used while loading; whatever is wrong with them raises."""
-    if not backend.marker:
+    if not backend.markers:
         raise ValueError(f"{type(backend).__name__} has no marker for a video")
     if backend.too_long("What happens?"):
         raise ValueError("it reads fewer tokens than a question has")
