@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import around, load, noise, tiny_video_llava
+from checkpoints import around, load, noise, tiny_qwen3_vl, tiny_video_llava
 from torch import Tensor
 
 from flashvlm.backends import FAMILIES, rehearse, served
@@ -97,9 +97,9 @@ def test_features_of_another_type_are_told(tmp_path: Path) -> None:
 
 
 def test_visual_tokens_that_nobody_names_are_told(tmp_path: Path) -> None:
-    backend = load(tiny_video_llava(tmp_path)).backend
+    backend = load(tiny_qwen3_vl(tmp_path)).backend
     backend.model = SimpleNamespace(config=SimpleNamespace(image_token_id=3))
-    with pytest.raises(ValueError, match=r"VideoLlava must define visual_tokens: its .* has no video_token_id"):
+    with pytest.raises(ValueError, match=r"Qwen3VL must define visual_tokens: its .* has no video_token_id"):
         rehearse(backend)
 
 
