@@ -22,7 +22,7 @@ def _on_or_off(text: str) -> bool:
     return text.lower() == "on"
 
 
-PARSERS: dict[str, Callable[[str], Any]] = {"int": whole_number, "float": number, "bool": _on_or_off, "str": str}
+PARSERS: dict[str, Callable[[str], Any]] = {"int": whole_number, "float": number, "bool": _on_or_off}
 
 
 def suggested(name: str, text: str) -> list[str]:
