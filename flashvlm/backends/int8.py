@@ -151,8 +151,11 @@ def turning(channels: int) -> Tensor:
 def _product(
     rows: Tensor, scale: float, weight: Tensor, scales: Tensor, zeros: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    after = ("none", [], "")
-    return torch.ops.onednn.qlinear_pointwise(rows, scale, ZERO, weight, scales, zeros, bias, 1.0, 0, dtype, *after)
+    return torch.ops.onednn.qlinear_pointwise(
+        *(rows, scale, ZERO, weight, scales, zeros, bias, 1.0, 0, dtype),
+        # Nothing happens to the product afterwards.
+        *("none", [], ""),
+    )
 
 
 def is_stacked(name: str) -> bool:
@@ -162,7 +165,7 @@ def is_stacked(name: str) -> bool:
 
 def weights_of(folder: Path) -> dict[str, Any]:
     """The folder's weights by name, each read only where transformers takes it (`tensor[...]`)."""
-    weights = {}
+    weights: dict[str, Any] = {}
     for file in weight_files(folder) or []:
         with safe_open(folder / file, framework="pt") as opened:
             weights |= {name: _OnDisk(folder / file, name) for name in opened.keys()}  # noqa: SIM118
@@ -184,7 +187,7 @@ class Int8Config(QuantizationConfigMixin):
     """Tells transformers' `from_pretrained` to load by `_Quantizer`."""
 
     def __init__(self) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]
 
 
 @register_quantizer(METHOD)
@@ -211,7 +214,9 @@ class _Quantizer(HfQuantizer):
 
 
 class _Quantise(ConversionOps):
-    def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, list[Tensor]]:
         """Put the quantised layers in place; nothing is left for transformers to do."""
         model = kwargs["model"]
         for name, given in input_dict.items():
