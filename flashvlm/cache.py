@@ -199,7 +199,7 @@ def entry_key(path: str | os.PathLike[str], backend: Backend, model: str, option
         "family": backend.family,
         "pixels": backend.pixels_by,
         "device": backend.device.type,
-        "dtype": str(backend.dtype),
+        "dtype": backend.precision,
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()

@@ -27,7 +27,7 @@ ENCODES = ("changed", "all")
 SEEKS = ("fast", "exact")
 LOOKS = ("once", "twice")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 # Below this, logits divided by the temperature overflow.
 LEAST_TEMPERATURE = 0.0001
 
@@ -612,7 +612,7 @@ class Loading:
     device: str = option("auto", "Where the model runs.", MODEL, metavar="|".join(DEVICES), **one_of(*DEVICES))
     dtype: str = option(
         "auto",
-        "auto (bfloat16 if the device computes in it at full speed), float32, bfloat16 or float16.",
+        "auto (bfloat16 if the device computes in it at full speed), float32, bfloat16 or float16; on a CPU, int8.",
         MODEL,
         metavar="DTYPE",
         **one_of(*DTYPES),

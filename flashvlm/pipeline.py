@@ -13,13 +13,12 @@ import torch
 
 from flashvlm import backends, models, subtitles, units
 from flashvlm.backends.base import Backend
-from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import CachedVideo, FeatureCache, entry_key
 from flashvlm.encode import Encoded, check_look, encode, second_look
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.files import check_video
 from flashvlm.generate import generate, kv_cache_bytes, lifts_top_k, prefill_flops
-from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, Arguments, AskOptions, Keep
+from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, DTYPES, Arguments, AskOptions, Keep
 from flashvlm.report import (
     Answer,
     BeforeAfter,
@@ -177,7 +176,7 @@ class VideoQA:
 
         Args:
             device: `auto`, `cpu`, `cuda` (or `cuda:1`, say) or `mps`.
-            dtype: `auto`, `float32`, `bfloat16` or `float16`; or torch's own (`torch.float32`).
+            dtype: `auto`, `float32`, `bfloat16`, `float16` or, on a CPU, `int8`; or torch's own (`torch.float32`).
             revision: a branch, tag or commit of a model on the hub.
             on_download: gets the bytes downloaded so far and the bytes wanted, while the model is downloaded.
 
@@ -186,8 +185,8 @@ class VideoQA:
             UsageError: the dtype is unknown, the device is not on this machine, or a revision of a folder is asked for.
         """
         named = str(dtype).removeprefix("torch.")
-        if named not in ("auto", *DTYPES):
-            raise UsageError(f"The dtype is one of auto, {', '.join(DTYPES)}; not {dtype!r}.")
+        if named not in DTYPES:
+            raise UsageError(f"The dtype is one of {', '.join(DTYPES)}; not {dtype!r}.")
         folder = models.fetch(str(model), revision, on_download)
         begin = time.perf_counter()
         backend = backends.load(folder, device=str(device), dtype=named)
@@ -638,9 +637,10 @@ class VideoQA:
 
     def _facts(self) -> ModelFacts:
         backend = self.backend
-        dtype = str(backend.dtype).removeprefix("torch.")
         revision = models.revision_of(backend.folder)
-        return ModelFacts(self.name, str(backend.folder), backend.family, backend.device.type, dtype, revision)
+        return ModelFacts(
+            self.name, str(backend.folder), backend.family, backend.device.type, backend.precision, revision
+        )
 
 
 class _Clock:

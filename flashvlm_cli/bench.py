@@ -15,7 +15,16 @@ from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, allowed, among, at_least, one_of, option, some_of
 from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, Yes, ask_options, model_options, options_of, takes, whole_number
+from flashvlm_cli.options import (
+    OUTPUT,
+    Yes,
+    ask_options,
+    model_options,
+    options_of,
+    several_options,
+    takes,
+    whole_number,
+)
 from flashvlm_cli.running import allow_download, look_ahead, prepare_libraries
 
 MEASURED = "What is measured"
@@ -173,6 +182,7 @@ class Speed:
 bench = typer.Typer(help="Measure: accuracy against budget, speed, and the selectors alone.")
 # The models that `bench` measures unless told otherwise are there without a download.
 demo_options = partial(model_options, model="demo")
+demo_several = partial(several_options, model="demo")
 
 
 @bench.command()
@@ -261,12 +271,12 @@ def selection(own: Selection) -> None:
 
 @bench.command()
 @takes(
-    own=options_of(Speed), options=ask_options("keep", "subtitles", "cache", max_new_tokens=16), loading=demo_options
+    own=options_of(Speed), options=ask_options("keep", "subtitles", "cache", max_new_tokens=16), loading=demo_several
 )
 def speed(
     own: Speed,
     options: AskOptions,
-    loading: dict[str, Any],
+    loading: list[dict[str, Any]],
     video: Annotated[
         str | None, typer.Argument(metavar="[VIDEO]", help="A video; without one, a clip is generated.")
     ] = None,
@@ -297,15 +307,16 @@ def speed(
         shown = Path(video)
     prepare_libraries()
     if own.weights is None:
-        allow_download(loading["model"], loading["revision"], yes)
+        allow_download(loading[0]["model"], loading[0]["revision"], yes)
     with Progress() as progress:
         progress.stage("load")
         from flashvlm import VideoQA
 
+        name = own.weights or loading[0]["model"]
         if own.weights is not None:
-            loading["model"] = random_weights(own.weights, own.layers)
-        qa = VideoQA.from_pretrained(**loading)
-    run = SpeedRun(qa, settings, shown, own.memory)
+            loading = [{**one, "model": random_weights(own.weights, own.layers)} for one in loading]
+        qa, *others = [VideoQA.from_pretrained(**one) for one in loading]
+    run = SpeedRun(qa, settings, shown, own.memory, others)
     with Bar("measuring", run.steps) as bar:
         for _ in run.measure():
             bar.advance()
@@ -313,7 +324,7 @@ def speed(
     if own.as_json:
         output.print_json(table)
     else:
-        print_speed(table, own.weights or loading["model"])
+        print_speed(table, name)
 
 
 def with_ablations(names: Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -210,3 +210,22 @@ def _loading(**given: Any) -> dict[str, Any]:
 
 # A builder of the arguments of `VideoQA.from_pretrained`.
 model_options: Callable[..., dict[str, Any]] = _declared(_loading, declared(Loading), {})
+
+
+def _beside(*, dtype: str, **given: Any) -> list[dict[str, Any]]:
+    return [_loading(**given, dtype=name.strip()) for name in dict.fromkeys(dtype.split(","))]
+
+
+# The same, for each of several dtypes.
+several_options: Callable[..., list[dict[str, Any]]] = _declared(
+    _beside,
+    declared(Loading)
+    | {
+        "dtype": replace(
+            declared(Loading)["dtype"],
+            help="As ask takes it; several are compared with the first: bfloat16,int8.",
+            metavar="A,B,...",
+        )
+    },
+    {},
+)

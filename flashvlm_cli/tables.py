@@ -115,15 +115,18 @@ def print_speed(table: Row, model: str) -> None:
     from flashvlm.bench.speed import STAGES
 
     rows, facts, video, machine = table["rows"], table["model"], table["video"], table["machine"]
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    # What tells rows apart.
+    keys = len(encoders_and_budgets(rows))
     name = f"a {video['kind']} clip" if video["kind"] else Path(video["path"]).name
     title = (
-        f"{model} ({facts['dtype']} on {facts['device']}, {units.plural(machine['threads'], 'thread')}) on {name}: "
+        f"{model} ({', '.join(dtypes)} on {facts['device']}, {units.plural(machine['threads'], 'thread')}) on {name}: "
         f"{table['frames']} frames of {video['width']} × {video['height']}, {units.timestamp(video['duration'])}; "
         f"medians of {table['settings']['repeats']}"
     )
     took = {stage: [units.seconds(row["seconds"][stage]) for row in rows] for stage in STAGES}
     took["first token"] = [units.seconds(row["seconds"]["time_to_first_token"]) for row in rows]
-    print_table(title, encoders_and_budgets(rows) | took, keys=2)
+    print_table(title, encoders_and_budgets(rows) | took, keys=keys)
     sizes = {
         "encoded": [f"{row['encoded']} of {table['moments']}" for row in rows],
         "tokens": cells(rows, "tokens", units.count),
@@ -131,15 +134,19 @@ def print_speed(table: Row, model: str) -> None:
         "tokens/s": cells(rows, "tokens_a_second", "{:.3g}".format),
         "peak memory": cells(rows, "peak_bytes", size_of),
     }
-    print_table("encoded moments, kept tokens, and what that takes", encoders_and_budgets(rows) | sizes, keys=2)
+    print_table("encoded moments, kept tokens, and what that takes", encoders_and_budgets(rows) | sizes, keys=keys)
     # The first row is transformers', the second ours with all tokens.
     heads = {"decode": "decode", "encode": "encode", "prefill": "prefill", "first token": "first"}
     less = {head: cells(rows[1:], f"{name}_ratio", times) for head, name in heads.items()}
-    print_table("times less than transformers at 100%", encoders_and_budgets(rows[1:]) | less, keys=2)
+    print_table("times less than transformers at 100%", encoders_and_budgets(rows[1:]) | less, keys=keys)
     if rows[2:]:
         heads = {"prefill": "prefill", "first token": "first"}
         less = {head: cells(rows[2:], f"{name}_to_unpruned", times) for head, name in heads.items()}
-        print_table("times less than flashvlm at 100%", encoders_and_budgets(rows[2:]) | less, keys=2)
+        print_table("times less than flashvlm at 100%", encoders_and_budgets(rows[2:]) | less, keys=keys)
+    if others := [row for row in rows if row["same_ratios"]]:
+        heads = {"encode": "encode", "prefill": "prefill", "generate": "generate", "first token": "time_to_first_token"}
+        less = {head: cells([row["same_ratios"] for row in others], stage, times) for head, stage in heads.items()}
+        print_table(f"times less than the same in {dtypes[0]}", encoders_and_budgets(others) | less, keys=keys)
 
 
 def cells(rows: Sequence[Row], name: str, form: Callable[[Any], str]) -> list[str]:
@@ -152,7 +159,9 @@ def budgets_and_selectors(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def encoders_and_budgets(rows: Sequence[Row]) -> dict[str, list[str]]:
-    return {name: cells(rows, name, str) for name in ("encoder", "keep")}
+    """What tells the rows of a table of `bench speed` apart."""
+    names = ("dtype", "encoder", "keep") if any(row["same_ratios"] for row in rows) else ("encoder", "keep")
+    return {name: cells(rows, name, str) for name in names}
 
 
 def with_interval(row: Row, name: str) -> str:

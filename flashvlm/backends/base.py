@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from flashvlm import units
-from flashvlm.backends.loading import choose_device, choose_dtype, load_tokenizer, load_weights
+from flashvlm.backends.loading import INT8, choose_device, choose_dtype, load_tokenizer, load_weights
+from flashvlm.backends.packing import quick_single_rows
 from flashvlm.encode import Encoded, Features, as_picture, encode
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import AskOptions, Sampling
@@ -82,6 +83,8 @@ class Backend(ABC):
     class_tokens: ClassVar[int] = 0
     # Whether frames may have any size, so that a video can be seen in small ones first; and no class tokens.
     looks_twice: ClassVar[bool] = False
+    # Whether linear layers have int8 weights; all else is in `dtype`.
+    int8: bool = False
     # What there is to say of the checkpoint.
     warnings: tuple[str, ...] = ()
 
@@ -95,13 +98,19 @@ class Backend(ABC):
 
         Raises:
             ModelError: files that are missing, damaged, or do not fit the family.
-            UsageError: a device that this machine does not have.
+            UsageError: a device that this machine does not have, or one that does not compute in the dtype.
         """
         device = choose_device(device)
+        if int8 := dtype == INT8:
+            from flashvlm.backends.int8 import refuse_elsewhere
+
+            refuse_elsewhere(device)
         chosen = choose_dtype(dtype, device)
         tokenizer = load_tokenizer(folder, cls.chat_template)
-        model, warnings = load_weights(folder, cls.model_class, device=device, dtype=chosen)
+        model, warnings = load_weights(folder, cls.model_class, device=device, dtype=chosen, int8=int8)
+        quick_single_rows(model)
         backend = cls(model, tokenizer, folder)
+        backend.int8 = int8
         backend.warnings = warnings
         return backend
 
@@ -112,6 +121,11 @@ class Backend(ABC):
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def precision(self) -> str:
+        """The name of what the model computes in: of the dtype, or `int8`."""
+        return INT8 if self.int8 else str(self.dtype).removeprefix("torch.")
 
     def wait(self) -> None:
         """Wait until the device has finished all its work."""

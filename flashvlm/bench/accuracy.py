@@ -124,9 +124,9 @@ def resolved(device: str, dtype: str) -> tuple[str, str]:
     from flashvlm.backends.loading import choose_device, choose_dtype
 
     device = choose_device(device)
-    if dtype == "auto" and device == "cpu":
-        return device, "float32"
-    return device, str(choose_dtype(dtype, device)).removeprefix("torch.")
+    if dtype != "auto":
+        return device, dtype
+    return device, "float32" if device == "cpu" else str(choose_dtype(dtype, device)).removeprefix("torch.")
 
 
 class Run:
