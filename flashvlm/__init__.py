@@ -6,14 +6,30 @@ VideoQA.from_pretrained("demo").ask("clip.mp4", "What happens?", keep=0.1)
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AskOptions", "VideoQA", "__version__"]
+# The modules among them are imported when they are first named.
+__all__ = [
+    "AskOptions",
+    "Frames",
+    "VideoQA",
+    "__version__",
+    "errors",
+    "options",
+    "overlay",
+    "page",
+    "report",
+    "samples",
+    "selection",
+]
 
 if TYPE_CHECKING:
+    from flashvlm import errors, options, overlay, page, report, samples, selection
     from flashvlm.options import AskOptions
     from flashvlm.pipeline import VideoQA
+    from flashvlm.video import Frames
 else:
 
     def __getattr__(name: str) -> Any:
@@ -29,6 +45,12 @@ else:
             from flashvlm.options import AskOptions
 
             return AskOptions
+        if name == "Frames":
+            from flashvlm.video import Frames
+
+            return Frames
+        if name in __all__:
+            return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -178,7 +178,7 @@ class FeatureCache:
         return FileLock(self.folder / ".lock")
 
 
-def entry_key(path: str | Path, backend: Backend, model: str, options: AskOptions) -> str | None:
+def entry_key(path: str | os.PathLike[str], backend: Backend, model: str, options: AskOptions) -> str | None:
     """The digest of everything that decides what the encoder makes of a video; None if the file cannot be read.
 
     Args:
@@ -199,7 +199,7 @@ def entry_key(path: str | Path, backend: Backend, model: str, options: AskOption
         "family": backend.family,
         "pixels": backend.pixels_by,
         "device": backend.device.type,
-        "dtype": str(backend.dtype),
+        "dtype": backend.precision,
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
@@ -231,7 +231,7 @@ def _parted(features: CachedVideo) -> tuple[dict[str, Any], dict[str, torch.Tens
         name: value.detach().cpu().contiguous() for name, value in values.items() if isinstance(value, torch.Tensor)
     }
     about = {
-        "facts": asdict(replace(features.facts, path="", size=0, modified=0)),
+        "facts": asdict(replace(features.facts, path="", size=0, modified=0, given=None)),
         "encoded": {name: value for name, value in values.items() if name not in tensors},
     }
     return about, tensors
@@ -240,7 +240,9 @@ def _parted(features: CachedVideo) -> tuple[dict[str, Any], dict[str, torch.Tens
 def _joined(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> CachedVideo:
     from flashvlm.encode import Encoded
 
-    encoded = Encoded(**{**about["encoded"], "timestamps": tuple(about["encoded"]["timestamps"]), **tensors})
+    values = about["encoded"]
+    sequences = {"timestamps": tuple(values["timestamps"]), "grids": tuple(map(tuple, values["grids"]))}
+    encoded = Encoded(**{**values, **sequences, **tensors})
     return CachedVideo(VideoFacts(**about["facts"]), encoded)
 
 

@@ -139,4 +139,4 @@ def _parsed(path: Path) -> Mapping[str, Any]:
 
 
 def _valid(name: str, value: Any, called: str) -> Any:
-    return checked(value, LASTING[name].kind, LASTING[name], called, called)
+    return checked(value, LASTING[name].kind, LASTING[name], called)

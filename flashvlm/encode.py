@@ -1,4 +1,4 @@
-"""Encode: frames in, visual tokens out.
+"""Encode: frames or a still picture in, visual tokens out.
 
 Three things keep the vision encoder from work that it need not do. A moment that looks like an earlier one takes over
 its tokens (`repeats`). With `look="twice"`, every moment is encoded from small frames first, and `second_look` encodes
@@ -57,16 +57,15 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A video as N visual tokens, group by group: first a group's class tokens, then its cells, row by row."""
+    """A video, or a picture, as N visual tokens, group by group: a group's class tokens, then its cells, row by row."""
 
     # (N, D), in the language model's input space.
     tokens: Tensor
     # (N,) float32 >= 0: how much attention each token received in the vision encoder.
     saliency: Tensor
-    # The number of temporal groups, and of rows and columns of cells in each.
-    groups: int
-    height: int
-    width: int
+    # The (rows, columns) of cells in each group. The groups of a video are its temporal groups, all of one size. A
+    # picture is one group; one that is seen in tiles is two: the grid of all its tiles, and the whole picture again.
+    grids: tuple[tuple[int, int], ...]
     # How many tokens of each group stand for no place in the picture.
     class_tokens: int = 0
     # The time from one group to the next.
@@ -82,15 +81,38 @@ class Encoded:
     small: Tensor | None = None
     # (P, N, D): further features of the tokens (see `Features`); they are pruned like the tokens.
     planes: Tensor | None = None
-    # (E, D): tokens after the N that always stay (LLaVA-OneVision ends a video with one). They are not counted in N.
+    # (E, D): tokens after the N that always stay (LLaVA-OneVision ends a video with one, and each row of a picture).
+    # They are not counted in N.
     fixed: Tensor | None = None
+    # What a chat template calls it: `video` or `image`.
+    kind: str = "video"
+    # (N + E,) int64: the token that stands at each of its places in the prompt, those that always stay from N on. None
+    # if they stand there one after the other. A prompt has tile after tile, which cuts the rows of the grid in pieces.
+    order: Tensor | None = None
+    # Whether the grids say where in the picture a token lies; else they are a single row.
+    placed: bool = True
     # What else the general backend has to know of the video for its prompt, as JSON.
     notes: dict[str, Any] | None = None
 
     @property
+    def groups(self) -> int:
+        """The number of groups."""
+        return len(self.grids)
+
+    @property
+    def height(self) -> int:
+        """The number of rows of cells in the first group, and in every group of a video."""
+        return self.grids[0][0]
+
+    @property
+    def width(self) -> int:
+        """The number of columns of cells in the first group, and in every group of a video."""
+        return self.grids[0][1]
+
+    @property
     def group_sizes(self) -> list[int]:
         """The number of tokens in each group."""
-        return [len(self.tokens) // self.groups] * self.groups
+        return [self.class_tokens + height * width for height, width in self.grids]
 
 
 @torch.inference_mode()
@@ -115,26 +137,25 @@ def encode(
         duration: how long the video lasts, in seconds; None is as long as its frames.
 
     Raises:
-        UsageError: a second look is asked for, and the model takes frames of only one size or has class tokens.
+        UsageError: a second look is asked for, and the model cannot look twice.
         ValueError: the family's `features` do not fit its grid.
     """
+    check_look(backend, look)
     count = len(frames)
     shown = tuple(timestamps or (number * seconds_per_frame for number in range(count)))
     lasts = count * seconds_per_frame if duration is None else duration
     if (whole := backend.whole(frames, seconds_per_frame, shown, lasts)) is not None:
-        if look == "twice":
-            raise UsageError("--look twice needs a model that flashvlm has a file for; this one has none.")
         return whole
     groups = _groups_of(frames, backend.frames_per_group)
     sources = torch.tensor(repeats(groups)) if which == "changed" else torch.arange(len(groups))
     own = [group for number, group in enumerate(groups) if sources[number] == number]
     cells = backend.cells((frames.shape[2], frames.shape[3]))
     if look == "twice":
-        size = _small_size(backend, frames, cells)
+        size = _small_size(frames, cells)
         own = [F.interpolate(group, size=size, mode="bicubic", antialias=True) for group in own]
     grid = backend.cells((own[0].shape[2], own[0].shape[3]))
-    at_once = max(1, CELLS_AT_ONCE[backend.device.type == "cpu"] // (grid[0] * grid[1]))
-    parts = [_features(backend, own[start : start + at_once], grid) for start in range(0, len(own), at_once)]
+    few = at_once(backend.device, grid[0] * grid[1])
+    parts = [_features(backend, own[start : start + few], grid) for start in range(0, len(own), few)]
     planes = [part.planes for part in parts if part.planes is not None]
     # Where each group's features are among the encoded ones.
     places = torch.searchsorted(torch.tensor([n for n in range(len(groups)) if sources[n] == n]), sources)
@@ -142,8 +163,7 @@ def encode(
     encoded = Encoded(
         torch.cat([part.tokens for part in parts])[places].flatten(0, 1),
         torch.cat([part.saliency for part in parts])[places].flatten(),
-        len(groups),
-        *grid,
+        (grid,) * len(groups),
         class_tokens=backend.class_tokens,
         seconds_per_group=seconds_per_frame * backend.frames_per_group,
         timestamps=shown,
@@ -151,8 +171,46 @@ def encode(
         sources=None if len(own) == len(groups) else sources,
         planes=torch.cat(planes, dim=1)[:, places].flatten(1, 2) if planes else None,
         fixed=backend.fixed_tokens(),
+        kind=backend.part,
     )
     return _on_grid(encoded, *cells) if look == "twice" else encoded
+
+
+def at_once(device: torch.device, cells: int) -> int:
+    """How many groups of so many cells go through the vision encoder together."""
+    return max(1, CELLS_AT_ONCE[device.type == "cpu"] // cells)
+
+
+def check_look(backend: Backend, look: str) -> None:
+    """Refuse a second look where there is none.
+
+    Raises:
+        UsageError: the model takes frames of only one size or has class tokens, or is served in the general way.
+    """
+    if look == "twice" and not backend.looks_twice:
+        raise UsageError("`look` twice needs a model that takes frames of any size and has no class tokens (Qwen's).")
+
+
+def as_picture(tiles: Encoded, rows: int, columns: int) -> Encoded:
+    """The tiles of a picture, encoded one by one like the moments of a video, as the picture that they make up.
+
+    Args:
+        tiles: `rows` times `columns` of them, row by row; if that is more than one, then the whole picture.
+    """
+    count, (height, width) = rows * columns, tiles.grids[0]
+    number = torch.arange(count * height * width).view(rows, height, columns, width).transpose(1, 2).flatten()
+    order = torch.cat([number, torch.arange(len(number), len(tiles.tokens))])
+    moved = order.argsort()
+    return replace(
+        tiles,
+        tokens=tiles.tokens[moved],
+        saliency=tiles.saliency[moved],
+        planes=None if tiles.planes is None else tiles.planes[:, moved],
+        grids=((rows * height, columns * width), *tiles.grids[count:]),
+        timestamps=(0.0,),
+        kind="image",
+        order=order if count > 1 else None,
+    )
 
 
 def _groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -165,6 +223,8 @@ def _groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
 
 def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int]) -> Features:
     features = backend.features(torch.cat(list(groups)))
+    if not isinstance(features, Features):
+        raise ValueError(f"{type(backend).__name__}.features must return Features, not {type(features).__name__}.")
     tokens, saliency, planes = features
     expected = (len(groups), backend.class_tokens + grid[0] * grid[1])
     if not tokens.shape[:2] == saliency.shape == expected or (planes is not None and planes.shape[1:3] != expected):
@@ -198,16 +258,12 @@ def repeats(groups: Sequence[Tensor]) -> list[int]:
     return sources
 
 
-def _small_size(backend: Backend, frames: Tensor, cells: tuple[int, int]) -> tuple[int, int]:
+def _small_size(frames: Tensor, cells: tuple[int, int]) -> tuple[int, int]:
     """The (height, width) of the small version of the frames: whole cells of the same size."""
     frame = (frames.shape[2], frames.shape[3])
     height, width = (
         max(1, round(number * SMALL)) * (side // number) for side, number in zip(frame, cells, strict=True)
     )
-    if backend.class_tokens or backend.cells((height, width)) == cells != (1, 1):
-        raise UsageError(
-            "--look twice needs a model that takes frames of any size and has no class tokens; this one does not."
-        )
     return height, width
 
 
@@ -226,8 +282,7 @@ def _on_grid(small: Encoded, height: int, width: int) -> Encoded:
         tokens=small.tokens.unflatten(0, grid)[:, cells].flatten(0, 1),
         saliency=small.saliency.unflatten(0, grid)[:, cells].flatten() * (grid[1] / len(cells)),
         planes=None if small.planes is None else small.planes.unflatten(1, grid)[:, :, cells].flatten(1, 2),
-        height=height,
-        width=width,
+        grids=((height, width),) * small.groups,
         small=torch.ones(small.groups, dtype=torch.bool),
     )
 

@@ -73,8 +73,11 @@ def to_json(message: str, exit_code: int) -> dict[str, Any]:
 
 
 def sentence_of(error: BaseException) -> str:
-    """What the user should read for any error."""
-    message = " ".join(str(error).split())
+    """What the user of the command line should read for any error."""
+    # Imported here, because it imports this module.
+    from flashvlm.options import on_command_line
+
+    message = on_command_line(" ".join(str(error).split()))
     if isinstance(error, FlashVLMError):
         return message
     if is_out_of_memory(error):

@@ -14,6 +14,9 @@ from flashvlm.errors import OutputError, UsageError, VideoError
 
 OVERLAYS = (".png", ".gif", ".webp", ".mp4")
 REPORTS = (".html", ".htm")
+RECORDS = (".jsonl", ".ndjson", ".csv", ".tsv")
+# What the names of videos and pictures end in, most of them.
+VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp", ".png", ".jpg", ".jpeg"}
 PLOTS = (".png", ".svg", ".pdf")
 # The variables that name a user's folders, and what these are in the home folder otherwise:
 # https://specifications.freedesktop.org/basedir-spec/latest/
@@ -41,7 +44,7 @@ def user_folder(kind: str) -> Path:
         raise UsageError(f"There is no home folder for the {kind} of flashvlm: set HOME or {variable}.") from None
 
 
-def check_video(path: str | Path) -> os.stat_result:
+def check_video(path: str | os.PathLike[str]) -> os.stat_result:
     """Refuse what cannot be a video, before anything is loaded for it or read; returns the status of its file.
 
     Raises:
@@ -69,7 +72,7 @@ def check_video(path: str | Path) -> os.stat_result:
     return status
 
 
-def refuse_address(path: str | Path) -> None:
+def refuse_address(path: str | os.PathLike[str]) -> None:
     """Refuse a web address in place of a video.
 
     Raises:
@@ -78,6 +81,8 @@ def refuse_address(path: str | Path) -> None:
     # A `Path` drops one of the two slashes.
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) and not os.path.exists(path):
         instead = "give its path" if str(path).startswith("file:") else "download the video and give the file"
+        if str(path).startswith("http"):
+            instead += ", or let yt-dlp do it: pip install 'flashvlm[web]'"
         raise VideoError(f"{path}: this is an address; {instead}.")
 
 
@@ -87,7 +92,7 @@ def check_overlay(path: str | Path, *videos: str | Path) -> Path:
     Raises:
         UsageError: it is one of the videos itself, or a clip of several.
     """
-    path = _check(path, OVERLAYS, "--overlay")
+    path = _check(path, OVERLAYS, "`overlay`")
     if len(videos) > 1 and path.suffix.lower() != ".png":
         raise UsageError(f"{path}: a clip shows one video; of several there is a sheet, in a file that ends in .png.")
     if path.exists() and any(os.path.exists(video) and os.path.samefile(path, video) for video in videos):
@@ -97,12 +102,12 @@ def check_overlay(path: str | Path, *videos: str | Path) -> Path:
 
 def check_report(path: str | Path) -> Path:
     """Check and return the path of a report that is to be written (see `_check`)."""
-    return _check(path, REPORTS, "--report")
+    return _check(path, REPORTS, "`report`")
 
 
 def check_plot(path: str | Path) -> Path:
     """Check and return the path of a plot that is to be written (see `_check`)."""
-    return _check(path, PLOTS, "--plot")
+    return _check(path, PLOTS, "`plot`")
 
 
 def _check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
@@ -110,7 +115,7 @@ def _check(path: str | Path, suffixes: Sequence[str], what: str) -> Path:
 
     Args:
         suffixes: the suffixes that its name may have, with the dot.
-        what: the option that names it.
+        what: what messages call it.
 
     Raises:
         UsageError: it has another suffix.

@@ -1,10 +1,33 @@
-"""What must be so before transformers is imported."""
+"""What must be so before torch or transformers is imported."""
 
 from __future__ import annotations
 
+import os
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+
+from flashvlm.errors import UsageError
+
+# One of these is there on Linux if there is a GPU for `cuda`: of NVIDIA, AMD, within Windows, or on a Jetson.
+GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvhost-ctrl", "/dev/nvgpu")
+
+
+def check_device(device: str) -> None:
+    """Refuse, without torch, a device that this machine or torch as it is installed cannot have.
+
+    Raises:
+        UsageError: it cannot be there.
+    """
+    lacking = {
+        "cuda": version("torch").endswith("+cpu")
+        or sys.platform == "darwin"
+        or (sys.platform == "linux" and not any(map(os.path.exists, GPUS))),
+        "mps": sys.platform != "darwin",
+    }
+    if lacking.get(device):
+        raise UsageError(f"There is no device {device!r} on this machine.")
 
 
 def hide_unfit_torchvision() -> None:

@@ -306,7 +306,7 @@ def _here(model: str, revision: str | None) -> tuple[Path | None, str | None]:
         return _cached(_hub_id(model), revision)
     if revision is not None:
         where = "comes with flashvlm" if model in ALIASES else "is a folder on this machine"
-        raise UsageError(f"{model} {where} and has no revisions: leave out --revision.")
+        raise UsageError(f"{model} {where} and has no revisions: leave out `revision`.")
     if (lacking := _missing(folder)) is not None:
         raise ModelError(f"The model folder {folder} is incomplete: it has no {lacking}.")
     return folder, None
@@ -316,7 +316,7 @@ def _ways_out(model: str) -> str:
     """What to do about a model that is not on this machine."""
     return (
         f"fetch it where there is a network (flashvlm fetch {model}), "
-        "give a folder (--model PATH), or try the built-in one (--model demo)"
+        "give a folder (`model` PATH), or try the built-in one (`model` demo)"
     )
 
 

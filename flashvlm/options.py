@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from decimal import ROUND_HALF_UP, Decimal
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from flashvlm.errors import UsageError, known
 from flashvlm.models import DEFAULT_MODEL
-from flashvlm.selection import BY_CONTENT, METRICS, SELECTORS
+from flashvlm.selection import BY_CONTENT, METRICS, SELECTORS, Selector, name_of
 
 DEFAULT_KEEP = "10%"
 DEFAULT_SELECTOR = BY_CONTENT
@@ -27,7 +27,7 @@ ENCODES = ("changed", "all")
 SEEKS = ("fast", "exact")
 LOOKS = ("once", "twice")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 # Below this, logits divided by the temperature overflow.
 LEAST_TEMPERATURE = 0.0001
 
@@ -37,6 +37,10 @@ MAX_FPS = 100_000
 MIN_FRAMES = 4
 # The area that one token stands for, in pixels of a frame.
 TOKEN_PIXELS = 28 * 28
+# The most pixels of a frame, and of a still picture, where nothing else is said. A full HD screen and a page of A4 at
+# 150 dots per inch are not made smaller.
+FRAME_PIXELS = 768 * TOKEN_PIXELS
+PICTURE_PIXELS = 4 * FRAME_PIXELS
 
 # Where an option matters. FRAMES decide what the encoder makes of a video, and nothing else does.
 FRAMES = "Which frames"
@@ -134,37 +138,39 @@ def kind_of(one: Field) -> str:
     return str(one.type).removesuffix(" | None")
 
 
-def check_fields(options: object) -> None:
+def argument(name: str) -> str:
+    """What messages call an argument: on the command line, `on_command_line` makes its option of that."""
+    return f"`{name}`"
+
+
+def check_fields(options: object, called: Callable[[str], str] = argument) -> None:
     """Refuse values of another type than their field's, and values that their option does not allow.
 
     From Python anything may come, and some of it would be taken for True. What a user may write as a text becomes its
     value, and numbers of other libraries become Python's, which JSON knows.
 
+    Args:
+        called: what messages call the value of a field.
+
     Raises:
         UsageError: a value makes no sense, or two that exclude each other are given.
     """
     for one in fields(options):  # type: ignore[arg-type]
-        value, about, kind, flag = (
-            getattr(options, one.name),
-            one.metadata.get("option"),
-            kind_of(one),
-            flag_of(one.name),
-        )
+        value, about, kind = getattr(options, one.name), one.metadata.get("option"), kind_of(one)
         if value is None and kind != one.type:
             continue
-        object.__setattr__(options, one.name, checked(value, kind, about, flag, one.name))
+        object.__setattr__(options, one.name, checked(value, kind, about, called(one.name)))
         if about and about.instead_of and getattr(options, about.instead_of) is not None:
-            raise UsageError(f"Give {flag} or {flag_of(about.instead_of)}, not both.")
+            raise UsageError(f"Give {called(one.name)} or {called(about.instead_of)}, not both.")
 
 
-def checked(value: Any, kind: str, about: Option | None, called: str, name: str) -> Any:
+def checked(value: Any, kind: str, about: Option | None, called: str) -> Any:
     """A value as its field holds it.
 
     Args:
         kind: the field's type, without None.
         about: the option that it is of, if any.
-        called: what errors call that option.
-        name: what errors call the field.
+        called: what errors call it.
 
     Raises:
         UsageError: it is of another type, or the option does not allow it.
@@ -174,7 +180,7 @@ def checked(value: Any, kind: str, about: Option | None, called: str, name: str)
     if kind in KINDS:
         wanted, told = KINDS[kind]
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-            raise UsageError(f"{name} must be {told}, not {value!r}.")
+            raise UsageError(f"{called} must be {told}, not {value!r}.")
         if isinstance(value, Real) and not isinstance(value, bool | int | float):
             value = int(value) if isinstance(value, Integral) else float(value)
     if about:
@@ -221,7 +227,7 @@ class Keep:
             raise UsageError(f"delta must be a distance of 0 or more, not {self.delta}.")
 
     @classmethod
-    def parse(cls, value: str | float | Keep, name: str = "--keep") -> Keep:
+    def parse(cls, value: str | float | Keep, name: str = "`keep`") -> Keep:
         """Parse `10%`, a fraction with a point (`0.1`, `1.0`, a Python float), a count (`256`), `delta=0.3` or `auto`.
 
         Raises:
@@ -351,17 +357,46 @@ class Sampling:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.end is not None and self.end <= (self.start or 0):
-            raise UsageError(f"--end ({self.end:g} s) must come after --start ({self.start or 0:g} s).")
+            raise UsageError(f"`end` ({self.end:g} s) must come after `start` ({self.start or 0:g} s).")
 
 
-@dataclass(frozen=True)
+class Arguments(TypedDict, total=False):
+    """Every option as an argument of Python, with what it may be given as; for type checkers and editors."""
+
+    keep: Keep | str | float
+    selector: str | Selector
+    metric: str
+    merge: bool
+    fps: float | None
+    frames: int | None
+    max_frames: int
+    start: str | float | None
+    end: str | float | None
+    max_pixels: int
+    min_pixels: int | None
+    encode: str
+    seek: str
+    look: str
+    system: str | None
+    subtitles: str | None
+    max_new_tokens: int
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    seed: int
+    timeout: float
+    max_source_pixels: int
+    cache: bool
+    # Instead of its fields, or what they change.
+    sampling: Sampling
+
+
+@dataclass(frozen=True, init=False)
 class AskOptions:
-    """The options of one question, as `flashvlm ask` names them.
-
-    From Python, a budget (`keep`) and times may be given as on the command line.
+    """The options of one question, as `flashvlm ask` names them: `AskOptions(keep="10%", fps=1, start="1:30")`.
 
     Raises:
-        UsageError: a value outside its range.
+        UsageError: a value outside its range, or an option that does not exist.
     """
 
     keep: Keep = option(
@@ -383,13 +418,15 @@ class AskOptions:
         parse=Keep.parse,
         row=True,
     )
-    selector: str = option(
+    selector: str | Selector = option(
         DEFAULT_SELECTOR,
         f"How tokens are chosen: {', '.join(SELECTORS)}.",
         TOKENS,
         metavar="NAME",
         row=True,
-        **named("selector", SELECTORS),
+        suggest=among(dict.fromkeys(SELECTORS, "")),
+        # From Python, a function of one's own.
+        check=lambda name, value: None if callable(value) else known("selector", value, SELECTORS),
     )
     metric: str = option(
         "cosine",
@@ -402,11 +439,12 @@ class AskOptions:
         False, "Average dropped tokens into the kept ones nearest to them.", TOKENS, flags=("--merge/--no-merge",)
     )
     sampling: Sampling = Sampling()
-    max_pixels: int = option(
-        768 * TOKEN_PIXELS,
-        "The most pixels per frame.",
+    max_pixels: int | None = option(
+        None,
+        "The most pixels per frame, or of a still picture.",
         FRAMES,
         metavar="P",
+        unset=f"{FRAME_PIXELS}; of a picture {PICTURE_PIXELS}, or as many tiles as the checkpoint says",
         check=at_least(TOKEN_PIXELS, " (one token)"),
     )
     min_pixels: int | None = option(
@@ -439,6 +477,15 @@ class AskOptions:
         **one_of(*LOOKS),
     )
     system: str | None = option(None, "System prompt.", ANSWER, metavar="TEXT", unset="the checkpoint's own")
+    subtitles: str | None = option(
+        None,
+        "Lines of this file (.srt, .vtt) within the part looked at join the question; auto: of the file beside the "
+        "video, or of the track in it.",
+        ANSWER,
+        metavar="FILE|auto",
+        unset="none",
+        suggest=among({"auto": "the file beside the video, or the track in it"}),
+    )
     max_new_tokens: int = option(128, "Longest answer, in tokens.", ANSWER, metavar="N", check=at_least(1))
     temperature: float = option(
         0.0,
@@ -493,31 +540,55 @@ class AskOptions:
         False, "Store what the encoder makes of the video, and reuse it.", MODEL, flags=("--cache/--no-cache",)
     )
 
-    def __post_init__(self) -> None:
+    def __init__(self, **given: Unpack[Arguments]) -> None:
+        values: dict[str, Any] = {**{one.name: one.default for one in fields(self)}, **given}
+        sampling = values.pop("sampling")
+        if not isinstance(sampling, Sampling):
+            raise UsageError(f"`sampling` must be a Sampling, not {sampling!r}.")
+        for name in values:
+            known("option", name, tuple(OPTIONS))
+        times = {name: values.pop(name) for name in given if hasattr(Sampling, name)}
+        values["sampling"] = replace(sampling, **times)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
         check_fields(self)
-        if not isinstance(self.sampling, Sampling):
-            raise UsageError(f"sampling must be a Sampling, not {self.sampling!r}.")
-        if self.min_pixels is not None and self.min_pixels > self.max_pixels:
+        if self.min_pixels is not None and self.min_pixels > self.frame_pixels:
             raise UsageError(
-                f"--min-pixels ({self.min_pixels}) must not be more than --max-pixels ({self.max_pixels})."
+                f"`min_pixels` ({self.min_pixels}) must not be more than `max_pixels` ({self.frame_pixels})."
             )
-        if self.keep.by_content and self.selector != BY_CONTENT:
+        # A function says itself what it can be asked for.
+        if self.keep.by_content and self.selector != BY_CONTENT and not callable(self.selector):
             raise UsageError(
-                f"--keep {self.keep} is for --selector {BY_CONTENT}; {self.selector} takes a share or a count."
+                f"`keep` {self.keep} is for `selector` {BY_CONTENT}; {self.selector} takes a share or a count."
             )
+
+    @property
+    def frame_pixels(self) -> int:
+        """The most pixels that a frame may have."""
+        return self.max_pixels or FRAME_PIXELS
+
+    @property
+    def picture_pixels(self) -> int:
+        """The most pixels that a still picture may have."""
+        return self.max_pixels or PICTURE_PIXELS
 
     def flat(self) -> dict[str, Any]:
         """The value of every option by its name, those of `sampling` among them."""
         return {name: getattr(self.sampling if hasattr(Sampling, name) else self, name) for name in OPTIONS}
 
-    def changed(self, **values: Any) -> AskOptions:
-        """These options with other values for some, which may be fields of `sampling`.
+    @property
+    def selector_name(self) -> str:
+        """What the selector is called."""
+        return name_of(self.selector)
+
+    def changed(self, **given: Unpack[Arguments]) -> AskOptions:
+        """These options with other values for some.
 
         Raises:
-            UsageError: a value makes no sense, alone or with the others.
+            UsageError: a value makes no sense, alone or with the others, or there is no such option.
         """
-        times = {name: values.pop(name) for name in list(values) if hasattr(Sampling, name)}
-        return replace(self, sampling=replace(self.sampling, **times), **values)
+        values: Any = {**vars(self), **given}
+        return AskOptions(**values)
 
 
 def suggest_models(incomplete: str) -> list[tuple[str, str]]:
@@ -541,7 +612,7 @@ class Loading:
     device: str = option("auto", "Where the model runs.", MODEL, metavar="|".join(DEVICES), **one_of(*DEVICES))
     dtype: str = option(
         "auto",
-        "auto (bfloat16 if the device computes in it at full speed), float32, bfloat16 or float16.",
+        "auto (bfloat16 if the device computes in it at full speed), float32, bfloat16 or float16; on a CPU, int8.",
         MODEL,
         metavar="DTYPE",
         **one_of(*DTYPES),
@@ -567,6 +638,14 @@ OPTIONS = declared(AskOptions)
 NO_MATTER = ("cache", *(name for name, one in OPTIONS.items() if one.stage == READING))
 # Those that a row of a batch may have its own value of.
 OF_ROWS = tuple(name for name, one in OPTIONS.items() if one.row)
+
+# What a message may name besides (see `on_command_line`): arguments of `VideoQA.from_pretrained`, and files.
+OTHERS = ("model", "revision", "device", "dtype", "overlay", "report", "plot")
+
+
+def on_command_line(message: str) -> str:
+    """A message with the option in place of every argument that it names: --max-frames in place of `max_frames`."""
+    return re.sub(f"`({'|'.join((*OPTIONS, *OTHERS))})`", lambda found: flag_of(found[1]), message)
 
 
 def watching(options: AskOptions) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from flashvlm import files, units, video
 from flashvlm.errors import UsageError, VideoError
-from flashvlm.report import Area, Moment, Seen, by_video, distinguishes
+from flashvlm.report import Area, Moment, Seen, VideoFacts, by_video, distinguishes
 
 QUESTION, COVERAGE, KEPT, EDGE = "#E69F00", "#56B4E9", "#F2F2F2", "#D0D4DA"
 GROUND, PANEL, INK, QUIET = "#14161A", "#22262D", "#F4F5F7", "#A3AAB5"
@@ -108,11 +108,19 @@ def check_alike(seen: Sequence[Seen]) -> None:
         UsageError: they are none, or of different videos, or of different moments.
     """
     looked = {
-        (tuple(video.path for video in one.videos or [one.video]), tuple(moment.timestamps for moment in one.moments))
+        (
+            tuple(_which(video) for video in one.videos or [one.video]),
+            tuple(moment.timestamps for moment in one.moments),
+        )
         for one in seen
     }
     if len(looked) != 1:
         raise UsageError("An overlay or a report shows one video, or the same videos, looked at in one way.")
+
+
+def _which(facts: VideoFacts) -> tuple[str, int]:
+    """Tells a video from others."""
+    return facts.path, id(facts.given)
 
 
 def _check_unchanged(seen: Seen) -> None:
@@ -128,7 +136,7 @@ def moment_pictures(seen: Seen, frames: int = 1) -> Iterator[list[Image.Image]]:
     for one in by_video(seen):
         _check_unchanged(one)
         wanted = [moment.timestamps[:frames] for moment in one.moments]
-        pictures = video.frames_at(one.video.path, list(chain.from_iterable(wanted)), _limits(one))
+        pictures = video.frames_at(one.video.source, list(chain.from_iterable(wanted)), _limits(one))
         for timestamps in wanted:
             yield [_image(next(pictures)) for _ in timestamps]
 
@@ -149,7 +157,12 @@ def mark(
     area: Area,
     apart: bool = True,
 ) -> Image.Image:
-    """A picture of a moment, of any size, with its kept cells bright and framed and all others dimmed."""
+    """A picture of a moment, of any size, with its kept cells bright and framed and all others dimmed.
+
+    As it is, if nobody knows where the cells lie.
+    """
+    if not moment.placed:
+        return picture
     owner_of = owners(moment)
     across = edges(area.left, area.right, moment.grid_width, picture.width)
     down = edges(area.top, area.bottom, moment.grid_height, picture.height)
@@ -307,7 +320,7 @@ def _draw_moments(sheet: Image.Image, top: int, seen: Sequence[Seen], names: int
     for number, (picture,) in enumerate(moment_pictures(first)):
         left = MARGIN + names + number % tile.columns * (tile.width + GAP)
         y = top + number // tile.columns * block
-        _text(brush, (left, y), when(first.moments[number]), 16, QUIET)
+        _text(brush, (left, y), label(first, number), 16, QUIET)
         small = picture.resize((tile.width, tile.height), Image.Resampling.LANCZOS)
         for place, one in enumerate(seen):
             below = y + LABEL + place * each
@@ -384,8 +397,13 @@ def _counts(brush: ImageDraw.ImageDraw, at: tuple[int, int], moment: Moment, apa
         _swatch(brush, (x, y + 1), "class", 14)
 
 
-def when(moment: Moment) -> str:
-    """When the frames of a moment appear, and whether they were seen small."""
+def label(seen: Seen, number: int) -> str:
+    """When a moment's frames appear, and whether they were seen small; of a still picture, how many cells it has."""
+    moment = seen.moments[number]
+    if not moment.placed:
+        return "where its tokens lie is not known"
+    if (seen.videos or [seen.video])[moment.video].still:
+        return f"{moment.grid_height} × {moment.grid_width} cells"
     first, last = units.timestamp(moment.timestamps[0]), units.timestamp(moment.timestamps[-1])
     return (first if first == last else f"{first} - {last}") + (" · small" if moment.small else "")
 
@@ -463,7 +481,7 @@ def _frame_times(seen: Seen, kind: str) -> list[float]:
     if end > start:
         fps = min(fps, (MOST_FRAMES[kind] - 1) / (end - start))
     thinned = fps < seen.video.fps
-    return video.times(seen.video.path, start, end, fps if thinned else None, _limits(seen))
+    return video.times(seen.video.source, start, end, fps if thinned else None, _limits(seen))
 
 
 def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[Image.Image]:
@@ -498,8 +516,9 @@ def _shots(seen: Sequence[Seen], side: int, times: Sequence[float]) -> Iterator[
     # All bars share one scale.
     most = max(moment.kept_count for one in seen for moment in one.moments)
     sampled = [(moment, at) for moment in range(len(first.moments)) for at in first.moments[moment].timestamps]
-    for at, pixels in zip(times, video.frames_at(facts.path, times, _limits(seen[0])), strict=True):
-        moment = min(sampled, key=lambda pair: abs(pair[1] - at))[0]
+    for at, pixels in zip(times, video.frames_at(facts.source, times, _limits(seen[0])), strict=True):
+        # Of the moments of a picture, the one with the most cells.
+        moment = min(sampled, key=lambda pair: (abs(pair[1] - at), -first.moments[pair[0]].tokens))[0]
         picture = _image(pixels).resize((width, height), Image.Resampling.LANCZOS)
         shot = canvas.copy()
         brush = ImageDraw.Draw(shot)

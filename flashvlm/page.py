@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from flashvlm import files, overlay, units
-from flashvlm.report import Answer, Inspection, Moment, Signal, by_video, distinguishes, opening, overlap
+from flashvlm.errors import VideoError
+from flashvlm.report import Answer, Inspection, Moment, Seen, Signal, by_video, distinguishes, opening, overlap
 
 # All pictures together take at most about this many bytes, before base64 adds a third.
 PICTURES = 3_000_000
@@ -69,8 +72,8 @@ def write(path: str | Path, inspections: Sequence[Inspection], answer: Answer | 
     return path
 
 
-def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> str:
-    """The report as HTML (see `write`)."""
+def render(inspections: Sequence[Inspection], answer: Answer | None = None, bare: bool = False) -> str:
+    """The report as HTML (see `write`); if `bare`, without the page's margins and the name of the program."""
     first = inspections[0]
     data = drawn(inspections)
     for moment, shown in zip(data["moments"], pictures(first), strict=True):
@@ -81,6 +84,7 @@ def render(inspections: Sequence[Inspection], answer: Answer | None = None) -> s
         .get_template("report.html")
         .render(
             title=first.question or overlay.NO_QUESTION,
+            bare=bare,
             long=LONG,
             answer=answer.answer if answer else None,
             facts=facts(first),
@@ -111,31 +115,33 @@ def drawn(inspections: Sequence[Inspection]) -> dict[str, Any]:
     """What report.js draws of one or several selections of the same videos, but for the `pictures` of the moments."""
     first = inspections[0]
     signals = {name: first.signals[name] for name in ("saliency", "relevance") if name in first.signals}
-    scored = any("score" in one.signals for one in inspections)
+    scored = ["score"] if any("score" in one.signals for one in inspections) else []
+    distant = ["distance"] if "distance" in first.signals else []
     return {
         "videos": [
             {
                 "size": (one.video.width, one.video.height),
-                "grid": (one.moments[0].grid_height, one.moments[0].grid_width),
                 "area": vars(one.area),
             }
             for one in by_video(first)
         ],
         "frames": max(len(moment.timestamps) for moment in first.moments),
-        "layers": ["kept", *signals, *(["score"] if scored else []), "distance"],
+        "layers": ["kept", *signals, *scored, *distant],
         "legend": overlay.marks(inspections),
         "opens": opening(first),
         "moments": [
             {
                 "video": moment.video,
-                "label": (f"video {moment.video + 1} · " if first.videos else "") + overlay.when(moment),
+                "grid": (moment.grid_height, moment.grid_width),
+                "placed": moment.placed,
+                "label": (f"video {moment.video + 1} · " if first.videos else "") + overlay.label(first, number),
                 "ticks": [
                     (f"{moment.video + 1} · " if first.videos else "") + units.timestamp(at)
                     for at in (moment.timestamps[0], moment.timestamps[-1])
                 ],
                 "times": [units.timestamp(at) for at in moment.timestamps],
             }
-            for moment in first.moments
+            for number, moment in enumerate(first.moments)
         ],
         "signals": {name: _levels(signal) for name, signal in signals.items()},
         "selections": [
@@ -151,6 +157,25 @@ def drawn(inspections: Sequence[Inspection]) -> dict[str, Any]:
             for one in inspections
         ],
     }
+
+
+def snippet(seen: Seen) -> str | None:
+    """The report of an answer or an inspection for a notebook, in a frame of its own: neither changes the other.
+
+    An answer has no signals, so that its report has the kept tokens alone. None if the video cannot be read again.
+    """
+    if isinstance(seen, Answer):
+        shared = {one.name: getattr(seen, one.name) for one in fields(Inspection) if hasattr(seen, one.name)}
+        inspection, answer = Inspection(**{**shared, "seconds": vars(seen.seconds), "signals": {}}), seen
+    else:
+        inspection, answer = seen, None
+    try:
+        page = render([inspection], answer, bare=True)
+    except VideoError:
+        return None
+    fitted = "this.style.height = this.contentDocument.documentElement.scrollHeight + 'px'"
+    style = "width: 100%; height: 700px; border: 0"
+    return f'<iframe srcdoc="{html.escape(page)}" style="{style}" onload="{fitted}" title="flashvlm report"></iframe>'
 
 
 def facts(seen: Inspection) -> list[str]:

@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import torch
 
-from flashvlm import backends, files, models, video
+from flashvlm import backends, models, subtitles, units
 from flashvlm.backends.base import Backend
-from flashvlm.backends.loading import DTYPES
 from flashvlm.cache import CachedVideo, FeatureCache, entry_key
-from flashvlm.encode import Encoded, encode, second_look
+from flashvlm.encode import Encoded, check_look, encode, second_look
 from flashvlm.errors import ModelError, UsageError
+from flashvlm.files import check_video
 from flashvlm.generate import generate, kv_cache_bytes, lifts_top_k, prefill_flops
-from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, OPTIONS, AskOptions, Keep
+from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, DTYPES, Arguments, AskOptions, Keep
 from flashvlm.report import (
     Answer,
     BeforeAfter,
@@ -36,13 +36,18 @@ from flashvlm.selection import select
 from flashvlm.selection.blocks import Directions
 from flashvlm.selection.flashvlm import relevance
 from flashvlm.selection.result import Selection
+from flashvlm.video import Clip, Frames, Limits, decode
+from flashvlm.video.memory import taken
 from flashvlm.words import content_words
 
 # An error names at most so many words that the model does not know.
 NAMED = 5
 
-# The paths of several videos. Not a `Sequence`, which a text is, too.
-Paths = list[Any] | tuple[Any, ...]
+if TYPE_CHECKING:
+    from flashvlm.video.memory import Given
+
+# Several videos. Not a `Sequence`, which a text is, too.
+Several = list[Any] | tuple[Any, ...]
 # Earlier questions, each with its answer.
 History = Sequence[tuple[str, str]]
 
@@ -52,7 +57,7 @@ class Decoded:
     """A video that was read and is not yet encoded, or one whose tokens the feature cache had."""
 
     # Its frames, unless the cache had its tokens.
-    clip: video.Clip | None
+    clip: Clip | None
     # What the cache had.
     found: CachedVideo | None
     # How long reading or finding it took.
@@ -84,6 +89,10 @@ class Watched:
         """The second at which each sampled frame appears."""
         return self.encoded.timestamps
 
+    def __repr__(self) -> str:
+        count, looked = len(self.encoded.tokens), units.plural(len(self.timestamps), "frame")
+        return f"<Watched {Path(self.facts.path).name}: {looked}, {count} tokens>"
+
     def again(self) -> Watched:
         """The same video for a further question, for which nothing was decoded or encoded."""
         return replace(self, decode_seconds=0.0, encode_seconds=0.0, cached=True, warnings=())
@@ -104,12 +113,49 @@ class Choice:
     # How long the choice took.
     seconds: float
 
+    def __repr__(self) -> str:
+        return f"<Choice of {self.selection!r} for {self.question!r}>"
+
 
 class VideoQA:
-    """A loaded model that answers any number of questions on any number of videos."""
+    """A loaded model that answers any number of questions on any number of videos.
 
-    def __init__(self, backend: Backend, name: str, load_seconds: float = 0.0) -> None:
+    Its methods take options as arguments (`keep="10%", fps=1, start="1:30"`), as an `AskOptions`, or as both; arguments
+    then stand in for single options of it.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        name: str | None = None,
+        load_seconds: float = 0.0,
+        *,
+        model: Any = None,
+        processor: Any = None,
+    ) -> None:
+        """Wrap a model that is loaded already: `VideoQA(model=model, processor=processor)`.
+
+        Nothing of it is kept in the feature cache, since no file tells its weights.
+
+        Args:
+            backend: what `flashvlm.backends` made of a model; instead of `model` and `processor`.
+            name: what answers call the model.
+            model: of transformers; it is put into evaluation mode.
+            processor: the model's own.
+
+        Raises:
+            UsageError: these are no model and processor.
+            ModelError: the family is not supported, or the processor does not fit.
+        """
+        if backend is None:
+            backend = backends.wrap(model, processor)
+            name = name or Path(model.config.name_or_path).name
+        name = name or backend.model_class
         self.backend, self.name, self.load_seconds = backend, name, load_seconds
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        return f"<VideoQA {facts.name}: {facts.family}, {facts.device}, {facts.dtype}>"
 
     @property
     def single_turn(self) -> bool:
@@ -122,7 +168,7 @@ class VideoQA:
         model: str | Path = models.DEFAULT_MODEL,
         *,
         device: str | torch.device = "auto",
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         on_download: Callable[[int, int], None] = lambda done, total: None,
     ) -> VideoQA:
@@ -130,7 +176,7 @@ class VideoQA:
 
         Args:
             device: `auto`, `cpu`, `cuda` (or `cuda:1`, say) or `mps`.
-            dtype: `auto`, `float32`, `bfloat16` or `float16`.
+            dtype: `auto`, `float32`, `bfloat16`, `float16` or, on a CPU, `int8`; or torch's own (`torch.float32`).
             revision: a branch, tag or commit of a model on the hub.
             on_download: gets the bytes downloaded so far and the bytes wanted, while the model is downloaded.
 
@@ -138,30 +184,31 @@ class VideoQA:
             ModelError: the model is not available, incomplete, too large, or of a family without a backend.
             UsageError: the dtype is unknown, the device is not on this machine, or a revision of a folder is asked for.
         """
-        if dtype not in ("auto", *DTYPES):
-            raise UsageError(f"The dtype is one of auto, {', '.join(DTYPES)}; not {dtype!r}.")
+        named = str(dtype).removeprefix("torch.")
+        if named not in DTYPES:
+            raise UsageError(f"The dtype is one of {', '.join(DTYPES)}; not {dtype!r}.")
         folder = models.fetch(str(model), revision, on_download)
         begin = time.perf_counter()
-        backend = backends.load(folder, device=str(device), dtype=dtype)
+        backend = backends.load(folder, device=str(device), dtype=named)
         return cls(backend, str(model), time.perf_counter() - begin)
 
     def ask(
         self,
-        path: str | Path | Paths,
+        video: Given | Several,
         question: str,
         options: AskOptions | None = None,
         *,
         history: History = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
-        **settings: Any,
+        **given: Unpack[Arguments],
     ) -> Answer:
         """Answer one question on one video (or still image), or on several.
 
         Args:
-            path: of the video, or a list of paths; the budget is for all of them together.
-            options: everything that can be set; `settings` override single fields of `AskOptions` or `Sampling`
-                (`keep=0.1`, `selector="uniform"`, `fps=1`, `start=10`).
+            video: its path, its web address (with yt-dlp), its bytes or an open file; `flashvlm.Frames`; a picture
+                (an array, a tensor or one of Pillow). Or a list of several; the budget is for all of them together.
+            options: everything that can be set; `given` stands in for single options of it.
             history: the earlier questions on the video, each with its answer, as for `answer`.
             on_text: gets the answer piece by piece as it is generated.
             on_stage: gets `decode`, `encode`, `select`, `prefill` and `generate` as each begins.
@@ -171,46 +218,62 @@ class VideoQA:
             UsageError: the options or the question make no sense, or the model cannot read a word of the question.
             ModelError: the model makes tokens that are not finite numbers.
         """
-        options = _options(AskOptions() if options is None else options, settings)
+        options = _options(options, given)
         self.check(question, options, history)
         self._check_words(question)
-        watched = self.watch(path, options, on_stage=on_stage)
+        watched = self.watch(video, options, on_stage=on_stage)
         return self.answer(watched, question, options, history=history, on_text=on_text, on_stage=on_stage)
 
     @overload
-    def watch(self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = ...) -> Watched: ...
+    def watch(
+        self,
+        video: Given,
+        options: AskOptions | None = None,
+        *,
+        on_stage: Callable[[str], None] = ...,
+        **given: Unpack[Arguments],
+    ) -> Watched: ...
 
     @overload
     def watch(
-        self, path: Paths, options: AskOptions, *, on_stage: Callable[[str], None] = ...
+        self,
+        video: Several,
+        options: AskOptions | None = None,
+        *,
+        on_stage: Callable[[str], None] = ...,
+        **given: Unpack[Arguments],
     ) -> tuple[Watched, ...]: ...
 
     def watch(
         self,
-        path: str | Path | Paths,
-        options: AskOptions,
+        video: Given | Several,
+        options: AskOptions | None = None,
         *,
         on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> Watched | tuple[Watched, ...]:
         """Decode and encode a video once, for any number of questions on it (`answer`), which may differ in all options
         that do not concern the video.
 
         Args:
-            path: of the video, or a list of paths for questions on several; the options are for each.
+            video: as for `ask`. The options are for each of several.
 
         Raises:
             VideoError: the video cannot be read.
             UsageError: the part asked for does not exist.
         """
-        _check_options(options)
-        several = path if isinstance(path, (list, tuple)) else (path,)
-        for one in several:
-            files.check_video(one)
+        options = _options(options, given)
+        several = [taken(one) for one in (video if isinstance(video, list | tuple) else [video])]
         watched = (self.encode(self.decode(one, options, on_stage=on_stage), on_stage=on_stage) for one in several)
-        return tuple(watched) if several is path else next(watched)
+        return tuple(watched) if isinstance(video, list | tuple) else next(watched)
 
     def decode(
-        self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
+        self,
+        video: Given,
+        options: AskOptions | None = None,
+        *,
+        on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> Decoded:
         """The first half of `watch`: the frames or, if the feature cache has them, the tokens.
 
@@ -220,24 +283,27 @@ class VideoQA:
             VideoError: the video cannot be read.
             UsageError: the part asked for does not exist, or the size set for the cache is invalid.
         """
+        options = _options(options, given)
         self.check(None, options)
-        status = files.check_video(path)
+        path = taken(video)
         on_stage("decode")
         begin = time.perf_counter()
 
         # A second look needs frames, which the cache does not keep.
-        cached = options.cache and options.look == "once"
-        key = entry_key(path, self.backend, self._fingerprint, options) if cached else None
-        found = None if key is None else self._cache.get(key, self.backend.device)
-        if found is not None:
-            found = replace(found, facts=found.facts.of(path, status))
-            return Decoded(None, found, time.perf_counter() - begin, options)
-        clip = video.decode(
+        key = None
+        if options.cache and options.look == "once" and self._fingerprint and not isinstance(path, Frames):
+            status = check_video(path)
+            key = entry_key(path, self.backend, self._fingerprint, options)
+            found = None if key is None else self._cache.get(key, self.backend.device)
+            if found is not None:
+                found = replace(found, facts=found.facts.of(path, status))
+                return Decoded(None, found, time.perf_counter() - begin, options)
+        clip = decode(
             path,
             self.backend.sampling(options.sampling),
             lambda frame, frames: self.backend.fit(frame, options, frames),
             options.seek,
-            video.Limits(options.timeout, options.max_source_pixels),
+            Limits(options.timeout, options.max_source_pixels),
         )
         return Decoded(clip, None, time.perf_counter() - begin, options, key)
 
@@ -250,15 +316,18 @@ class VideoQA:
         assert clip is not None
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
-        encoded = encode(
-            self.backend,
-            clip.frames,
-            which=options.encode,
-            look=options.look,
-            seconds_per_frame=clip.seconds_per_frame,
-            timestamps=clip.timestamps,
-            duration=clip.facts.duration,
-        )
+        if clip.facts.still:
+            encoded = self.backend.picture(clip.frames[0], options)
+        else:
+            encoded = encode(
+                self.backend,
+                clip.frames,
+                which=options.encode,
+                look=options.look,
+                seconds_per_frame=clip.seconds_per_frame,
+                timestamps=clip.timestamps,
+                duration=clip.facts.duration,
+            )
         clock.stop()
         warnings = self.backend.warnings
         if decoded.key is not None:
@@ -267,7 +336,7 @@ class VideoQA:
             except OSError as error:
                 told = f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}."
                 warnings = (*warnings, told)
-        frames = clip.frames if options.look == "twice" else None
+        frames = clip.frames if options.look == "twice" and not clip.facts.still else None
         seconds = decoded.seconds, clock.seconds["encode"]
         return Watched(clip.facts, encoded, *seconds, options, warnings=warnings, frames=frames)
 
@@ -275,9 +344,10 @@ class VideoQA:
         self,
         watched: Watched,
         question: str | None,
-        options: AskOptions,
+        options: AskOptions | None = None,
         *,
         on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> Watched:
         """Encode the ends and what the question asks about at full size, if the video was seen in small frames.
 
@@ -285,6 +355,7 @@ class VideoQA:
         """
         if watched.frames is None:
             return watched
+        options = _options(options, given, watched)
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
         usual = replace(options, keep=Keep.parse(DEFAULT_KEEP), selector=DEFAULT_SELECTOR, merge=False)
@@ -298,17 +369,19 @@ class VideoQA:
         self,
         watched: Watched | Sequence[Watched],
         question: str,
-        options: AskOptions,
+        options: AskOptions | None = None,
         *,
         history: History = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> Answer:
         """Answer a question on a video, or several, that `watch` has encoded: `choose`, then `respond`.
 
         The answer's times include decoding and encoding, unless it is given `watched.again()`.
 
         Args:
+            options: None is those that the (first) video was looked at with.
             history: the earlier questions on the video, each with its answer. The model reads them; the tokens are
                 chosen for this question alone.
 
@@ -316,6 +389,8 @@ class VideoQA:
             UsageError: the question, the history or the selector makes no sense.
             ModelError: the model makes tokens that are not finite numbers, or takes no history.
         """
+        first = watched if isinstance(watched, Watched) else next(iter(watched), None)
+        options = _options(options, given, first)
         self.check(question, options, history)
         choice = self.choose(watched, question, options, on_stage=on_stage)
         return self.respond(choice, history=history, on_text=on_text, on_stage=on_stage)
@@ -324,23 +399,28 @@ class VideoQA:
         self,
         watched: Watched | Sequence[Watched],
         question: str | None,
-        options: AskOptions,
+        options: AskOptions | None = None,
         *,
         on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> Choice:
         """Choose the tokens that the language model gets, of a video or of several together; a `question` of None
         chooses for the video alone.
 
         A video that was seen in small frames gets its second look first (`look_again`).
 
+        Args:
+            options: None is those that the (first) video was looked at with.
+
         Raises:
             UsageError: the question or the selector makes no sense.
             ModelError: the model makes tokens that are not finite numbers.
         """
-        self.check(question, options)
         several = (watched,) if isinstance(watched, Watched) else watched
         if not several:
             raise UsageError("There is no video to choose from.")
+        options = _options(options, given, several[0])
+        self.check(question, options)
         videos = tuple(self.look_again(one, question, options, on_stage=on_stage) for one in several)
         clock = _Clock(on_stage, self.backend)
         clock.start("select")
@@ -397,8 +477,8 @@ class VideoQA:
         self.check(choice.question, choice.options, history)
         self._check_words(choice.question)
         options, clock = choice.options, _Clock(on_stage, self.backend)
-        videos = [one.encoded for one in choice.videos]
-        prompt = self.backend.prompt(choice.question, options.system, videos, history)
+        said, videos = _subtitles(choice), [one.encoded for one in choice.videos]
+        prompt = self.backend.prompt(subtitles.joined(choice.question, said), options.system, videos, history)
         clock.start("prefill")
         generated = generate(
             self.backend,
@@ -423,11 +503,10 @@ class VideoQA:
         prompt_tokens = BeforeAfter(
             *(prompt.staying + count for count in (prompt.tokens, len(choice.selection.indices)))
         )
-        if history and self.single_turn:
-            told = "This model was trained on single questions: the earlier ones make its answer worse."
-            shared["warnings"] = (*shared["warnings"], told)
+        shared["warnings"] += self._of_prompt(options, said, history)
         return Answer(
             **shared,
+            subtitles=sum(map(len, said)),
             answer=generated.text,
             history=tuple((asked, said) for asked, said in history),
             generated_tokens=generated.tokens,
@@ -442,6 +521,15 @@ class VideoQA:
                 total=first + seconds["generate"],
             ),
         )
+
+    def _of_prompt(self, options: AskOptions, said: Sequence[Any], history: History) -> tuple[str, ...]:
+        """What there is to say of what stands beside the question: `said` are the subtitles."""
+        told = []
+        if options.subtitles is not None and not any(said):
+            told.append("There are no subtitles within the part that was looked at.")
+        if history and self.single_turn:
+            told.append("This model was trained on single questions: earlier ones may make its answer worse.")
+        return tuple(told)
 
     @torch.inference_mode()
     def inspect(self, choice: Choice) -> Inspection:
@@ -469,7 +557,9 @@ class VideoQA:
         """What an answer and an inspection both report."""
         videos, selection = choice.videos, choice.selection
         facts, encoded = tuple(one.facts for one in videos), [one.encoded for one in videos]
-        areas = tuple(self.backend.area(one.height, one.width) for one in facts)
+        areas = tuple(
+            self.backend.area(one.height, one.width, seen.kind) for one, seen in zip(facts, encoded, strict=True)
+        )
         return {
             "question": choice.question,
             "model": self._facts(),
@@ -490,7 +580,7 @@ class VideoQA:
         if unknown := self.backend.unknown_words(f"{choice.question or ''} {options.system or ''}"):
             warnings.append(f"This model does not know: {', '.join(unknown)}. Its answer may be off.")
         if options.temperature and options.top_k is None and lifts_top_k(self.backend):
-            warnings.append("This checkpoint's own top_k of 1 is left out, so that --temperature has an effect.")
+            warnings.append("This checkpoint's own top_k of 1 is left out, so that the temperature has an effect.")
         return tuple(warnings)
 
     def check(self, question: str | None, options: AskOptions, history: History = ()) -> None:
@@ -498,13 +588,16 @@ class VideoQA:
 
         Raises:
             UsageError: it is empty, no text, or longer than the model reads, `options` are none, or the `history` is no
-                pairs of texts.
+                pairs of texts, or the model cannot look twice.
         """
         _check_options(options)
+        check_look(self.backend, options.look)
         if isinstance(history, str) or not all(_is_turn(turn) for turn in history):
             raise UsageError(f"The history must be pairs of a question and its answer, not {history!r}.")
         if question is not None and not isinstance(question, str):
             raise UsageError(f"The question must be a text, not {question!r}.")
+        if options.subtitles not in (None, subtitles.AUTO):
+            subtitles.read(options.subtitles)
         if question is not None and not question.strip():
             raise UsageError("The question is empty.")
         earlier = "\n".join(text for turn in history for text in turn)
@@ -536,16 +629,18 @@ class VideoQA:
         return FeatureCache.of_user()
 
     @cached_property
-    def _fingerprint(self) -> str:
+    def _fingerprint(self) -> str | None:
+        """What tells the weights from others; None if they are in no file."""
         # A change that the samples miss would give wrong answers: the weights' modification times count, too.
         written = sorted(path.stat().st_mtime_ns for path in self.backend.folder.glob("*.safetensors"))
-        return f"{models.fingerprint(self.backend.folder)} {written}"
+        return f"{models.fingerprint(self.backend.folder)} {written}" if written else None
 
     def _facts(self) -> ModelFacts:
         backend = self.backend
-        dtype = str(backend.dtype).removeprefix("torch.")
         revision = models.revision_of(backend.folder)
-        return ModelFacts(self.name, str(backend.folder), backend.family, backend.device.type, dtype, revision)
+        return ModelFacts(
+            self.name, str(backend.folder), backend.family, backend.device.type, backend.precision, revision
+        )
 
 
 class _Clock:
@@ -584,14 +679,36 @@ def _is_turn(turn: object) -> bool:
     return isinstance(turn, (list, tuple)) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
 
 
+def _subtitles(choice: Choice) -> list[list[subtitles.Line]]:
+    """The lines of each video that join the question.
+
+    Raises:
+        UsageError: one file is given for several videos, or cannot be read.
+    """
+    wanted, several = choice.options.subtitles, choice.videos
+    if wanted is None:
+        return []
+    if wanted != subtitles.AUTO and len(several) > 1:
+        raise UsageError("`subtitles` takes a file for one video; auto finds those of each of several.")
+    limits = Limits(choice.options.timeout, choice.options.max_source_pixels)
+    return [
+        subtitles.within(
+            subtitles.of_video(one.facts.source, limits) if wanted == subtitles.AUTO else subtitles.read(wanted),
+            one.options.sampling.start,
+            one.options.sampling.end,
+        )
+        for one in several
+    ]
+
+
 def _check_options(options: AskOptions) -> None:
     if not isinstance(options, AskOptions):
         raise UsageError(f"options must be AskOptions, not {options!r}.")
 
 
-def _options(options: AskOptions, settings: dict[str, Any]) -> AskOptions:
+def _options(options: AskOptions | None, given: Arguments, watched: Watched | None = None) -> AskOptions:
+    """These options, or those that the video was looked at with, or the defaults; with what is `given` besides."""
+    if options is None:
+        options = AskOptions() if watched is None else watched.options
     _check_options(options)
-    unknown = [name for name in settings if name not in OPTIONS]
-    if unknown:
-        raise UsageError(f"There is no option {unknown[0]!r}.")
-    return options.changed(**settings)
+    return options.changed(**given) if given else options

@@ -1,6 +1,7 @@
 """Pixels: frames in, the vision encoder's input out, with torch alone.
 
-The output agrees with transformers' own processors, which need torchvision, to within one grey level.
+The output agrees with transformers' own processors, which need torchvision, to within one grey level. What is called a
+tile here is a square of the side that a vision encoder takes: a picture larger than that is seen as several.
 """
 
 from __future__ import annotations
@@ -88,6 +89,12 @@ def qwen3_vl_size(
     )
 
 
+def within(height: int, width: int, most: int) -> tuple[int, int]:
+    """The (height, width) of a frame with at most `most` pixels, its aspect ratio kept; it is not enlarged."""
+    scale = min(1.0, math.sqrt(most / (height * width)))
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
 def resize(frame: torch.Tensor, size: tuple[int, int], filter: str = "bicubic") -> torch.Tensor:
     """A (3, H, W) uint8 frame resized to `size` (h, w) with antialiasing, as torchvision resizes uint8.
 
@@ -160,6 +167,81 @@ def normalised(frames: torch.Tensor, mean: Sequence[float], std: Sequence[float]
     return frames * scale + shift
 
 
+def tiles(picture: torch.Tensor, side: int) -> torch.Tensor:
+    """A (3, rows * side, columns * side) picture cut into (rows * columns, 3, side, side) squares, row by row."""
+    rows, columns = picture.shape[1] // side, picture.shape[2] // side
+    return picture.view(3, rows, side, columns, side).permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
+
+
+def internvl_grid(height: int, width: int, *, side: int, least: int, most: int) -> tuple[int, int]:
+    """The (rows, columns) of tiles in which InternVL sees a picture: the grid nearest to its aspect ratio.
+
+    Of grids that are equally near, a larger one is taken only if the picture has more than half its pixels
+    (https://github.com/OpenGVLab/InternVL).
+
+    Args:
+        least: the smallest number of tiles; `most`, the largest.
+    """
+    ratio, best, off = width / height, (1, 1), math.inf
+    grids = [(rows, columns) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)]
+    for rows, columns in sorted(grids, key=math.prod):
+        if rows * columns < least:
+            continue
+        apart = abs(ratio - columns / rows)
+        if apart < off or (apart == off and height * width > 0.5 * side * side * rows * columns):
+            best, off = (rows, columns), apart
+    return best
+
+
+def internvl_tiles(picture: torch.Tensor, *, side: int, least: int, most: int) -> tuple[torch.Tensor, int, int]:
+    """A (3, h, w) uint8 picture as InternVL sees it: tiles and, if there are several, the whole picture last.
+
+    The aspect ratio is not kept. See `internvl_grid` for `least` and `most`.
+
+    Returns:
+        (tiles, 3, side, side), rows and columns.
+    """
+    rows, columns = internvl_grid(*picture.shape[1:], side=side, least=least, most=most)
+    cut = tiles(resize(picture, (rows * side, columns * side)), side)
+    whole = [resize(picture, (side, side))[None]] if len(cut) > 1 else []
+    return torch.cat([cut, *whole]), rows, columns
+
+
+def onevision_size(height: int, width: int, sizes: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """The canvas (height, width), one of `sizes`, in which LLaVA-OneVision sees a picture.
+
+    It is the one in which most of the picture's pixels stay, and of those the smallest (LLaVA-NeXT's anyres,
+    https://github.com/LLaVA-VL/LLaVA-NeXT).
+    """
+
+    def kept(size: Sequence[int]) -> tuple[int, int]:
+        scale = min(size[1] / width, size[0] / height)
+        pixels = min(int(width * scale) * int(height * scale), width * height)
+        return pixels, pixels - size[0] * size[1]
+
+    best = max(sizes, key=kept)
+    return best[0], best[1]
+
+
+def onevision_tiles(picture: torch.Tensor, *, side: int, sizes: Sequence[Sequence[int]]) -> torch.Tensor:
+    """A (3, h, w) uint8 picture as LLaVA-OneVision sees it: (1 + tiles, 3, side, side), the whole picture first.
+
+    The whole picture is squeezed into a square. The tiles are those of the picture in the middle of a black canvas
+    (`onevision_size`), with its aspect ratio.
+    """
+    height, width = picture.shape[1:]
+    canvas = onevision_size(height, width, sizes)
+    across, down = canvas[1] / width, canvas[0] / height
+    if across < down:
+        size = min(math.ceil(height * across), canvas[0]), canvas[1]
+    else:
+        size = canvas[0], min(math.ceil(width * down), canvas[1])
+    top, left = (canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2
+    black = torch.zeros(3, *canvas, dtype=torch.uint8, device=picture.device)
+    black[:, top : top + size[0], left : left + size[1]] = resize(picture, size)
+    return torch.cat([resize(picture, (side, side))[None], tiles(black, side)])
+
+
 def smolvlm_size(height: int, width: int, *, longest_edge: int) -> tuple[int, int]:
     """The (height, width) at which the longer side of a picture is `longest_edge` pixels and the other side is even."""
     edge, ratio = min(longest_edge, SMOLVLM_LONGEST), width / height
@@ -172,6 +254,30 @@ def smolvlm_frame(frame: torch.Tensor, *, longest_edge: int, side: int) -> torch
     """A (3, h, w) uint8 frame as SmolVLM sees it, (3, side, side): resized to `smolvlm_size`, then to a square."""
     size = smolvlm_size(*frame.shape[1:], longest_edge=longest_edge)
     return resize(resize(frame, size, "lanczos"), (side, side), "lanczos")
+
+
+def smolvlm_grid(height: int, width: int, *, longest_edge: int, side: int) -> tuple[int, int]:
+    """The (rows, columns) of tiles in which SmolVLM sees a picture."""
+    height, width = smolvlm_size(height, width, longest_edge=longest_edge)
+    ratio = width / height
+    if width >= height:
+        columns = math.ceil(width / side)
+        return math.ceil(int(columns * side / ratio) / side), columns
+    rows = math.ceil(height / side)
+    return rows, math.ceil(int(rows * side * ratio) / side)
+
+
+def smolvlm_tiles(picture: torch.Tensor, *, longest_edge: int, side: int) -> tuple[torch.Tensor, int, int]:
+    """A (3, h, w) uint8 picture as SmolVLM sees it: tiles and, if there are several, the whole picture last.
+
+    Returns:
+        (tiles, 3, side, side), rows and columns.
+    """
+    rows, columns = smolvlm_grid(*picture.shape[1:], longest_edge=longest_edge, side=side)
+    size = smolvlm_size(*picture.shape[1:], longest_edge=longest_edge)
+    canvas = resize(resize(picture, size, "lanczos"), (rows * side, columns * side), "lanczos")
+    whole = [resize(canvas, (side, side), "lanczos")[None]] if rows * columns > 1 else []
+    return torch.cat([tiles(canvas, side), *whole]), rows, columns
 
 
 def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:

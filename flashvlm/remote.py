@@ -10,23 +10,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 from urllib.parse import urlsplit
 
-from flashvlm import errors, files
+from flashvlm import errors, files, web
 from flashvlm.errors import FlashVLMError, ModelError, UsageError, VideoError
-from flashvlm.options import ANSWER, FRAMES, OPTIONS, TOKENS, AskOptions
+from flashvlm.options import ANSWER, FRAMES, OPTIONS, TOKENS, Arguments, AskOptions
 from flashvlm.report import Answer, VideoFacts, answer_of
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
-    from flashvlm.pipeline import Paths
+    # A video by its path or its web address.
+    Named = str | os.PathLike[str]
 
 VARIABLE = "FLASHVLM_SERVER"
 KEY_VARIABLE = "FLASHVLM_API_KEY"
-# What a request sets: the options that are not the machine's.
-SENT = tuple(name for name, one in OPTIONS.items() if one.stage in (FRAMES, TOKENS, ANSWER))
+# What a request sets: the options that are not the machine's, and lead to none of its files.
+SENT = tuple(name for name, one in OPTIONS.items() if one.stage in (FRAMES, TOKENS, ANSWER) and name != "subtitles")
 # Seconds without a word from the server, after which it is given up: a busy one lets requests wait.
 SILENCE = 3600.0
 # Seconds to wait for a server that is busy or being restarted before a request is given up.
@@ -43,6 +44,8 @@ class RemoteWatched:
     facts: VideoFacts
     # Its address on the server, by its content.
     url: str
+    # The options that it was looked at with.
+    options: AskOptions
     warnings: tuple[str, ...] = ()
 
     def again(self) -> RemoteWatched:
@@ -103,43 +106,55 @@ class RemoteVideoQA:
 
     def ask(
         self,
-        path: str | Path | Paths,
+        video: Named | Sequence[Named],
         question: str,
-        options: AskOptions,
+        options: AskOptions | None = None,
         *,
         history: Sequence[tuple[str, str]] = (),
         on_text: Callable[[str], None] = lambda text: None,
         on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> Answer:
         """Answer one question on one video, or on several, as `VideoQA.ask` does.
+
+        Args:
+            video: its path, or its web address (with yt-dlp, on this machine); or a list of several.
 
         Raises:
             FlashVLMError: as there; or the server does not answer.
         """
-        paths = [str(one) for one in (path if isinstance(path, list | tuple) else [path])]
+        options = _options(options, given)
+        paths = [_path(one) for one in (video if isinstance(video, list | tuple) else [video])]
         return self._asked([(one, self._url(one)) for one in paths], question, history, options, on_text, on_stage)
 
     def watch(
-        self, path: str | Path, options: AskOptions, *, on_stage: Callable[[str], None] = lambda stage: None
+        self,
+        video: Named,
+        options: AskOptions | None = None,
+        *,
+        on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> RemoteWatched:
         """Let the server look at a video once, for any number of questions on it (`respond`)."""
+        options = _options(options, given)
         on_stage("server")
-        name = str(path)
+        name = _path(video)
         status, url = files.check_video(name), self._url(name)
         body = {"video": {"url": url, "name": name}, "selectors": [], **sent(options)}
         seen = self._sending([(name, url)], lambda: self._json("POST", "/inspect", body))
-        return RemoteWatched(name, VideoFacts(**seen["video"]).of(name, status), url, tuple(seen["warnings"]))
+        return RemoteWatched(name, VideoFacts(**seen["video"]).of(name, status), url, options, tuple(seen["warnings"]))
 
     def choose(
         self,
         watched: RemoteWatched,
         question: str,
-        options: AskOptions,
+        options: AskOptions | None = None,
         *,
         on_stage: Callable[[str], None] = lambda stage: None,
+        **given: Unpack[Arguments],
     ) -> RemoteChoice:
         """What `respond` asks the server, which chooses the tokens as it answers."""
-        return RemoteChoice(watched, question, options)
+        return RemoteChoice(watched, question, _options(options, given, watched))
 
     def respond(
         self,
@@ -306,6 +321,30 @@ class _Later(FlashVLMError):
 
 class _Missing(FlashVLMError):
     """The server does not have the video."""
+
+
+def _path(video: Named) -> str:
+    """The path of a video; one that is given by its web address is downloaded, by this machine."""
+    if not isinstance(video, str | os.PathLike):
+        raise UsageError("A server is asked about files: give the path of the video.")
+    name = os.fspath(video)
+    return str(web.fetch(name)) if web.is_address(name) else name
+
+
+def _options(options: AskOptions | None, given: Arguments, watched: RemoteWatched | None = None) -> AskOptions:
+    """These options, or those that the video was looked at with, or the defaults; with what is `given` besides.
+
+    Raises:
+        UsageError: a server does not take them.
+    """
+    if options is None:
+        options = AskOptions() if watched is None else watched.options
+    options = options.changed(**given)
+    if options.subtitles is not None:
+        raise UsageError("`subtitles` needs a model that is loaded here; a server reads none.")
+    if callable(options.selector):
+        raise UsageError("A selector of your own needs a model that is loaded here.")
+    return options
 
 
 def sent(options: AskOptions) -> dict[str, Any]:

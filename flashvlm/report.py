@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flashvlm
+from flashvlm import units
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from flashvlm.encode import Encoded
     from flashvlm.options import AskOptions
     from flashvlm.selection.result import Selection
+
+# How many characters of a text the `repr` of an answer shows.
+LONGEST = 60
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,23 @@ class VideoFacts:
     rotation: int = 0
     size: int = 0
     modified: int = 0
+    # What it was given as, if not as a path: frames, or a temporary file that is kept as long as this.
+    given: Any = field(default=None, repr=False, compare=False)
 
-    def of(self, path: str | Path, status: os.stat_result) -> VideoFacts:
-        """The same facts, of the file `path`, which had this status before it was read."""
-        return replace(self, path=str(path), size=status.st_size, modified=status.st_mtime_ns)
+    @property
+    def still(self) -> bool:
+        """Whether it is a still picture."""
+        return not self.fps
+
+    @property
+    def source(self) -> Any:
+        """What its frames are read from again."""
+        return self.path if self.given is None else self.given
+
+    def of(self, video: Any, status: os.stat_result) -> VideoFacts:
+        """The same facts, of this `flashvlm.video.Video`, whose file had this status before it was read."""
+        given = None if isinstance(video, str | Path) else video
+        return replace(self, path=str(video), size=status.st_size, modified=status.st_mtime_ns or 0, given=given)
 
 
 @dataclass(frozen=True)
@@ -81,12 +100,16 @@ class Area:
 class Moment:
     """One temporal group: what the language model sees at one step of its time axis.
 
+    A picture is one moment. One that the model sees in tiles is two: the grid of all its tiles, and the whole picture
+    once more, in fewer cells; where both show the same place, either, both or neither may be kept.
+
     `timestamps` are the times of its frames in seconds. `kept` lists the kept tokens' cells as (row, column) of the
     group's `grid_height` x `grid_width` grid, row by row; `important` says for each whether it was kept for the
     question (true) or for coverage (false). `tokens` also counts a class token, which stands for a whole frame and has
     no cell: `class_token` says the same for it, and is None if it was dropped or the model has none. `like` is the
     number, from 0, of the earlier moment that this one looks like and whose tokens it reuses; None if it has its own.
-    `small`: it was only seen in a small frame. `video` is the number of its video, from 0.
+    `small`: it was only seen in a small frame. `placed`: where in the picture the cells lie is known; otherwise the
+    grid is a single row. `video` is the number of its video, from 0.
 
     Two fields are for pictures, and not in the JSON. `nearest` says for each cell, row by row, which kept token is
     nearest to the cell's own, and so stands for it: by the number of its cell, counted from 0 over all moments. `first`
@@ -102,6 +125,7 @@ class Moment:
     class_token: bool | None = None
     like: int | None = None
     small: bool = False
+    placed: bool = True
     video: int = 0
     nearest: tuple[int, ...] = ()
     first: int = 0
@@ -193,6 +217,18 @@ class Answer:
     videos: tuple[VideoFacts, ...] = ()
     areas: tuple[Area, ...] = ()
     history: tuple[tuple[str, str], ...] = ()
+    # How many lines of subtitles joined the question.
+    subtitles: int = 0
+
+    def __repr__(self) -> str:
+        first = f"first token after {units.seconds(self.seconds.time_to_first_token)}"
+        return f"<Answer {_short(self.answer)} to {_short(self.question)} on {_about(self)}, {first}>"
+
+    def _repr_html_(self) -> str | None:
+        """The report, as notebooks show it."""
+        from flashvlm import page
+
+        return page.snippet(self)
 
     def to_json(self) -> dict[str, Any]:
         """The answer as dicts, tuples, strings and numbers, as `json.dumps` takes them."""
@@ -244,6 +280,16 @@ class Inspection:
     videos: tuple[VideoFacts, ...] = ()
     areas: tuple[Area, ...] = ()
 
+    def __repr__(self) -> str:
+        asked = "" if self.question is None else f" for {_short(self.question)}"
+        return f"<Inspection{asked} of {_about(self)}, by {self.selection.selector}>"
+
+    def _repr_html_(self) -> str | None:
+        """The report, as notebooks show it."""
+        from flashvlm import page
+
+        return page.snippet(self)
+
     def to_json(self) -> dict[str, Any]:
         """The inspection as dicts, tuples, strings and numbers, as `json.dumps` takes them; signals are summarised."""
         plain = _to_json(replace(self, signals={}))
@@ -286,8 +332,26 @@ def _moment_of(plain: dict[str, Any]) -> Moment:
 Seen = Answer | Inspection
 
 
+def _about(seen: Seen) -> str:
+    named = f"{len(seen.videos)} videos" if seen.videos else Path(seen.video.path).name
+    return f"{named}: {seen.tokens.after} of {seen.tokens.before} tokens"
+
+
+def _short(text: str) -> str:
+    """A text as it is written in Python, its end left out if it is long."""
+    return repr(text if len(text) <= LONGEST else text[: LONGEST - 3] + "...")
+
+
 def _to_json(seen: Seen) -> dict[str, Any]:
-    plain = asdict(replace(seen, moments=tuple(replace(moment, nearest=()) for moment in seen.moments)))
+    seen = replace(
+        seen,
+        video=replace(seen.video, given=None),
+        videos=tuple(replace(video, given=None) for video in seen.videos),
+        moments=tuple(replace(moment, nearest=()) for moment in seen.moments),
+    )
+    plain = asdict(seen)
+    for facts in (plain["video"], *plain["videos"]):
+        del facts["given"]
     for moment in plain["moments"]:
         del moment["nearest"], moment["first"]
     if not seen.videos:
@@ -341,14 +405,21 @@ def settings_of(looked: AskOptions, chosen: AskOptions) -> dict[str, Any]:
     """The options that the video was looked at with, and those that tokens were chosen with, as JSON."""
     from flashvlm.options import watching
 
-    return asdict(chosen) | watching(looked) | {"keep": chosen.keep.count or str(chosen.keep)}
+    return (
+        asdict(chosen)
+        | watching(looked)
+        | {
+            "keep": chosen.keep.count or str(chosen.keep),
+            "selector": chosen.selector_name,
+        }
+    )
 
 
 def selection_facts(options: AskOptions, selection: Selection) -> SelectionFacts:
     """How many tokens were kept and why, and how well they cover the others; measures the radius."""
     count, important = len(selection.indices), int(selection.important.sum())
     return SelectionFacts(
-        options.selector,
+        options.selector_name,
         count,
         important,
         # A selector that does not distinguish them has neither.
@@ -366,9 +437,9 @@ def signal(values: Tensor, videos: Sequence[Encoded]) -> Signal:
     parts = values.float().split([len(encoded.tokens) for encoded in videos])
     return Signal(
         tuple(
-            tuple(cells)
+            tuple(group[encoded.class_tokens :].tolist())
             for encoded, part in zip(videos, parts, strict=True)
-            for cells in part.view(encoded.groups, -1)[:, encoded.class_tokens :].tolist()
+            for group in part.split(encoded.group_sizes)
         )
     )
 
@@ -413,29 +484,31 @@ def moments(videos: Sequence[Encoded], selection: Selection) -> tuple[Moment, ..
 def _moments(encoded: Encoded, chosen: Iterable[tuple[int, bool]]) -> Iterator[Moment]:
     """The moments of a video, of which these tokens were kept, each for the question or not."""
     frames = -(-len(encoded.timestamps) // encoded.groups)
-    size = encoded.class_tokens + encoded.height * encoded.width
+    begins = [0, *accumulate(encoded.group_sizes)]
     kept: list[list[tuple[int, int]]] = [[] for _ in range(encoded.groups)]
     important: list[list[bool]] = [[] for _ in range(encoded.groups)]
     class_token: list[bool | None] = [None] * encoded.groups
     like = list(range(encoded.groups)) if encoded.sources is None else encoded.sources.tolist()
     for index, for_question in chosen:
-        group, place = divmod(index, size)
+        group = bisect_right(begins, index) - 1
+        place = index - begins[group]
         if place < encoded.class_tokens:
             class_token[group] = for_question
             continue
-        kept[group].append(divmod(place - encoded.class_tokens, encoded.width))
+        kept[group].append(divmod(place - encoded.class_tokens, encoded.grids[group][1]))
         important[group].append(for_question)
-    for group in range(encoded.groups):
+    for group, size in enumerate(encoded.group_sizes):
         yield Moment(
-            encoded.timestamps[group * frames : (group + 1) * frames],
+            # All moments of a picture show it.
+            encoded.timestamps[group * frames : (group + 1) * frames] or encoded.timestamps[:1],
             size,
-            encoded.height,
-            encoded.width,
+            *encoded.grids[group],
             tuple(kept[group]),
             tuple(important[group]),
             class_token[group],
             None if like[group] == group else like[group],
             encoded.small is not None and bool(encoded.small[group]),
+            encoded.placed,
         )
 
 

@@ -37,22 +37,21 @@ class ChatTemplate:
         Args:
             part: what the template calls a part of a message that is a video.
         """
-        self._tokenizer, self._folder, self._part = tokenizer, folder, part
-        self._rendered: dict[tuple[str, bool, int, str, int], Future[str]] = {}
-        self._begin(with_system=False, videos=1, part=part)
+        self._tokenizer, self._folder = tokenizer, folder
+        self._rendered: dict[tuple[str, bool, tuple[str, ...], int], Future[str]] = {}
+        self._begin(with_system=False, parts=(part,))
 
     def fill(
         self,
         question: str,
         system: str | None,
-        videos: int = 1,
-        part: str | None = None,
+        parts: Sequence[str] = ("video",),
         history: Sequence[tuple[str, str]] = (),
     ) -> str:
-        """The prompt for this question about so many videos, which the first question of the conversation is about.
+        """The prompt for this question about videos and pictures, which the conversation's first question is about.
 
         Args:
-            part: as for the whole object, if it is another here.
+            parts: what the template calls each of them.
             history: the earlier questions, each with its answer.
 
         Raises:
@@ -64,7 +63,7 @@ class ChatTemplate:
             for which, text in enumerate(turn)
         }
         words = {QUESTION: question, SYSTEM: system or "", **earlier}
-        rendered = self._begin(system is not None, videos, part or self._part, len(history)).result()
+        rendered = self._begin(system is not None, tuple(parts), len(history)).result()
         if earlier:
             self._check_turns(rendered, [*earlier, QUESTION])
         return re.sub("|".join(words), lambda found: words[found[0]], rendered)
@@ -83,22 +82,22 @@ class ChatTemplate:
         from flashvlm.errors import ModelError
 
         try:
-            return marker in self._begin(with_system=False, videos=1, part=part).result()
+            return marker in self._begin(with_system=False, parts=(part,)).result()
         except ModelError:
             return False
 
-    def _begin(self, with_system: bool, videos: int, part: str, turns: int = 0) -> Future[str]:
+    def _begin(self, with_system: bool, parts: tuple[str, ...], turns: int = 0) -> Future[str]:
         from flashvlm import aside
 
-        key = self._tokenizer.get_chat_template(), with_system, videos, part, turns
+        key = self._tokenizer.get_chat_template(), with_system, parts, turns
         if key not in self._rendered:
             self._rendered[key] = aside.begin(partial(self._render, *key), "template")
         return self._rendered[key]
 
-    def _render(self, template: str, with_system: bool, videos: int, part: str, turns: int) -> str:
+    def _render(self, template: str, with_system: bool, parts: tuple[str, ...], turns: int) -> str:
         from flashvlm.errors import FlashVLMError, ModelError, sentence
 
-        messages = _messages(with_system, videos, part, turns)
+        messages = _messages(with_system, parts, turns)
         variables = {**self._tokenizer.special_tokens_map, "messages": messages}
         asked = json.dumps({"template": template, "variables": variables})
         # What this process imports, that one finds; nothing is taken from the folder that it runs in (-P).
@@ -111,7 +110,7 @@ class ChatTemplate:
             )
         except subprocess.TimeoutExpired:
             # Its own bound is far less: the machine is busy, and the next question may try again.
-            self._rendered.pop((template, with_system, videos, part, turns), None)
+            self._rendered.pop((template, with_system, parts, turns), None)
             child = None
         if child is not None and child.returncode > 0 and "MemoryError" not in child.stderr:
             # Not the template's fault, whose errors are part of the output.
@@ -124,7 +123,7 @@ class ChatTemplate:
         raise ModelError(f"The chat template in {self._folder} cannot be used: {sentence(why)}")
 
 
-def _messages(with_system: bool, videos: int, part: str, turns: int) -> list[dict[str, Any]]:
+def _messages(with_system: bool, parts: tuple[str, ...], turns: int) -> list[dict[str, Any]]:
     """A conversation with markers for its texts; the videos are in its first question."""
 
     def said(role: str, text: str) -> dict[str, Any]:
@@ -133,7 +132,7 @@ def _messages(with_system: bool, videos: int, part: str, turns: int) -> list[dic
     asked, answered = EARLIER
     earlier = [(said("user", asked.format(n)), said("assistant", answered.format(n))) for n in range(turns)]
     messages = [*(message for turn in earlier for message in turn), said("user", QUESTION)]
-    messages[0]["content"] = [*[{"type": part}] * videos, *messages[0]["content"]]
+    messages[0]["content"] = [*({"type": part} for part in parts), *messages[0]["content"]]
     return [said("system", SYSTEM), *messages] if with_system else messages
 
 

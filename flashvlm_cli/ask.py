@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashvlm.errors import UsageError
-from flashvlm.files import check_video
 from flashvlm.options import AskOptions
 from flashvlm.remote import RemoteVideoQA
 from flashvlm_cli import output
@@ -18,6 +17,7 @@ from flashvlm_cli.running import (
     allow_download,
     draw,
     loaded,
+    look_ahead,
     names_file,
     prepare_libraries,
     read_question,
@@ -57,8 +57,7 @@ def ask(
     videos = [video, *more]
     if names_file(question):
         raise UsageError(f"The question goes last, and {question} is a file.")
-    for one in videos:
-        check_video(one)
+    videos = look_ahead(videos, options, as_json or quiet)
     pictures.check(videos)
     if server is not None and pictures.report is not None:
         raise UsageError("--report needs a model that is loaded here; without --server it is written.")
@@ -71,7 +70,7 @@ def ask(
     def answer_with(on_text: OnText, on_stage: OnStage = lambda stage: None) -> Answer:
         qa = loaded(loading, server)
         if pictures.report is None or isinstance(qa, RemoteVideoQA):
-            return qa.ask(videos if more else video, asked, options, on_text=on_text, on_stage=on_stage)
+            return qa.ask(videos if more else videos[0], asked, options, on_text=on_text, on_stage=on_stage)
         qa.check(asked, options)
         watched = qa.watch(videos, options, on_stage=on_stage)
         choice = qa.choose(watched, asked, options, on_stage=on_stage)

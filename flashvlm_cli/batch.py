@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashvlm.batch import rows as reading
+from flashvlm.batch.table import FIELDS, SEPARATORS, Table
 from flashvlm.errors import UsageError
+from flashvlm.files import RECORDS
 from flashvlm.options import OF_ROWS, OPTIONS, AskOptions, one_of, option
 from flashvlm.remote import RemoteVideoQA
 from flashvlm_cli import output
@@ -45,12 +47,30 @@ class Batch:
 
     out: Path | None = option(
         None,
-        "Write records here; the same command continues where it stopped.",
+        "Write records here, as lines of JSON (.jsonl) or a table (.csv, .tsv); the same command continues where it "
+        "stopped. - is standard output.",
         ROWS,
         metavar="FILE",
         unset="standard output",
         flags=("--output", "-o"),
     )
+    questions_file: Path | None = option(
+        None,
+        "A text file with a question to ask about every video on each line.",
+        ROWS,
+        metavar="FILE",
+        flags=("--questions",),
+    )
+    fields: tuple[str, ...] | None = option(
+        None,
+        "The columns of a table: video, question, answer, error, columns of the rows, and what a record has, as in "
+        "tokens.after.",
+        ROWS,
+        metavar="A,B,...",
+        unset=",".join(FIELDS),
+        parse=lambda text, name: tuple(part.strip() for part in text.split(",") if part.strip()),
+    )
+    compact: bool = option(False, "Records without moments, which are most of their length.", ROWS)
     retry_failed: bool = option(False, "Try rows again that failed in an earlier run.", ROWS)
     engine: str = option(
         "here", "here: one process; ray: workers on a Ray cluster.", RUN, metavar="WHICH", **one_of("here", "ray")
@@ -74,7 +94,8 @@ def batch(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="A .jsonl or .csv file with video and question (- reads standard input), or videos and patterns.",
+            help="A .jsonl or .csv file with video and question (- reads standard input); or videos, patterns and "
+            "folders (- reads a list of paths), with --question.",
         ),
     ],
     options: AskOptions,
@@ -102,10 +123,12 @@ def batch(
     from flashvlm.batch.records import Records
     from flashvlm.batch.run import Run
 
-    asked, folder = read_rows(inputs, questions or [])
+    questions = [*(questions or []), *(reading.questions_of(own.questions_file) if own.questions_file else [])]
+    asked, folder = read_rows(inputs, questions)
+    out, table = written_to(own, asked)
     if server is not None and own.engine != "here":
         raise UsageError("Give --engine ray or --server, not both.")
-    if own.retry_failed and own.out is None:
+    if own.retry_failed and out is None:
         raise UsageError("--retry-failed is for records in a file: give it with -o.")
     model = {name: loading[name] for name in ("model", "revision", "dtype")}
     if server is None:
@@ -116,16 +139,36 @@ def batch(
     plan = make_plan(asked, options, model, folder)
     if not own.quiet:
         warn_of_columns(asked)
-    with Records(own.out, plan, retry_failed=own.retry_failed) if own.out else contextlib.nullcontext() as records:
-        run = Run(plan, records)
+    opened = Records(out, plan, retry_failed=own.retry_failed, table=table) if out else contextlib.nullcontext()
+    with opened as records:
+        run = Run(plan, records, own.compact)
         # Workers of a cluster have models of their own.
         if run.groups and own.engine == "here" and server is None:
             allow_download(loading["model"], loading["revision"], yes)
-        for record in told(run, answers, own.quiet):
+        for record in told(run, answers, own.quiet, by_video=bool(questions)):
             if records is None:
                 output.print_line(record)
     if run.unanswered:
         raise typer.Exit(1)
+
+
+def written_to(own: Batch, rows: Sequence[reading.Row]) -> tuple[Path | None, Table | None]:
+    """The file of records, None for standard output, and its columns if it is a table.
+
+    Raises:
+        UsageError: its name ends in something else, or the columns make no sense.
+    """
+    out = None if own.out == Path("-") else own.out
+    suffix = out.suffix.lower() if out else ""
+    if out and suffix not in RECORDS:
+        raise UsageError(f"-o takes a file that ends in {', '.join(RECORDS)}, or -; not {str(out)!r}.")
+    if suffix not in SEPARATORS:
+        if own.fields is not None:
+            raise UsageError("--fields is for a table: give a .csv or .tsv file with -o.")
+        return out, None
+    table = Table(own.fields or FIELDS, SEPARATORS[suffix])
+    table.check(row.columns for row in rows)
+    return out, table
 
 
 def read_rows(inputs: Sequence[str], questions: Sequence[str]) -> tuple[list[reading.Row], Path | None]:
@@ -140,8 +183,10 @@ def read_rows(inputs: Sequence[str], questions: Sequence[str]) -> tuple[list[rea
         return reading.of_videos(inputs, questions), None
     if len(inputs) > 1:
         raise UsageError(f"Rows come from one file; give {of_rows[0]!r} alone.")
-    if questions:
+    if questions and first != "-":
         raise UsageError("--question is for videos; rows have their own.")
+    if questions:
+        return reading.of_paths(reading.paths_of(standard_input().buffer.read()), questions), None
     if first == "-":
         return reading.of_stream(standard_input().buffer.read()), None
     return reading.of_file(Path(first)), Path(first).parent
@@ -189,14 +234,18 @@ def asked_elsewhere(loading: dict[str, Any], server: str) -> tuple[Engine, dict[
     return lambda groups: answered(qa, groups), model
 
 
-def told(run: Run, engine: Engine, quiet: bool) -> Iterator[Record]:
-    """The records of a run, while showing its progress and then a summary on standard error."""
+def told(run: Run, engine: Engine, quiet: bool, by_video: bool) -> Iterator[Record]:
+    """The records of a run, while showing its progress and then a summary on standard error.
+
+    Args:
+        by_video: failures name the video, not the line of the row.
+    """
     if quiet or sys.stderr is None:
         yield from run.answer(engine)
         return
     from flashvlm_cli.console import RowProgress
 
-    with RowProgress(run) as progress:
+    with RowProgress(run, by_video) as progress:
         for record in run.answer(engine):
             yield record
             progress.show(record)

@@ -12,12 +12,20 @@ from typing import Annotated, Any
 import typer
 
 from flashvlm.errors import UsageError
-from flashvlm.files import check_video
 from flashvlm.options import AskOptions, allowed, among, at_least, one_of, option, some_of
 from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
-from flashvlm_cli.options import OUTPUT, Yes, ask_options, model_options, options_of, takes, whole_number
-from flashvlm_cli.running import allow_download, prepare_libraries
+from flashvlm_cli.options import (
+    OUTPUT,
+    Yes,
+    ask_options,
+    model_options,
+    options_of,
+    several_options,
+    takes,
+    whole_number,
+)
+from flashvlm_cli.running import allow_download, look_ahead, prepare_libraries
 
 MEASURED = "What is measured"
 STRESS = "Made harder"
@@ -67,7 +75,8 @@ class Accuracy:
     )
     selectors: tuple[str, ...] = option(
         "",
-        "Selectors; the others are compared with the first. ablations: flashvlm's parts, one by one.",
+        "Selectors; the others are compared with the first. ablations: flashvlm's parts, one by one; ./FILE.py:NAME: a "
+        "function of your own.",
         MEASURED,
         metavar="A,B,...",
         unset="all",
@@ -173,12 +182,13 @@ class Speed:
 bench = typer.Typer(help="Measure: accuracy against budget, speed, and the selectors alone.")
 # The models that `bench` measures unless told otherwise are there without a download.
 demo_options = partial(model_options, model="demo")
+demo_several = partial(several_options, model="demo")
 
 
 @bench.command()
 @takes(
     own=options_of(Accuracy),
-    options=ask_options("keep", "selector", "temperature", "top_p", "top_k", "cache", max_new_tokens=32),
+    options=ask_options("keep", "selector", "subtitles", "temperature", "top_p", "top_k", "cache", max_new_tokens=32),
     loading=demo_options,
 )
 def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any], yes: Yes = False) -> None:
@@ -260,11 +270,13 @@ def selection(own: Selection) -> None:
 
 
 @bench.command()
-@takes(own=options_of(Speed), options=ask_options("keep", "cache", max_new_tokens=16), loading=demo_options)
+@takes(
+    own=options_of(Speed), options=ask_options("keep", "subtitles", "cache", max_new_tokens=16), loading=demo_several
+)
 def speed(
     own: Speed,
     options: AskOptions,
-    loading: dict[str, Any],
+    loading: list[dict[str, Any]],
     video: Annotated[
         str | None, typer.Argument(metavar="[VIDEO]", help="A video; without one, a clip is generated.")
     ] = None,
@@ -291,19 +303,20 @@ def speed(
         for name in ("clip", "size", "seconds"):
             if getattr(own, name) is not None:
                 raise UsageError(f"--{name} is for a generated clip: leave out the video.")
-        check_video(video)
+        (video,) = look_ahead([video], options, own.as_json)
         shown = Path(video)
     prepare_libraries()
     if own.weights is None:
-        allow_download(loading["model"], loading["revision"], yes)
+        allow_download(loading[0]["model"], loading[0]["revision"], yes)
     with Progress() as progress:
         progress.stage("load")
         from flashvlm import VideoQA
 
+        name = own.weights or loading[0]["model"]
         if own.weights is not None:
-            loading["model"] = random_weights(own.weights, own.layers)
-        qa = VideoQA.from_pretrained(**loading)
-    run = SpeedRun(qa, settings, shown, own.memory)
+            loading = [{**one, "model": random_weights(own.weights, own.layers)} for one in loading]
+        qa, *others = [VideoQA.from_pretrained(**one) for one in loading]
+    run = SpeedRun(qa, settings, shown, own.memory, others)
     with Bar("measuring", run.steps) as bar:
         for _ in run.measure():
             bar.advance()
@@ -311,7 +324,7 @@ def speed(
     if own.as_json:
         output.print_json(table)
     else:
-        print_speed(table, own.weights or loading["model"])
+        print_speed(table, name)
 
 
 def with_ablations(names: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashvlm.errors import ModelError, UsageError, VideoError, closest
-from flashvlm.files import check_video
 from flashvlm.options import AskOptions, Talk, watching
 from flashvlm_cli import output, prompt
 from flashvlm_cli.failures import explain
@@ -21,6 +20,7 @@ from flashvlm_cli.options import OUTPUT, Server, Yes, ask_options, model_options
 from flashvlm_cli.running import (
     allow_download,
     loaded,
+    look_ahead,
     prepare_libraries,
     show_loading,
     standard_input,
@@ -72,7 +72,7 @@ def chat(
     and lines that begin with # are skipped; after a /video that fails, questions get no answer until the next /video;
     the exit code is that of the last line that failed, or 0.
     """
-    check_video(video)
+    (video,) = look_ahead([video], options, as_json or quiet)
     if server is None:
         prepare_libraries()
         allow_download(loading["model"], loading["revision"], yes)
@@ -260,7 +260,7 @@ class Chat:
         path = os.path.expanduser(text[1:-1] if quoted and not os.path.exists(text) else text)
         self._missing = path if self.piped else None
         try:
-            check_video(path)
+            (path,) = look_ahead([path], self.options, self.quiet or self.as_json)
             with Progress(shown=not self.quiet and not self.as_json) as progress:
                 self._look_at(path, progress.stage)
         except (VideoError, UsageError) as error:

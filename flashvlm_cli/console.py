@@ -47,6 +47,7 @@ THEME = Theme(
 
 STAGES = {
     "fetch": "fetching the model, this once",
+    "web": "downloading the video",
     "load": "loading the model",
     "decode": "reading the video",
     "encode": "looking at the frames",
@@ -63,6 +64,8 @@ LABEL_WIDTH = 9
 GAP = 2
 BEFORE = INDENT + LABEL_WIDTH + GAP
 NARROWEST, WIDEST = 24, 100
+# Tables go into files and issues, too, and look the same there.
+WIDTH_OF_TABLES = 80
 # Beside the facts of a model its description takes so many columns, or stands below them.
 WIDE_ENOUGH = 40
 CHART_HEIGHT = 4
@@ -124,10 +127,10 @@ class Progress:
         if self._live is not None:
             self._spinner.update(text=Text(STAGES.get(name, name), "label"))
 
-    def fetched(self, done: int, total: int) -> None:
+    def fetched(self, done: int, total: int, what: str = "fetch") -> None:
         """Show how far a download is, in bytes."""
-        if self._live is not None:
-            label = Text(f"{STAGES['fetch']}  ", "label")
+        if self._live is not None and total:
+            label = Text(f"{STAGES[what]}  ", "label")
             label.append_text(Text.assemble(*charts.share_bar(done, total, DOWNLOAD_BAR_CELLS)))
             label.append(f"  {units.scaled(done, 'B')} of {units.scaled(total, 'B')}")
             self._spinner.update(text=label)
@@ -178,9 +181,13 @@ class Bar:
 class RowProgress(Bar):
     """The progress of a batch, on standard error: a bar if that is a terminal, else a line now and then."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, by_video: bool = False) -> None:
+        """
+        Args:
+            by_video: a row is named by its video, not by its line.
+        """
         super().__init__("loading the model", run.total, run.done, paced=True)
-        self._run = run
+        self._run, self._by_video = run, by_video
         self._failures = 0
         self._warnings: set[str] = set()
         # The time of the last line; counted from the first record, when the model is loaded.
@@ -203,13 +210,13 @@ class RowProgress(Bar):
         if "error" in record:
             self._failures += 1
             if self._failures <= FAILURES_TOLD:
-                self._say(f"line {record['line']}: {record['error']['message']}")
+                self._say(self._where(record, record["error"]["message"]))
             if self._failures == FAILURES_TOLD + 1:
                 self._say("Further failures are only noted in the records.")
         for warning in record.get("warnings", ()):
             if warning not in self._warnings and len(self._warnings) < FAILURES_TOLD:
                 self._warnings.add(warning)
-                self._say(f"warning: line {record['line']}: {warning}")
+                self._say(f"warning: {self._where(record, warning)}")
         to_go = "" if run.seconds_to_go is None else f", {units.duration(run.seconds_to_go)} to go"
         pace = f"{_rate(run.videos_a_minute)} videos a minute{to_go}"
         self._columns.update(self._task, description="answering", completed=run.done, pace=pace)
@@ -237,6 +244,11 @@ class RowProgress(Bar):
             others = units.plural(run.records.others, "record")
             output.say(f"{run.records.path} keeps {others} of rows that the input does not have.")
 
+    def _where(self, record: Mapping[str, Any], sentence: str) -> str:
+        """The sentence, with the row that it is about."""
+        named = record["row"]["video"] if self._by_video else f"line {record['line']}"
+        return sentence if sentence.startswith(named) else f"{named}: {sentence}"
+
     def _say(self, sentence: str) -> None:
         if self._columns.disable:
             output.say(sentence)
@@ -256,10 +268,11 @@ def _rate(number: float) -> str:
     return units.count(round(number)) if number >= 99.95 else f"{number:.3g}"
 
 
-def print_table(title: str, columns: Mapping[str, Sequence[str]]) -> None:
+def print_table(title: str, columns: Mapping[str, Sequence[str]], keys: int = 1) -> None:
     """Print a title and columns of equal length, by their heads, on standard output.
 
-    A column is right-aligned if any of its entries begins with a digit or sign, and left out if all are empty.
+    A column is right-aligned if any of its entries begins with a digit or sign, and left out if all are empty. Columns
+    that do not fit beside one another go on below, with the first `keys` of them, which say what a row is, once more.
     """
     padded = []
     for head, cells in columns.items():
@@ -267,9 +280,27 @@ def print_table(title: str, columns: Mapping[str, Sequence[str]]) -> None:
             width = max(map(len, (head, *cells)))
             figures = any(cell[:1].isdigit() or cell[:1] in "+-−" for cell in cells if cell)
             padded.append([cell.rjust(width) if figures else cell.ljust(width) for cell in (head, *cells)])
-    heads, *rows = ((" " * GAP).join(cells) for cells in zip(*padded, strict=True))
-    lines = [Text(title, "title"), Text(heads, "label"), *map(Text, rows), Text()]
+    lines = [Text(line, "title") for line in textwrap.wrap(title, WIDTH_OF_TABLES)]
+    for block in _blocks(padded, keys, WIDTH_OF_TABLES):
+        heads, *rows = ((" " * GAP).join(cells) for cells in zip(*block, strict=True))
+        lines += [Text(heads, "label"), *map(Text, rows), Text()]
     _print(lines, sys.stdout)
+
+
+def print_remark(text: str) -> None:
+    """Print a remark on a table below it."""
+    _print([*(Text(line, "aside") for line in textwrap.wrap(text, WIDTH_OF_TABLES)), Text()], sys.stdout)
+
+
+def _blocks(columns: list[list[str]], keys: int, width: int) -> list[list[list[str]]]:
+    """Columns of cells of one width each, in blocks of at most `width`, each with the first `keys` of the columns."""
+    first, blocks = columns[:keys], [list(columns[:keys])]
+    for column in columns[keys:]:
+        taken = sum(len(one[0]) + GAP for one in blocks[-1])
+        if taken + len(column[0]) > width and len(blocks[-1]) > keys:
+            blocks.append(list(first))
+        blocks[-1].append(column)
+    return blocks
 
 
 def print_summary(answer: Answer) -> None:
@@ -450,7 +481,10 @@ def _facts(answer: Seen, width: int) -> list[Text]:
     lines = []
     for label, video in named.items():
         lines += _labelled(label, _flow(_plain(*_video_facts(video, width)), width))
-    return [*lines, *_labelled("looked at", _flow(sampled, width))]
+    lines += _labelled("looked at", _flow(sampled, width))
+    if said := getattr(answer, "subtitles", 0):
+        lines += _labelled("subtitles", _flow(_plain(f"{units.plural(said, 'line')} with the question"), width))
+    return lines
 
 
 def _video_facts(video: VideoFacts, width: int) -> list[str]:

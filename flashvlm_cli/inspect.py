@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashvlm.errors import UsageError
-from flashvlm.files import check_video
 from flashvlm.options import DEFAULT_SELECTOR, TOKENS, AskOptions, some_of
 from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
@@ -24,14 +23,22 @@ from flashvlm_cli.options import (
     options_of,
     takes,
 )
-from flashvlm_cli.running import allow_download, draw, names_file, prepare_libraries, read_question, show_loading
+from flashvlm_cli.running import (
+    allow_download,
+    draw,
+    look_ahead,
+    names_file,
+    prepare_libraries,
+    read_question,
+    show_loading,
+)
 
 if TYPE_CHECKING:
     from flashvlm.report import Inspection
 
 
 @takes(
-    options=ask_options("system", "max_new_tokens", "temperature", "top_p", "top_k"),
+    options=ask_options("system", "subtitles", "max_new_tokens", "temperature", "top_p", "top_k"),
     loading=model_options,
     pictures=options_of(Pictures),
 )
@@ -75,8 +82,7 @@ def inspect(
     if question is not None and names_file(question):
         more, question = [*more, question], None
     videos = [video, *more]
-    for one in videos:
-        check_video(one)
+    videos = look_ahead(videos, options, as_json or quiet)
     pictures.check(videos)
     asked = None if question is None else read_question(question)
     prepare_libraries()

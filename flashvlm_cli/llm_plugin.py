@@ -47,7 +47,7 @@ class _Checked(llm.Options):
         name = str(info.field_name)
         try:
             if value is not None:
-                checked(value, OPTIONS[name].kind, OPTIONS[name], name, name)
+                checked(value, OPTIONS[name].kind, OPTIONS[name], name)
         except UsageError as error:
             raise ValueError(str(error)) from None
         # llm checks values again that were checked before.

@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +20,7 @@ import typer
 from flashvlm.defaults import Default, applying
 from flashvlm.errors import UsageError
 from flashvlm.files import check_overlay, check_report
+from flashvlm.libraries import check_device
 from flashvlm.options import MODEL, OPTIONS, AskOptions, Loading, Option, check_fields, declared, flag_of, option
 from flashvlm.remote import KEY_VARIABLE, VARIABLE
 
@@ -121,7 +122,7 @@ def options_of(owner: type[T]) -> Callable[..., T]:
 
     def build(**given: Any) -> T:
         built = owner(**given)
-        check_fields(built)
+        check_fields(built, flag_of)
         return built
 
     return _declared(build, declared(owner), {})
@@ -217,8 +218,29 @@ Yes = Annotated[
 
 
 def _loading(**given: Any) -> dict[str, Any]:
-    return vars(options_of(Loading)(**given)).copy()
+    loading = vars(options_of(Loading)(**given)).copy()
+    check_device(loading["device"])
+    return loading
 
 
 # A builder of the arguments of `VideoQA.from_pretrained`.
 model_options: Callable[..., dict[str, Any]] = _declared(_loading, declared(Loading), {})
+
+
+def _beside(*, dtype: str, **given: Any) -> list[dict[str, Any]]:
+    return [_loading(**given, dtype=name.strip()) for name in dict.fromkeys(dtype.split(","))]
+
+
+# The same, for each of several dtypes.
+several_options: Callable[..., list[dict[str, Any]]] = _declared(
+    _beside,
+    declared(Loading)
+    | {
+        "dtype": replace(
+            declared(Loading)["dtype"],
+            help="As ask takes it; several are compared with the first: bfloat16,int8.",
+            metavar="A,B,...",
+        )
+    },
+    {},
+)

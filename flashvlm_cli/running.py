@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from flashvlm import units
 from flashvlm.errors import FlashVLMError, ModelError, UsageError
+from flashvlm.files import VIDEOS
 from flashvlm.libraries import hide_unfit_torchvision
 from flashvlm_cli import output
 from flashvlm_cli.options import Pictures
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flashvlm import VideoQA
+    from flashvlm.options import AskOptions
     from flashvlm.remote import RemoteVideoQA
     from flashvlm.report import Answer, Inspection, Seen
     from flashvlm_cli.console import Progress
@@ -53,6 +55,35 @@ def prepare_libraries() -> None:
         os.environ.setdefault(variable, value)
 
 
+def look_ahead(videos: Sequence[str], options: AskOptions, quiet: bool = True) -> list[str]:
+    """Refuse videos that cannot be looked at, before a model is loaded for them; returns their paths.
+
+    What is given by its address is downloaded; unless `quiet`, that is shown on standard error.
+
+    Raises:
+        VideoError: one is missing, or no video.
+        UsageError: the part to look at begins past its end.
+    """
+    from flashvlm import subtitles, video, web
+
+    paths = [fetched(one, quiet) if web.is_address(one) else one for one in videos]
+    for one in paths:
+        video.glance(one, options.sampling, video.Limits(options.timeout, options.max_source_pixels))
+    if options.subtitles not in (None, subtitles.AUTO):
+        subtitles.read(options.subtitles)
+    return paths
+
+
+def fetched(address: str, quiet: bool) -> str:
+    """The path of a video that is downloaded."""
+    from flashvlm import web
+    from flashvlm_cli.console import Progress
+
+    with Progress(shown=not quiet) as progress:
+        progress.stage("web")
+        return str(web.fetch(address, lambda done, total: progress.fetched(done, total, "web")))
+
+
 def standard_input() -> TextIO:
     """Standard input, which a shell can close.
 
@@ -79,14 +110,10 @@ def read_question(text: str) -> str:
     return question
 
 
-# What the names of videos and pictures end in, most of them.
-SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp", ".png", ".jpg", ".jpeg"}
-
-
 def names_file(question: str) -> bool:
     """Whether what stands where the question goes is a file, probably a video, or called like one."""
     suffix = os.path.splitext(question)[1]
-    return bool(suffix) and (os.path.isfile(question) or (suffix.lower() in SUFFIXES and " " not in question))
+    return bool(suffix) and (os.path.isfile(question) or (suffix.lower() in VIDEOS and " " not in question))
 
 
 def allow_download(model: str, revision: str | None, yes: bool) -> None:

@@ -16,7 +16,7 @@ from flashvlm_cli.options import Yes, ask_options, model_options, options_of, ta
 from flashvlm_cli.running import allow_download, prepare_libraries, show_loading
 
 
-@takes(own=options_of(Serving), options=ask_options(cache=True), loading=model_options)
+@takes(own=options_of(Serving), options=ask_options("subtitles", cache=True), loading=model_options)
 def serve(
     own: Serving,
     options: AskOptions,

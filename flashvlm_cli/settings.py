@@ -22,7 +22,7 @@ def _on_or_off(text: str) -> bool:
     return text.lower() == "on"
 
 
-PARSERS: dict[str, Callable[[str], Any]] = {"int": whole_number, "float": number, "bool": _on_or_off, "str": str}
+PARSERS: dict[str, Callable[[str], Any]] = {"int": whole_number, "float": number, "bool": _on_or_off}
 
 
 def suggested(name: str, text: str) -> list[str]:
@@ -56,7 +56,7 @@ def changed(options: AskOptions, name: str, text: str, first: AskOptions) -> Ask
     if text == DEFAULT:
         values = {field: first.flat()[field] for field in (field, *values)}
     else:
-        values[field] = (setting.parse or PARSERS[setting.kind])(text)
+        values[field] = (setting.parse or PARSERS.get(setting.kind, str))(text)
     return options.changed(**values)
 
 

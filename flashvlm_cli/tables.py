@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flashvlm import units
-from flashvlm_cli.console import print_table
+from flashvlm_cli.console import print_remark, print_table
 
 Row = dict[str, Any]
 
@@ -17,11 +17,10 @@ def print_accuracy(table: Row) -> None:
     settings = table["settings"]
     overall, *families = table["sections"]
     rows = overall["rows"]
-    at_most = "at most " if overall["chance_at_most"] else ""
+    chance = "" if overall["chance_at_most"] else f"{percent(overall['chance'])} by chance, "
     title = (
         f"{settings['model']} on {settings['data']} {table['begin']} to {table['end']}: "
-        f"{units.plural(table['questions'], 'question')}, {at_most}{percent(overall['chance'])} by chance, "
-        f"{settings['dtype']} on {settings['device']}"
+        f"{units.plural(table['questions'], 'question')}, {chance}{settings['dtype']} on {settings['device']}"
     )
     if table["unreadable"]:
         questions = sum(one["questions"] for one in table["unreadable"])
@@ -35,7 +34,9 @@ def print_accuracy(table: Row) -> None:
         "δ": cells(rows, "delta", "{:.3f}".format),
         "same": cells(rows, "same", percent),
     }
-    print_table(title, budgets_and_selectors(rows) | measured)
+    print_table(title, budgets_and_selectors(rows) | measured, keys=2)
+    if said := notes(table):
+        print_remark(" ".join(said))
     others = [row for row in rows if "difference" in row]
     if others:
         points = {
@@ -43,9 +44,26 @@ def print_accuracy(table: Row) -> None:
             "95 %": cells(others, "difference_interval", lambda ends: " to ".join(f"{100 * end:+.1f}" for end in ends)),
             "tie": ["tie" if row["tie"] else "" for row in others],
         }
-        print_table(f"points right, compared with {settings['selectors'][0]}", budgets_and_selectors(others) | points)
+        print_table(
+            f"points right, compared with {settings['selectors'][0]}", budgets_and_selectors(others) | points, keys=2
+        )
     for budget in settings["keep"] if families else ():
         print_families(budget, families)
+
+
+def notes(table: Row) -> list[str]:
+    """What there are too few questions for, and how many it would take."""
+    said, overall = [], table["sections"][0]
+    if overall["chance_at_most"]:
+        said.append(
+            f"What is right by chance is not known: that takes {table['chance_takes']} questions of each family."
+        )
+    if table["needed"]:
+        said.append(
+            f"{units.plural(table['questions'], 'question')} tell these accuracies to {100 * table['known_to']:.0f} "
+            f"points; to {100 * table['within']:.0f} points, it takes about {units.count(table['needed'])}."
+        )
+    return said
 
 
 def print_families(budget: str, families: Sequence[Row]) -> None:
@@ -54,9 +72,11 @@ def print_families(budget: str, families: Sequence[Row]) -> None:
     names = [families[0]["rows"][place]["selector"] or "all tokens" for place in places]
     columns = {"selector": ["questions", "chance", *names]}
     for section in families:
-        chance = ("≤" if section["chance_at_most"] else "") + percent(section["chance"])
+        chance = "?" if section["chance_at_most"] else percent(section["chance"])
         right = [percent(section["rows"][place]["accuracy"]) for place in places]
-        columns[section["family"]] = [str(section["count"]), chance, *right]
+        # A file of questions may have a family of any name.
+        name = section["family"] or "(none)"
+        columns[f"{name} (family)" if name in columns else name] = [str(section["count"]), chance, *right]
     print_table(f"right by family, {budget} kept", columns)
 
 
@@ -95,15 +115,18 @@ def print_speed(table: Row, model: str) -> None:
     from flashvlm.bench.speed import STAGES
 
     rows, facts, video, machine = table["rows"], table["model"], table["video"], table["machine"]
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    # What tells rows apart.
+    keys = len(encoders_and_budgets(rows))
     name = f"a {video['kind']} clip" if video["kind"] else Path(video["path"]).name
     title = (
-        f"{model} ({facts['dtype']} on {facts['device']}, {units.plural(machine['threads'], 'thread')}) on {name}: "
+        f"{model} ({', '.join(dtypes)} on {facts['device']}, {units.plural(machine['threads'], 'thread')}) on {name}: "
         f"{table['frames']} frames of {video['width']} × {video['height']}, {units.timestamp(video['duration'])}; "
         f"medians of {table['settings']['repeats']}"
     )
     took = {stage: [units.seconds(row["seconds"][stage]) for row in rows] for stage in STAGES}
     took["first token"] = [units.seconds(row["seconds"]["time_to_first_token"]) for row in rows]
-    print_table(title, encoders_and_budgets(rows) | took)
+    print_table(title, encoders_and_budgets(rows) | took, keys=keys)
     sizes = {
         "encoded": [f"{row['encoded']} of {table['moments']}" for row in rows],
         "tokens": cells(rows, "tokens", units.count),
@@ -111,15 +134,19 @@ def print_speed(table: Row, model: str) -> None:
         "tokens/s": cells(rows, "tokens_a_second", "{:.3g}".format),
         "peak memory": cells(rows, "peak_bytes", size_of),
     }
-    print_table("encoded moments, kept tokens, and what that takes", encoders_and_budgets(rows) | sizes)
+    print_table("encoded moments, kept tokens, and what that takes", encoders_and_budgets(rows) | sizes, keys=keys)
     # The first row is transformers', the second ours with all tokens.
     heads = {"decode": "decode", "encode": "encode", "prefill": "prefill", "first token": "first"}
     less = {head: cells(rows[1:], f"{name}_ratio", times) for head, name in heads.items()}
-    print_table("times less than transformers at 100%", encoders_and_budgets(rows[1:]) | less)
+    print_table("times less than transformers at 100%", encoders_and_budgets(rows[1:]) | less, keys=keys)
     if rows[2:]:
         heads = {"prefill": "prefill", "first token": "first"}
         less = {head: cells(rows[2:], f"{name}_to_unpruned", times) for head, name in heads.items()}
-        print_table("times less than flashvlm at 100%", encoders_and_budgets(rows[2:]) | less)
+        print_table("times less than flashvlm at 100%", encoders_and_budgets(rows[2:]) | less, keys=keys)
+    if others := [row for row in rows if row["same_ratios"]]:
+        heads = {"encode": "encode", "prefill": "prefill", "generate": "generate", "first token": "time_to_first_token"}
+        less = {head: cells([row["same_ratios"] for row in others], stage, times) for head, stage in heads.items()}
+        print_table(f"times less than the same in {dtypes[0]}", encoders_and_budgets(others) | less, keys=keys)
 
 
 def cells(rows: Sequence[Row], name: str, form: Callable[[Any], str]) -> list[str]:
@@ -132,7 +159,9 @@ def budgets_and_selectors(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def encoders_and_budgets(rows: Sequence[Row]) -> dict[str, list[str]]:
-    return {name: cells(rows, name, str) for name in ("encoder", "keep")}
+    """What tells the rows of a table of `bench speed` apart."""
+    names = ("dtype", "encoder", "keep") if any(row["same_ratios"] for row in rows) else ("encoder", "keep")
+    return {name: cells(rows, name, str) for name in names}
 
 
 def with_interval(row: Row, name: str) -> str:

@@ -180,7 +180,7 @@ def features(bytes_each: int) -> CachedVideo:
     from flashvlm.encode import Encoded
 
     tokens = torch.zeros(bytes_each // 4 - 1, 1)
-    return CachedVideo(VideoFacts("v", 1, 1, 1, 0.0, 0.0), Encoded(tokens, torch.zeros(1), 1, 1, 1))
+    return CachedVideo(VideoFacts("v", 1, 1, 1, 0.0, 0.0), Encoded(tokens, torch.zeros(1), ((1, 1),)))
 
 
 class Echo(FakeVideoQA):

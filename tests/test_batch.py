@@ -206,6 +206,74 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path, loaded: list, capsys
     assert lines(capsys.readouterr().out)[0]["video"]["path"] == str(tmp_path / "clip.jpg")
 
 
+def read_table(path: Path, separator: str = ",") -> list[list[str]]:
+    return list(csv.reader(io.StringIO(path.read_text(), newline=""), delimiter=separator))
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
+def test_a_table_is_written_and_continued(
+    suffix: str, separator: str, tmp_path: Path, loaded: list, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [row(question='Is it, "red"\nor blue?', id=7), row("gone.mp4", id=8), row("one.mp4", "What happens?", id=9)]
+    rows, out = write_rows(tmp_path / "rows.jsonl", asked), tmp_path / f"out{suffix}"
+    command = ["batch", str(rows), "-o", str(out), "--fields", "id,video,question,answer,tokens.after", *MODEL]
+    assert main(command) == 1
+    whole = out.read_bytes()
+    head, *cells = read_table(out, separator)
+    assert head == ["id", "video", "question", "answer", "tokens.after", "error", "key"]
+    by_id = {line[0]: line for line in cells}
+    assert by_id["7"][1:3] == [asked[0]["video"], asked[0]["question"]] and by_id["7"][3] and by_id["7"][4]
+    assert by_id["8"][3] == "" and "there is no such file" in by_id["8"][5]
+    # As a killed run leaves it: the last row is not whole.
+    out.write_bytes(whole[:-20])
+    assert main(command) == 1
+    assert sorted(read_table(out, separator)) == sorted([head, *cells])
+    assert main([*command, "--retry-failed"]) == 1
+    assert sorted(read_table(out, separator)) == sorted([head, *cells])
+    capsys.readouterr()
+    for changed, said in ((["--keep", "50%"], "other settings"), (["--fields", "id"], "has other fields")):
+        assert main([*command, *changed]) == 2
+        assert said in capsys.readouterr().err
+    assert sorted(read_table(out, separator)) == sorted([head, *cells])
+
+
+def test_compact_records_have_no_moments(loaded: list, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["batch", str(SAMPLES / "still.jpg"), "--question", "What is there?", *MODEL]
+    assert (main([*command, "-o", "-"]), main([*command, "--compact"])) == (0, 0)
+    long, short = lines(capsys.readouterr().out)
+    assert set(long) - set(short) == {"moments"} and comparable([short])[0]["answer"] == long["answer"]
+
+
+def test_a_folder_a_list_of_paths_and_a_file_of_questions(
+    tmp_path: Path, loaded: list, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("What is there?\n\n  Is it red?\n")
+    (tmp_path / "a b.jpg").write_bytes((SAMPLES / "still.jpg").read_bytes())
+    expected = [(str(tmp_path / "a b.jpg"), question) for question in ("What is there?", "Is it red?")]
+    questions = ["--questions", str(tmp_path / "notes.txt")]
+
+    def asked(given: list[str]) -> list[tuple[str, str]]:
+        assert main(["batch", *given, *questions, *MODEL]) == 0
+        return [(one["row"]["video"], one["question"]) for one in lines(capsys.readouterr().out)]
+
+    assert asked([str(tmp_path)]) == expected
+    for ends in (b"\n", b"\0"):
+        listed = os.fsencode(tmp_path / "a b.jpg") + ends
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(listed)))
+        assert asked(["-"]) == expected
+    for rows in (json.dumps(row()), "id,video,question\n"):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(rows.encode())))
+        assert main(["batch", "-", *questions, *MODEL]) == 2
+
+
+def test_failures_of_videos_name_the_video(
+    loaded: list, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"gone.mp4\n")))
+    assert main(["batch", "-", "--question", "What?", "--start", "1", *MODEL]) == 1
+    assert "flashvlm: gone.mp4: there is no such file.\n" in capsys.readouterr().err
+
+
 # What is wrong with a row
 
 
@@ -289,7 +357,12 @@ def test_an_input_that_cannot_be_read_is_wrong_usage(
         ["nowhere.jsonl"],
         ["clips/*.nothing", "--question", "What?"],
         ["samples/one.mp4"],
-        ["samples", "--question", "What?"],
+        ["flashvlm_cli", "--question", "What?"],
+        ["samples/questions.jsonl", "-o", "out.txt"],
+        ["samples/questions.jsonl", "-o", "out.jsonl", "--fields", "answer"],
+        ["samples/questions.jsonl", "-o", "out.csv", "--fields", "answer,sense"],
+        ["samples/questions.jsonl", "-o", "out.csv", "--fields", "key"],
+        ["samples/one.mp4", "--questions", "nowhere.txt"],
         ["samples/one.mp4", "samples/questions.jsonl", "--question", "What?"],
         ["samples/one.mp4", "--question", ""],
         ["samples/questions.jsonl", "--question", "What?"],

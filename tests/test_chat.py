@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -494,7 +495,7 @@ def test_lines_are_edited_completed_and_remembered_by_the_next_chat(tmp_path: Pa
 
 
 def test_files_are_completed(tmp_path: Path) -> None:
-    (tmp_path / "a clip.mp4").touch()
+    shutil.copy(CLIP, tmp_path / "a clip.mp4")
     # What would speak to the terminal is not offered.
     (tmp_path / "a c\x9b2J.mp4").touch()
     terminal = Terminal(tmp_path)

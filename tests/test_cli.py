@@ -20,11 +20,13 @@ import pytest
 from fakes import HERE, STAGES, FakeVideoQA, an_answer, child, fake_models, fake_samples
 
 import flashvlm
-from flashvlm import units
+from flashvlm import units, web
 from flashvlm.errors import ModelError, UsageError, VideoError
 from flashvlm.report import BeforeAfter, SelectionFacts, VideoFacts
 from flashvlm_cli.app import main
 
+# A file that is looked at before the model is loaded.
+CLIP = (HERE.parent / "samples" / "one.mp4").read_bytes()
 EVERY_BLOCK = "▁▂▃▄▅▆▇█"
 
 
@@ -43,7 +45,7 @@ def library(monkeypatch):
 @pytest.fixture
 def clip(tmp_path):
     path = tmp_path / "clip.mp4"
-    path.write_bytes(b"not looked into")
+    path.write_bytes(CLIP)
     return str(path)
 
 
@@ -176,7 +178,8 @@ def test_json_is_one_object_and_nothing_else(flash, clip, library):
 
 def test_json_is_utf8_whatever_the_locale_and_the_file_name(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff.mp4"
-    Path(os.fsdecode(path)).write_bytes(b"a video")
+    # Pillow takes such a name, and FFmpeg does not.
+    Path(os.fsdecode(path)).write_bytes((HERE.parent / "samples" / "still.jpg").read_bytes())
     command, environment = child("ask", os.fsdecode(path), "Was läuft?", "--json")
     done = subprocess.run(command, env={**environment, "PYTHONIOENCODING": "ascii"}, capture_output=True)
     told = json.loads(done.stdout.decode("utf-8"))
@@ -241,11 +244,13 @@ def test_what_is_no_file_name_is_told(flash, video, told):
 
 
 @pytest.mark.parametrize("command", [["ask", "{}", "What?"], ["inspect", "{}"], ["bench", "speed", "{}"]], ids=str)
-def test_an_address_is_no_video(flash, command):
-    for address in ("https://example.org/clip.mp4", "rtsp://example.org/camera"):
+def test_an_address_is_no_video(flash, command, monkeypatch):
+    monkeypatch.setattr(web, "find_spec", lambda name: None)
+    extra = ", or let yt-dlp do it: pip install 'flashvlm[web]'"
+    for address, instead in (("https://example.org/clip.mp4", extra), ("rtsp://example.org/camera", "")):
         code, out, err = flash(*(part.format(address) for part in command))
         assert (code, out) == (3, "")
-        assert err == f"flashvlm: {address}: this is an address; download the video and give the file.\n"
+        assert err == f"flashvlm: {address}: this is an address; download the video and give the file{instead}.\n"
 
 
 def test_unexpected_error_is_one_sentence(flash, clip, library):
@@ -583,7 +588,7 @@ def test_nothing_that_is_read_speaks_to_the_terminal(tmp_path, options):
     speaking = "a\x1b]0;title\x07\x1b[2Jb\x9b2J\u202ec\x7f"
     quiet = r"a\u001b]0;title\u0007\u001b[2Jb\u009b2J\u202ec\u007f"
     video = tmp_path / f"{speaking}.mp4"
-    video.write_bytes(b"a video")
+    video.write_bytes(CLIP)
     settings = {"pieces": [f"{speaking}\nnext"]}
     seen, _ = on_terminal("ask", str(video), speaking, *options, no_color=True, **settings)
     own = re.sub(r"\x1b\[(\?25[lh]|[0-9;]*[mKA])|\r", "", seen)
@@ -659,7 +664,7 @@ def test_help_documents_the_exit_codes(flash, arguments):
 
 def test_help_shows_the_defaults(flash):
     out = " ".join(flash("ask", "--help")[1].split())
-    for default in ("10%", "flashvlm", "cosine", "qwen2-vl-2b", "64", "128", "602112"):
+    for default in ("10%", "flashvlm", "cosine", "qwen2-vl-2b", "64", "128"):
         assert f"[default: {default}]" in out
 
 
@@ -712,3 +717,33 @@ def test_completion_script_can_be_installed():
 )  # fmt: skip
 def test_figures_are_three_digits_and_a_unit(text, wanted):
     assert text == wanted
+
+
+@pytest.mark.parametrize(
+    "content, arguments, code, said",
+    [
+        (b"no video", (), 3, "this is not a video or a picture that can be read"),
+        (b"", (), 3, "the file is empty"),
+        (CLIP[:5000], (), 3, "the file is cut short"),
+        (CLIP, ("--start", "1:00"), 2, "--start (60 s) is not before the end of the video, which lasts "),
+        (CLIP, ("--device", "mps"), 2, "There is no device 'mps' on this machine"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "darwin", reason="has mps")
+def test_what_needs_no_model_is_told_before_one_is_loaded(
+    flash, library, clip, monkeypatch, content, arguments, code, said
+):
+    monkeypatch.setattr(library, "from_pretrained", lambda *given, **named: pytest.fail("a model is loaded"))
+    Path(clip).write_bytes(content)
+    for command in (("ask", clip, "What?"), ("inspect", clip), ("chat", clip), ("bench", "speed", clip)):
+        assert flash(*command, *arguments)[0] == code
+    assert said in flash("ask", clip, "What?", *arguments)[2]
+
+
+def test_looking_ahead_imports_no_torch(clip):
+    program = (
+        "import sys; from flashvlm import video; from flashvlm.options import Sampling; "
+        f"video.glance({clip!r}, Sampling()); print({{'torch', 'numpy'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -1,15 +1,19 @@
 """What the file of a new selector or model family gets wrong is said at once, and by its name."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import around, load, noise, tiny_video_llava
+from checkpoints import around, load, noise, tiny_qwen3_vl, tiny_video_llava
 from torch import Tensor
 
+from flashvlm.backends import FAMILIES, rehearse, served
 from flashvlm.backends.video_llava import VideoLlava
+from flashvlm.bench.speed import their_encoding
 from flashvlm.encode import Features, encode
-from flashvlm.errors import ModelError
+from flashvlm.errors import ModelError, UsageError
+from flashvlm.samples import samples_dir
 from flashvlm.selection import select
 from flashvlm.selection.inputs import Inputs
 from flashvlm.selection.result import Selection
@@ -79,6 +83,42 @@ def test_tokens_that_are_not_those_of_the_grid_are_told(
     own = family(backend.model, backend.tokenizer, backend.folder)
     with pytest.raises(ValueError, match=expected):
         encode(own, noise(groups * family.frames_per_group, 28, 28))
+
+
+class PlainTuple(VideoLlava):
+    def features(self, frames: Tensor) -> Features:
+        return tuple(super().features(frames))  # type: ignore[return-value]
+
+
+def test_features_of_another_type_are_told(tmp_path: Path) -> None:
+    backend = load(tiny_video_llava(tmp_path)).backend
+    with pytest.raises(ValueError, match=r"PlainTuple\.features must return Features, not tuple"):
+        encode(PlainTuple(backend.model, backend.tokenizer, backend.folder), noise(3, 28, 28))
+
+
+def test_visual_tokens_that_nobody_names_are_told(tmp_path: Path) -> None:
+    backend = load(tiny_qwen3_vl(tmp_path)).backend
+    backend.model = SimpleNamespace(config=SimpleNamespace(image_token_id=3))
+    with pytest.raises(ValueError, match=r"Qwen3VL must define visual_tokens: its .* has no video_token_id"):
+        rehearse(backend)
+
+
+def test_a_family_without_the_name_of_its_class_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "mine", "flashvlm.encode:Features")
+    with pytest.raises(ValueError, match="Features must set model_class to the name of a class of transformers"):
+        served()
+
+
+class OtherPixels(VideoLlava):
+    def pixels(self, frames: Tensor) -> dict[str, Tensor]:
+        return {"frames": super().pixels(frames)["pixel_values_videos"]}
+
+
+def test_pixels_that_transformers_does_not_take_are_told(tmp_path: Path) -> None:
+    qa = load(tiny_video_llava(tmp_path))
+    qa.backend = OtherPixels(qa.backend.model, qa.backend.tokenizer, qa.backend.folder)
+    with pytest.raises(UsageError, match=r"OtherPixels\.pixels gives frames, and .* get_video_features needs pixel"):
+        their_encoding(qa.backend, qa.decode(samples_dir() / "one.mp4"))
 
 
 def test_a_chat_template_without_a_place_for_a_video_is_told(tmp_path: Path) -> None:

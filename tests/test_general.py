@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +15,17 @@ from flashvlm import VideoQA
 from flashvlm.backends import served
 from flashvlm.backends.general import CHECKED, backend_of
 from flashvlm.encode import Encoded, encode
-from flashvlm.errors import ModelError
+from flashvlm.errors import ModelError, UsageError
 from flashvlm.generate import answers
+from flashvlm.options import AskOptions
 from flashvlm.pipeline import History
 from flashvlm.samples import samples_dir
 
 QUESTION = "Why is this video funny?"
 # Families whose layers carry on a state: hiding a token is not the same as taking it out.
 RECURRENT = {"qwen3_5"}
+# Families that cannot tell pictures from videos.
+ONE_TOKEN = {"glm4v", "glm46v"}
 # Processors that would choose tokens themselves, or cut the frames of a video into tiles.
 SETTINGS = {
     "video_llama_3": {"use_token_compression": False},
@@ -45,13 +49,38 @@ def seen(qa: VideoQA, frames: torch.Tensor) -> Encoded:
     return encode(qa.backend, frames, seconds_per_frame=0.52, timestamps=times(len(frames)))
 
 
+def pictures(qa: VideoQA, count: int) -> list[Encoded]:
+    if "image" not in qa.backend.markers:
+        pytest.skip("the family knows no pictures")
+    return [qa.backend.picture(picture, AskOptions()) for picture in noise(count, 150, 260)]
+
+
 def theirs(qa: VideoQA, frames: torch.Tensor, history: History = ()) -> dict[str, torch.Tensor]:
     """What `generate` takes, by the checkpoint's processor alone."""
-    if qa.backend.kind == "video":
+    if qa.backend.part == "video":
         content, given = [{"type": "video"}], {"videos": [frames], "times": [times(len(frames))]}
     else:
         content, given = [{"type": "image"}] * len(frames), {"images": [list(frames)]}
-    settings = SETTINGS.get(qa.backend.family, {}) if qa.backend.kind == "video" or len(frames) > 1 else {}
+    settings = SETTINGS.get(qa.backend.family, {}) if qa.backend.part == "video" or len(frames) > 1 else {}
+    return asked(qa, content, given, settings, history)
+
+
+def test_a_picture_and_a_video_are_what_transformers_makes_of_them(qa: VideoQA) -> None:
+    if qa.backend.part != "video" or qa.backend.family in ONE_TOKEN:
+        pytest.skip("the family does not tell pictures from videos")
+    video, picture = noise(2, 90, 160), noise(1, 150, 260)
+    given = {"images": list(picture), "videos": [video], "times": [times(2)]}
+    expected = asked(qa, [{"type": "image"}, {"type": "video"}], given, SETTINGS.get(qa.backend.family, {}))
+    check_all(qa, [*pictures(qa, 1), seen(qa, video)], expected)
+
+
+def asked(
+    qa: VideoQA,
+    content: list[dict[str, str]],
+    given: dict[str, Any],
+    settings: dict[str, bool],
+    history: History = (),
+) -> dict[str, torch.Tensor]:
     messages = conversation(QUESTION, content, history=history)
     return inputs(processor(qa.backend.folder), messages, **given, **settings)
 
@@ -60,18 +89,33 @@ def theirs(qa: VideoQA, frames: torch.Tensor, history: History = ()) -> dict[str
 def test_keeping_everything_is_what_transformers_does(qa: VideoQA, count: int, history: History) -> None:
     if count == 1 and qa.backend.frames_per_group > 1:
         pytest.skip("transformers' own processor takes no video of one frame")
-    frames, model = noise(count, 90, 160), qa.backend.model
-    expected, encoded = theirs(qa, frames, history), seen(qa, frames)
-    prompt, everything = qa.backend.prompt(QUESTION, None, [encoded], history), torch.arange(len(encoded.tokens))[None]
+    frames = noise(count, 90, 160)
+    check_all(qa, [seen(qa, frames)], theirs(qa, frames, history), history)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_pictures_are_what_transformers_makes_of_them(qa: VideoQA, count: int) -> None:
+    made = pictures(qa, count)
+    check_all(qa, made, asked(qa, [{"type": "image"}] * count, {"images": list(noise(count, 150, 260))}, {}))
+
+
+def check_all(qa: VideoQA, videos: list[Encoded], expected: dict[str, torch.Tensor], history: History = ()) -> None:
+    """All tokens of these give the prompt, the logits and the words that transformers gives."""
+    prompt, model, tokens = qa.backend.prompt(QUESTION, None, videos, history), qa.backend.model, joined(videos)
+    everything = torch.arange(len(tokens))[None]
     assert prompt.ids.tolist() == expected["input_ids"][0].tolist()
-    ours = qa.backend.inputs(prompt, everything, encoded.tokens[None])
+    ours = qa.backend.inputs(prompt, everything, tokens[None])
     with torch.inference_mode():
         logits = [model(**given).logits[0] for given in (ours, expected)]
         said = model.generate(**expected, max_new_tokens=12, do_sample=False)[0, len(prompt.ids) :]
     torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
     assert len(logits[0].argmax(-1).unique()) > 3
     text = qa.backend.tokenizer.decode(said, skip_special_tokens=True).strip()
-    assert answers(qa.backend, prompt, everything, encoded.tokens[None], max_new_tokens=12) == [text]
+    assert answers(qa.backend, prompt, everything, tokens[None], max_new_tokens=12) == [text]
+
+
+def joined(videos: list[Encoded]) -> torch.Tensor:
+    return torch.cat([video.tokens for video in videos])
 
 
 def visible(qa: VideoQA, ids: torch.Tensor, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -87,13 +131,19 @@ def visible(qa: VideoQA, ids: torch.Tensor, hidden: torch.Tensor) -> dict[str, t
     return {kind: seen & ~hidden | itself for kind, seen in {"full_attention": full, "sliding_attention": near}.items()}
 
 
-@pytest.mark.parametrize("counts", [(6,), (2, 3)], ids=["a video", "two videos"])
-def test_pruning_hides_the_dropped_tokens_and_changes_nothing_else(qa: VideoQA, counts: tuple[int, ...]) -> None:
-    backend, videos = qa.backend, [seen(qa, noise(count, 90, 160)) for count in counts]
+@pytest.mark.parametrize("shown", ["a video", "two videos", "a picture", "a picture and a video"])
+def test_pruning_hides_the_dropped_tokens_and_changes_nothing_else(qa: VideoQA, shown: str) -> None:
+    backend, counts = qa.backend, {"a video": [6], "two videos": [2, 3], "a picture and a video": [2]}
+    videos = pictures(qa, 1) if "picture" in shown else []
+    videos += [seen(qa, noise(count, 90, 160)) for count in counts.get(shown, [])]
+    if shown == "a picture and a video" and backend.family in ONE_TOKEN:
+        with pytest.raises(UsageError, match="one token for pictures and videos"):
+            backend.prompt(QUESTION, None, videos)
+        return
     if backend.family in RECURRENT:
         assert any("carry on a state" in told for told in backend.warnings)
         return
-    tokens, prompt = torch.cat([video.tokens for video in videos]), backend.prompt(QUESTION, None, videos)
+    tokens, prompt = joined(videos), backend.prompt(QUESTION, None, videos)
     kept = a_third(len(tokens))
     whole = backend.inputs(prompt, torch.arange(len(tokens))[None], tokens[None])
     pruned = backend.inputs(prompt, kept, tokens[kept])

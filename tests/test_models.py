@@ -43,7 +43,7 @@ def test_a_model_that_cannot_be_had_names_the_ways_out(monkeypatch: pytest.Monke
     assert not present(DEFAULT_MODEL)
     with pytest.raises(ModelError) as raised:
         fetch(DEFAULT_MODEL)
-    assert all(way in str(raised.value) for way in ("flashvlm fetch", "--model PATH", "--model demo"))
+    assert all(way in str(raised.value) for way in ("flashvlm fetch", "`model` PATH", "`model` demo"))
 
 
 @pytest.mark.parametrize("name", ["nothing", "./nowhere", "/nowhere/at/all", "a b/c", ""])

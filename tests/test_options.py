@@ -39,10 +39,10 @@ def test_the_table_of_the_reference_is_what_is_declared() -> None:
         ("ask", set()),
         ("chat", set()),
         ("batch", set()),
-        ("serve", set()),
-        ("inspect", {"system", "max_new_tokens", "temperature", "top_p", "top_k"}),
-        ("bench accuracy", {"selector", "temperature", "top_p", "top_k", "cache"}),
-        ("bench speed", {"cache"}),
+        ("serve", {"subtitles"}),
+        ("inspect", {"system", "subtitles", "max_new_tokens", "temperature", "top_p", "top_k"}),
+        ("bench accuracy", {"selector", "subtitles", "temperature", "top_p", "top_k", "cache"}),
+        ("bench speed", {"cache", "subtitles"}),
     ],
 )
 def test_commands_have_every_option(

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from clips import numbered_frame, steady, write_clip
 from PIL import Image, ImageColor
 
 from flashvlm import VideoQA, overlay, page, video
+from flashvlm.encode import Features
 from flashvlm.errors import OutputError, UsageError, VideoError
 from flashvlm.options import AskOptions, Keep, Sampling
 from flashvlm.report import Area, Inspection, Moment
@@ -91,6 +93,10 @@ def shown_to_clip(monkeypatch: pytest.MonkeyPatch, qa: VideoQA, path: Path, samp
 
 def shown_in_cells(inspection: Inspection) -> np.ndarray:
     """How much of the thing is in each cell of the displayed pictures, as the overlay divides them."""
+    return np.stack(shown_by_moment(inspection))
+
+
+def shown_by_moment(inspection: Inspection) -> list[np.ndarray]:
     moments = []
     for moment in inspection.moments:
         frames = []
@@ -104,7 +110,7 @@ def shown_in_cells(inspection: Inspection) -> np.ndarray:
                 cells[row, column] = bright[down[row] : down[row + 1], across[column] : across[column + 1]].mean()
             frames.append(cells)
         moments.append(np.mean(frames, axis=0))
-    return np.stack(moments)
+    return moments
 
 
 SHAPES = [((160, 96), 0), ((161, 97), 0), ((99, 203), 0), ((122, 214), 90), ((301, 175), 270)]
@@ -147,6 +153,7 @@ def tiny_left_over(folder: Path) -> Path:
     """Frames of 75 x 75 pixels, of which whole patches fill 70 x 70."""
     config = json.loads((tiny_llava_onevision(folder) / "config.json").read_text())
     config["vision_config"]["image_size"] = 75
+    config["image_grid_pinpoints"] = [[height, width] for height in (75, 150) for width in (75, 150, 225)]
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -171,6 +178,41 @@ def test_a_cell_is_the_pixels_of_its_token_in_a_square(family, monkeypatch, tmp_
     tokens = torch.nn.functional.adaptive_avg_pool2d(bright, grid).numpy()
     assert (inspection.area == Area()) == (family in ("smolvlm", "llava_onevision", "internvl"))
     assert np.abs(shown_in_cells(inspection) - tokens).max() < 0.06
+
+
+@pytest.mark.parametrize("size", [(300, 110), (130, 470)])
+@pytest.mark.parametrize("family", ["smolvlm", "llava_onevision", "internvl", "pixels left over"])
+def test_a_cell_of_a_picture_in_tiles_is_the_pixels_of_its_token(family, monkeypatch, tmp_path, size) -> None:
+    qa = load(FAMILIES.get(family, tiny_left_over)(tmp_path / "model"))
+    path = tmp_path / "picture.png"
+    Image.fromarray(wandering(1, *size)).save(path)
+    name = "unpooled" if hasattr(qa.backend, "unpooled") else "features"
+    make = getattr(qa.backend, name)
+
+    def bright(tiles: torch.Tensor) -> Features:
+        made, side = make(tiles), qa.backend.patches * qa.backend.patch
+        (pixels,) = qa.backend.pixels(tiles).values()
+        seen = brightness(qa, pixels.flatten(0, -4)[:, 0, :side, :side]).clamp(min=0)
+        cells = round(made.saliency.shape[1] ** 0.5)
+        return made._replace(saliency=torch.nn.functional.adaptive_avg_pool2d(seen, cells).flatten(1))
+
+    monkeypatch.setattr(qa.backend, name, bright)
+    inspection = inspected(qa, path)
+    assert len(inspection.moments) == 2 and inspection.frames == 1
+    shown = shown_by_moment(inspection)
+    for cells, values in zip(shown, inspection.signals["saliency"].moments, strict=True):
+        apart = np.abs(cells - np.reshape(values, cells.shape))
+        # The edges of the thing, where pixels are left over between tiles, or a canvas has whole patches.
+        assert apart.mean() < 0.04 and apart.max() < 0.65
+    assert max(cells.size for cells in shown) > min(cells.size for cells in shown)
+
+
+def test_where_nobody_knows_the_places_of_tokens_nothing_is_marked(demo: VideoQA) -> None:
+    picture = Image.new("RGB", (101, 67), (200, 180, 160))
+    moment = Moment((0.0,), 12, 1, 12, ((0, 1), (0, 3)), (True, False), placed=False)
+    assert overlay.mark(picture, moment, Area()) == picture
+    seen = replace(inspected(demo, SAMPLES / "still.jpg"), moments=(moment,))
+    assert overlay.label(seen, 0) == "where its tokens lie is not known"
 
 
 def test_kept_cells_are_left_as_they_are_and_all_others_dimmed() -> None:

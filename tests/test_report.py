@@ -173,7 +173,7 @@ def test_each_moment_is_shown_as_its_video_is(demo: VideoQA, opened) -> None:
     tab.focus("#timeline")
     tab.keyboard.press("End")
     wide = tab.locator("#stage img").first.bounding_box()
-    assert "video 2 · 0:00" in tab.inner_text("#when") and wide["width"] > wide["height"]
+    assert "video 2 · 6 × 9 cells" in tab.inner_text("#when") and wide["width"] > wide["height"]
     tab.mouse.move(wide["x"] + wide["width"] - 3, wide["y"] + 3)
     assert tab.inner_text("#readout").startswith("row 0, column 8 · ")
 

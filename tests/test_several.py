@@ -81,11 +81,10 @@ def test_a_sheet_and_a_report_show_all(seen: tuple[Inspection, Answer], tmp_path
     data = data_of(html)
     assert ONE in html and TWO in html
     assert [moment["video"] for moment in data["moments"]] == [moment.video for moment in answer.moments]
-    assert data["moments"][6]["label"] == "video 2 · 0:00"
-    grids = [video["grid"] for video in data["videos"]]
-    assert grids == [[8, 7], [6, 9], [6, 10]]
+    assert data["moments"][6]["label"] == "video 2 · 6 × 9 cells"
+    assert [data["moments"][number]["grid"] for number in (0, 6, 7)] == [[8, 7], [6, 9], [6, 10]]
     for moment, cells in zip(data["moments"], data["selections"][0]["kept"], strict=True):
-        height, width = grids[moment["video"]]
+        height, width = moment["grid"]
         assert len(cells) == height * width and len(moment["pictures"]) == (1 if moment["video"] == 1 else 2)
 
 

@@ -100,6 +100,19 @@ def test_every_budget_is_measured_against_transformers_and_against_all_tokens() 
     assert ours["prefill_ratio"] == pytest.approx(expected)
 
 
+def test_several_dtypes_are_compared_with_the_first() -> None:
+    clip = ("--frames", "4", "--size", "112x112", "--seconds", "2", "--keep", "10%", "--dtype", "float32,int8")
+    table = json.loads(speed(*clip, "--json").stdout)
+    assert [(row["dtype"], row["encoder"], row["keep"]) for row in table["rows"]] == [
+        ("float32", "transformers", "100%"), ("float32", "flashvlm", "100%"), ("float32", "flashvlm", "10%"),
+        ("int8", "flashvlm", "100%"), ("int8", "flashvlm", "10%"),
+    ]  # fmt: skip
+    theirs, one, other = (table["rows"][number] for number in (0, 2, 4))
+    assert other["same_ratios"]["encode"] == pytest.approx(one["seconds"]["encode"] / other["seconds"]["encode"])
+    assert other["encode_ratio"] == pytest.approx(theirs["seconds"]["encode"] / other["seconds"]["encode"])
+    assert "times less than the same in float32" in speed(*clip, "--no-memory").stdout
+
+
 def test_the_table_of_a_video_of_ones_own_names_it(tmp_path: Path) -> None:
     clip = film(Footage("still", 112, 112, 2.0, 8), tmp_path / "mine.mp4")
     said = speed(str(clip), "--frames", "4", "--no-memory")
@@ -202,9 +215,9 @@ def test_a_clip_in_which_nothing_happens_is_encoded_once_and_says_so(tmp_path: P
 
 
 def test_which_moments_are_encoded_is_one_of_two() -> None:
-    with pytest.raises(UsageError, match="--encode is one of changed, all, not 'some'"):
+    with pytest.raises(UsageError, match="`encode` is one of changed, all, not 'some'"):
         AskOptions(encode="some")
-    with pytest.raises(UsageError, match="--seek is one of fast, exact, not 'slow'"):
+    with pytest.raises(UsageError, match="`seek` is one of fast, exact, not 'slow'"):
         AskOptions(seek="slow")
 
 

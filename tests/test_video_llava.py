@@ -137,6 +137,10 @@ def test_a_video_longer_than_the_model_s_positions_closes_up(qa: VideoQA) -> Non
 
 
 def test_a_prompt_longer_than_the_model_s_positions_is_refused(qa: VideoQA) -> None:
+    encoded = encode(qa.backend, noise(4, 28, 28))
+    told = qa.backend.prompt(QUESTION, None, [encoded], [("Who?", "A cat. " * 20)])
+    with pytest.raises(UsageError, match="at most 128: look at fewer frames, keep less or forget earlier questions"):
+        qa.backend.kept_positions(told, torch.arange(len(told.ids))[None])
     with pytest.raises(UsageError, match="at most 128: look at fewer frames or keep less"):
         our_inputs(qa, noise(20, 28, 28), QUESTION)
 

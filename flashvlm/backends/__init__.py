@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 import sys
+import tempfile
+import weakref
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,9 @@ import torch
 import transformers
 
 from flashvlm.backends.base import Backend
-from flashvlm.backends.checks import blaming, check_settings, read_settings
-from flashvlm.errors import FlashVLMError, ModelError
+from flashvlm.backends.checks import LARGEST_FRAME, blaming, check_settings, read_settings
+from flashvlm.backends.loading import load_tokenizer, of_words
+from flashvlm.errors import FlashVLMError, ModelError, UsageError
 from flashvlm.options import AskOptions
 
 # `model_type` of a checkpoint's config.json -> the class that serves it.
@@ -27,9 +32,6 @@ FAMILIES = {
     "internvl": "flashvlm.backends.internvl:InternVL",
     "llava": "flashvlm.backends.llava:Llava",
 }
-
-# Pixels of a frame as it is looked at; published models take less than one in twenty of this.
-LARGEST_FRAME = 2**24
 
 
 def served() -> list[dict[str, str]]:
@@ -70,8 +72,41 @@ def load(folder: Path, *, device: str, dtype: str) -> Backend:
         return loaded
 
 
+def wrap(model: Any, processor: Any) -> Backend:
+    """The backend of a model that is loaded already, which is put into evaluation mode and otherwise left as it is.
+
+    Args:
+        model: one of transformers' own classes.
+        processor: its processor, with the tokenizer and how frames are prepared.
+
+    Raises:
+        UsageError: these are no model and processor.
+        ModelError: a family without a backend, quantised weights, or a processor that does not fit.
+    """
+    if not isinstance(model, transformers.PreTrainedModel) or not hasattr(processor, "tokenizer"):
+        raise UsageError("VideoQA takes a model of transformers and its processor; from_pretrained takes a name.")
+    name = type(model).__name__
+    config = {**model.config.to_dict(), "architectures": [name]}
+    backend = _backend(config["model_type"], config)
+    # What a family reads of its checkpoint, it reads from files.
+    folder = Path(tempfile.mkdtemp(prefix="flashvlm-"))
+    with blaming(f"The {name} and its processor cannot be used"):
+        _refuse_others(backend, folder, config)
+        model.config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        # Shares everything with the model but how it generates.
+        twin = copy.copy(model.eval())
+        twin.generation_config = of_words(model.generation_config)
+        wrapped = backend(twin, load_tokenizer(folder, backend.chat_template), folder)
+        weakref.finalize(wrapped, shutil.rmtree, folder, ignore_errors=True)
+        rehearse(wrapped)
+    return wrapped
+
+
 def rehearse(backend: Backend) -> None:
     """Use, for nothing, the settings that are read but not used while loading; whatever is wrong with them raises."""
+    if not backend.markers:
+        raise ValueError(f"{type(backend).__name__} has no marker for a video")
     if backend.too_long("What happens?"):
         raise ValueError("it reads fewer tokens than a question has")
     options, count = AskOptions(), backend.frames_per_group
@@ -80,15 +115,19 @@ def rehearse(backend: Backend) -> None:
     if height * width > LARGEST_FRAME:
         raise ModelError(f"Frames of {width} x {height} pixels are too large.")
     rows, columns = backend.cells((height, width))
-    frame = backend.fit(torch.zeros(3, 48, 64, dtype=torch.uint8), options, count)
-    pixels = backend.pixels(frame.expand(count, -1, -1, -1))
-    if not rows * columns or not all(values.isfinite().all() for values in pixels.values()):
-        raise ValueError("its frames become no pixels")
+    picture = torch.zeros(3, 48, 64, dtype=torch.uint8)
+    for frame in (backend.fit(picture, options, count), *backend.tiles(picture, options)[0][:1]):
+        pixels = backend.pixels(frame.expand(count, -1, -1, -1))
+        if not rows * columns or not all(values.isfinite().all() for values in pixels.values()):
+            raise ValueError("its frames become no pixels")
 
 
 def _own(family: str) -> type[Backend]:
     module, name = FAMILIES[family].split(":")
-    return getattr(import_module(module), name)
+    own = getattr(import_module(module), name)
+    if not hasattr(transformers, getattr(own, "model_class", "")):
+        raise ValueError(f"{name} must set model_class to the name of a class of transformers.")
+    return own
 
 
 def _backend(family: str, config: dict[str, Any]) -> type[Backend]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, ClassVar
 from unicodedata import category
@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from flashvlm import units
-from flashvlm.backends.loading import choose_device, choose_dtype, load_tokenizer, load_weights
-from flashvlm.encode import Encoded, Features
+from flashvlm.backends.loading import INT8, choose_device, choose_dtype, load_tokenizer, load_weights
+from flashvlm.backends.packing import quick_single_rows
+from flashvlm.encode import Encoded, Features, as_picture, encode
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import AskOptions, Sampling
 from flashvlm.pixels import resize
@@ -44,6 +45,8 @@ class Prompt:
     fixed: Tensor | None = None
     # How many earlier questions it holds.
     turns: int = 0
+    # What the general backend has to know of the form of its class's features, by kind (see `Encoded`).
+    forms: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def staying(self) -> int:
@@ -62,8 +65,8 @@ class Backend(ABC):
     """One loaded checkpoint of one family.
 
     A family's class sets `model_class` and implements what is abstract here. Where the defaults do not fit, it also
-    overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `template_part`, `visual_tokens`, `marker`,
-    `placeholders`, `fit`, `fixed_tokens`, `encoder_output` and `position_ids`.
+    overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `template_part`, `visual_tokens`, `markers`,
+    `placeholders`, `fit`, `tiles`, `picture`, `looks_twice`, `fixed_tokens`, `encoder_output` and `position_ids`.
     """
 
     # The name of transformers' class.
@@ -78,6 +81,10 @@ class Backend(ABC):
     default_frames: ClassVar[int | None] = None
     # Tokens in each group that stand for no place in the picture; they come first.
     class_tokens: ClassVar[int] = 0
+    # Whether frames may have any size, so that a video can be seen in small ones first; and no class tokens.
+    looks_twice: ClassVar[bool] = False
+    # Whether linear layers have int8 weights; all else is in `dtype`.
+    int8: bool = False
     # What there is to say of the checkpoint.
     warnings: tuple[str, ...] = ()
 
@@ -91,13 +98,19 @@ class Backend(ABC):
 
         Raises:
             ModelError: files that are missing, damaged, or do not fit the family.
-            UsageError: a device that this machine does not have.
+            UsageError: a device that this machine does not have, or one that does not compute in the dtype.
         """
         device = choose_device(device)
+        if int8 := dtype == INT8:
+            from flashvlm.backends.int8 import refuse_elsewhere
+
+            refuse_elsewhere(device)
         chosen = choose_dtype(dtype, device)
         tokenizer = load_tokenizer(folder, cls.chat_template)
-        model, warnings = load_weights(folder, cls.model_class, device=device, dtype=chosen)
+        model, warnings = load_weights(folder, cls.model_class, device=device, dtype=chosen, int8=int8)
+        quick_single_rows(model)
         backend = cls(model, tokenizer, folder)
+        backend.int8 = int8
         backend.warnings = warnings
         return backend
 
@@ -108,6 +121,11 @@ class Backend(ABC):
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def precision(self) -> str:
+        """The name of what the model computes in: of the dtype, or `int8`."""
+        return INT8 if self.int8 else str(self.dtype).removeprefix("torch.")
 
     def wait(self) -> None:
         """Wait until the device has finished all its work."""
@@ -154,6 +172,23 @@ class Backend(ABC):
         """A (3, H, W) uint8 frame of a video, of which this many are looked at, resized to `frame_size`."""
         return resize(frame, self.frame_size(frame.shape[1], frame.shape[2], options, frames))
 
+    def tiles(self, picture: Tensor, options: AskOptions) -> tuple[Tensor, int, int]:
+        """A (3, H, W) uint8 picture as its tiles, within the options' bounds: here one, which is all of it.
+
+        Returns:
+            (T, 3, h, w) uint8 tiles row by row, each as `features` takes a group of one frame, and after several the
+            whole picture; and the number of rows and columns of tiles.
+        """
+        return self.fit(picture, options, 1)[None], 1, 1
+
+    @torch.inference_mode()
+    def picture(self, picture: Tensor, options: AskOptions) -> Encoded:
+        """A (3, H, W) uint8 picture as visual tokens; a video of one frame if the model is shown no pictures."""
+        if not self.shows_pictures:
+            return encode(self, self.fit(picture, options, 1)[None], seconds_per_frame=0.0)
+        tiles, rows, columns = self.tiles(picture, options)
+        return as_picture(encode(self, tiles, seconds_per_frame=0.0), rows, columns)
+
     def whole(
         self, frames: Tensor, seconds_per_frame: float, timestamps: tuple[float, ...], duration: float
     ) -> Encoded | None:
@@ -167,8 +202,12 @@ class Backend(ABC):
         """
         return None
 
-    def area(self, height: int, width: int) -> Area:
-        """The part of a frame of this size, as displayed, that the grid of its tokens divides into equal cells."""
+    def area(self, height: int, width: int, kind: str = "video") -> Area:
+        """The part of a frame of this size, as displayed, that the grid of its tokens divides into equal cells.
+
+        Args:
+            kind: `video` or `image`, as in `Encoded`.
+        """
         return Area()
 
     def fixed_tokens(self) -> Tensor | None:
@@ -177,11 +216,16 @@ class Backend(ABC):
 
     @property
     def visual_tokens(self) -> dict[int, str]:
-        """The ids that stand for visual tokens in a prompt, and the key of `mm_encoder_outputs` that each belongs to.
+        """The ids that stand for visual tokens in a prompt, each with the key of `mm_encoder_outputs` of its tokens.
 
-        The first one is the one that a video uses.
+        Raises:
+            ValueError: config.json names none, and the family's class does not say which they are.
         """
-        return {self.model.config.video_token_id: "video", self.model.config.image_token_id: "image"}
+        config = self.model.config
+        ids = {kind: getattr(config, f"{kind}_token_id", None) for kind in ("video", "image")}
+        if ids["video"] is None:
+            raise ValueError(f"{type(self).__name__} must define visual_tokens: its config.json has no video_token_id.")
+        return {token: kind for kind, token in ids.items() if token is not None}
 
     @property
     def part(self) -> str:
@@ -189,23 +233,29 @@ class Backend(ABC):
         return self.template_part
 
     @property
-    def marker(self) -> str:
-        """What the chat template writes where a video goes."""
-        return self.tokenizer.convert_ids_to_tokens(next(iter(self.visual_tokens)))
+    def markers(self) -> dict[str, str]:
+        """What the chat template writes where a `video` or an `image` goes; only what the model can be shown."""
+        return {kind: self.tokenizer.convert_ids_to_tokens(token) for token, kind in self.visual_tokens.items()}
+
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether the model is shown pictures as such: the family knows them, and the chat template has a place."""
+        return "image" in self.markers and self.template.writes(self.markers["image"], "image")
 
     def placeholders(self, encoded: Encoded) -> str:
-        """What stands in the prompt for a video, in place of the `marker`: its placeholders, and text between them."""
+        """What stands in the prompt for a video or picture, in place of the marker: placeholders, and text between."""
         fixed = 0 if encoded.fixed is None else len(encoded.fixed)
-        return self.marker * (len(encoded.tokens) + fixed)
+        return self.markers[encoded.kind] * (len(encoded.tokens) + fixed)
 
     def position_ids(self, ids: Tensor, videos: Sequence[Encoded]) -> Tensor:
         """Positions of the whole unpruned sequence, (axes, S) int64: here 0 to S - 1."""
         return torch.arange(len(ids)).unsqueeze(0)
 
-    def encoder_output(self, vectors: list[Tensor], planes: Tensor | None) -> Any:
+    def encoder_output(self, kind: str, vectors: list[Tensor], planes: Tensor | None) -> Any:
         """The vision encoder's output as transformers' class returns it, for each of B prompts.
 
         Args:
+            kind: the key of `mm_encoder_outputs`.
             vectors: (K, D) of each prompt.
             planes: (P, B * K, D) further features, if the family has any.
         """
@@ -247,7 +297,7 @@ class Backend(ABC):
         videos: Sequence[Encoded],
         history: Sequence[tuple[str, str]] = (),
     ) -> Prompt:
-        """The checkpoint's own chat template around the videos and the question.
+        """The checkpoint's own chat template around the videos, the pictures and the question.
 
         Args:
             history: the earlier questions of the conversation, each with its answer. The videos are then in the first
@@ -255,45 +305,65 @@ class Backend(ABC):
 
         Raises:
             UsageError: a question, an answer or a system prompt that contains a marker of visual tokens itself.
-            ModelError: a chat template that has no place for a video or for the history, or cannot be used.
+            ModelError: a chat template that has no place for a video or picture, or for the history, or cannot be used.
         """
-        markers = [self.marker, *self.tokenizer.convert_ids_to_tokens(list(self.visual_tokens))]
+        markers = [*self.markers.values(), *self.tokenizer.convert_ids_to_tokens(list(self.visual_tokens))]
         if any(marker in part for marker in markers for part in (question, system or "", *chain(*history))):
-            raise UsageError("The question must not contain the model's own marker for a video.")
-        text = self.template.fill(question, system, len(videos), self.part, history)
-        between = text.split(self.marker)
-        if len(between) != len(videos) + 1:
-            places = units.plural(len(between) - 1, "place") if len(between) > 1 else "no place"
-            wanted = "a video" if len(videos) == 1 else f"{len(videos)} videos"
-            raise ModelError(f"The chat template of this model has {places} for {wanted} ({self.marker}).")
-        whole = between[0] + "".join(
-            self.placeholders(video) + text for video, text in zip(videos, between[1:], strict=True)
-        )
+            raise UsageError("The question must not contain the model's own marker for a video or a picture.")
+        text = self.template.fill(question, system, [video.kind for video in videos], history)
+        # Texts, and the markers between them.
+        parts = re.split(f"({'|'.join(map(re.escape, dict.fromkeys(self.markers.values())))})", text)
+        shown = self._in_order(parts[1::2], videos)
+        parts[1::2] = [self.placeholders(videos[number]) for number in shown]
         # As in transformers' processors: a tokenizer that has a BOS token adds it, unless the template already has it.
         first = self.tokenizer.bos_token
-        ids = torch.tensor(self.tokenizer(whole, add_special_tokens=not (first and text.startswith(first))).input_ids)
-        tokens, fixed = sum(len(video.tokens) for video in videos), [v.fixed for v in videos if v.fixed is not None]
+        special = not (first and text.startswith(first))
+        ids = torch.tensor(self.tokenizer("".join(parts), add_special_tokens=special).input_ids)
+        fixed = [video.fixed for video in videos if video.fixed is not None]
         return Prompt(
             ids,
-            self._numbered(ids, videos, tokens),
-            self.position_ids(ids, videos),
-            tokens,
+            self._numbered(ids, videos, shown),
+            self.position_ids(ids, [videos[number] for number in shown]),
+            sum(len(video.tokens) for video in videos),
             torch.cat(fixed) if fixed else None,
             len(history),
         )
 
-    def _numbered(self, ids: Tensor, videos: Sequence[Encoded], fixed: int) -> Tensor:
-        """Which visual token stands at each place, as in `Prompt`; those that always stay are numbered from `fixed`."""
-        numbers, first = [], 0
-        for video in videos:
-            last = 0 if video.fixed is None else len(video.fixed)
-            numbers += [torch.arange(first, first + len(video.tokens)), torch.arange(fixed, fixed + last)]
-            first, fixed = first + len(video.tokens), fixed + last
-        number = torch.cat(numbers)
+    def _in_order(self, markers: Sequence[str], videos: Sequence[Encoded]) -> list[int]:
+        """Which video or picture stands at each marker: some templates put all pictures before all videos."""
+        left = list(range(len(videos)))
+        shown = []
+        for marker in markers:
+            fitting = (number for number in left if self.markers[videos[number].kind] == marker)
+            if (number := next(fitting, None)) is None:
+                break
+            left.remove(number)
+            shown.append(number)
+        if len(shown) < max(len(markers), len(videos)):
+            names = {"image": "picture", "video": "video"}
+            wanted = [names[kind] for kind in dict.fromkeys(video.kind for video in videos)]
+            told = f"a {wanted[0]}" if len(videos) == 1 else f"{len(videos)} {'s and '.join(wanted)}s"
+            there = " or ".join(dict.fromkeys(self.markers[video.kind] for video in videos))
+            places = units.plural(len(markers), "place") if len(markers) > 1 else "no place"
+            raise ModelError(f"The chat template of this model has {places} for {told} ({there}).")
+        return shown
+
+    def _numbered(self, ids: Tensor, videos: Sequence[Encoded], shown: Sequence[int]) -> Tensor:
+        """Which visual token stands at each place, as in `Prompt`; videos and pictures stand there as `shown` says."""
+        counts = [(len(video.tokens), 0 if video.fixed is None else len(video.fixed)) for video in videos]
+        begins, fixed_begins = ([0, *accumulate(numbers)] for numbers in zip(*counts, strict=True))
+        parts = []
+        for number in shown:
+            (count, fixed), order = counts[number], videos[number].order
+            own = torch.arange(count + fixed) if order is None else order.cpu()
+            always = own - count + begins[-1] + fixed_begins[number]
+            parts.append(torch.where(own < count, own + begins[number], always))
+        numbers = torch.cat(parts)
         there = torch.isin(ids, torch.tensor(list(self.visual_tokens)))
-        if int(there.sum()) != len(number):
-            raise ModelError(f"The tokenizer in {self.folder} does not take {self.marker} as one token.")
-        return torch.full_like(ids, -1).masked_scatter(there, number)
+        if int(there.sum()) != len(numbers):
+            tokens = self.tokenizer.convert_ids_to_tokens(list(self.visual_tokens))
+            raise ModelError(f"The tokenizer in {self.folder} does not take {' or '.join(tokens)} as one token.")
+        return torch.full_like(ids, -1).masked_scatter(there, numbers)
 
     def words(self, question: str) -> Tensor:
         """Input embeddings of the question's own tokens, (L, D)."""
@@ -344,6 +414,7 @@ class Backend(ABC):
             if sum(map(len, chosen)):
                 further = None if planes is None else [planes[:, row, chosen[row]] for row in range(batch)]
                 outputs[name] = self.encoder_output(
+                    name,
                     [vectors[row, chosen[row]] for row in range(batch)],
                     None if further is None else torch.cat(further, dim=1),
                 )

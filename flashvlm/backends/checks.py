@@ -24,6 +24,8 @@ VOCABULARIES = ("tokenizer.json", "vocab.json")
 LONGEST_HEADER = 100_000_000
 # Entries of config.json, as many of which are made one by one.
 COUNTS = ("depth", "num_hidden_layers", "num_labels")
+# Pixels of a frame or picture as it is looked at; published models take less than one in three of this.
+LARGEST_FRAME = 2**24
 # What the machine lacks, not the checkpoint.
 SCARCE = {getattr(errno, name) for name in ("EMFILE", "ENFILE", "ENOMEM", "ENOSPC") if hasattr(errno, name)}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import version
@@ -22,17 +23,17 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from flashvlm.backends.base import Backend, Prompt
 from flashvlm.backends.checks import blaming
 from flashvlm.backends.loading import no_progress_bars
 from flashvlm.encode import Encoded, Features
-from flashvlm.errors import ModelError
+from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import AskOptions
+from flashvlm.pixels import resize, within
 
 # What processors may do beyond preparing pixels, and shall not: choose among the tokens, or cut the frames of a video
-# into tiles.
+# into tiles, which is for pictures.
 SETTINGS = {"use_token_compression": False}
 WHOLE_FRAMES = {"do_image_splitting": False, "crop_to_patches": False}
 # What a vision encoder may return: anything else would have to be pruned in a way of its own.
@@ -86,62 +87,65 @@ class General(Backend):
         return backend
 
     @cached_property
-    def kind(self) -> str:
-        """`video` if the model, its processor and its chat template know videos, else `image`.
+    def markers(self) -> dict[str, str]:
+        """Of a `video` and an `image`, those that the model, its processor and its chat template all know.
 
         Raises:
-            ModelError: they know no pictures, either.
+            ModelError: they know neither.
         """
+        known = {}
         for kind in ("video", "image"):
             marker, part = (getattr(self.processor, f"{kind}_{name}", None) for name in ("token", "processor"))
             if marker and part and self.encoder(kind) and self.template.writes(marker, kind):
-                return kind
-        raise ModelError(f"{self.model_class} and its processor and chat template have no way to show it a picture.")
+                known[kind] = marker
+        if not known:
+            raise ModelError(
+                f"{self.model_class} and its processor and chat template have no way to show it a picture."
+            )
+        return known
 
     @property
     def part(self) -> str:
-        return self.kind
-
-    @property
-    def marker(self) -> str:
-        return getattr(self.processor, f"{self.kind}_token")
+        return next(iter(self.markers))
 
     @property
     def visual_tokens(self) -> dict[int, str]:
-        # Some classes have one id for pictures and videos.
-        config = self.model.config
-        ids = (getattr(config, f"{kind}_token_id", None) for kind in ("video", "image"))
-        return {token: self.kind for token in ids if token is not None}
+        # Some classes have one id for pictures and videos: see `inputs`.
+        ids = {kind: getattr(self.model.config, f"{kind}_token_id", None) for kind in ("video", "image")}
+        return {token: kind for kind, token in ids.items() if token is not None}
 
     @property
     def frames_per_group(self) -> int:
         vision = getattr(self.model.config, "vision_config", None)
-        return getattr(vision, "temporal_patch_size", 1) if self.kind == "video" else 1
+        return getattr(vision, "temporal_patch_size", 1) if self.part == "video" else 1
 
     def frame_size(self, height: int, width: int, options: AskOptions, frames: int = 1) -> tuple[int, int]:
         """As it is, or as large as the bound allows; the processor resizes it."""
-        shrink = min(1.0, math.sqrt(options.max_pixels / (height * width)))
-        return max(1, int(height * shrink)), max(1, int(width * shrink))
+        return within(height, width, options.frame_pixels)
 
     def cells(self, frame: tuple[int, int]) -> tuple[int, int]:
         """Not known before a video is encoded."""
         return 1, 1
 
     def pixels(self, frames: Tensor) -> dict[str, Tensor]:
-        return self.prepared(frames, [float(number) for number in range(len(frames))])
+        return self.prepared(self.part, frames, [float(number) for number in range(len(frames))])
 
     def features(self, frames: Tensor) -> Features:
         raise NotImplementedError("A video is encoded as a whole: `whole`.")
 
-    def prepared(self, frames: Tensor, times: Sequence[float]) -> dict[str, Tensor]:
-        """What the checkpoint's processor makes of a marker with these frames, as `generate` takes it."""
+    def prepared(self, kind: str, frames: Tensor, times: Sequence[float]) -> dict[str, Tensor]:
+        """What the checkpoint's processor makes of a marker with these frames, as `generate` takes it.
+
+        Args:
+            kind: `video`, or `image` if the frames are pictures.
+        """
         size = self.frames_per_group
-        if len(frames) < size:
+        if kind == "video" and len(frames) < size:
             # Processors refuse less than one group.
             frames = torch.cat([frames, frames[-1:].expand(size - len(frames), -1, -1, -1)])
             times = [*times, *[times[-1]] * (size - len(times))]
-        given: dict[str, Any] = {"text": [self.marker * (1 if self.kind == "video" else len(frames))]}
-        if self.kind == "image":
+        given: dict[str, Any] = {"text": [self.markers[kind] * (1 if kind == "video" else len(frames))]}
+        if kind == "image":
             given["images"] = [list(frames)]
             settings = WHOLE_FRAMES if len(frames) > 1 else {}
             part = self.processor.image_processor
@@ -165,13 +169,26 @@ class General(Backend):
     def whole(
         self, frames: Tensor, seconds_per_frame: float, timestamps: tuple[float, ...], duration: float
     ) -> Encoded:
-        """All frames through the processor and the vision encoder at once.
+        """All frames through the processor and the vision encoder at once."""
+        groups = -(-len(frames) // self.frames_per_group)
+        encoded = self._encoded(self.part, frames, timestamps, groups)
+        return replace(encoded, seconds_per_group=seconds_per_frame * len(frames) / groups, duration=duration)
+
+    @torch.inference_mode()
+    def picture(self, picture: Tensor, options: AskOptions) -> Encoded:
+        """In tiles, if the processor cuts pictures into any."""
+        height, width = picture.shape[1:]
+        frame = resize(picture, within(height, width, options.picture_pixels))
+        return self._encoded("image" if "image" in self.markers else "video", frame[None], (0.0,), 1)
+
+    def _encoded(self, kind: str, frames: Tensor, timestamps: tuple[float, ...], groups: int) -> Encoded:
+        """Frames through the processor and the vision encoder.
 
         Raises:
             ModelError: features that do not match the placeholders, or that cannot be pruned.
         """
-        prepared = self.prepared(frames, timestamps)
-        ids, encoder = prepared["input_ids"][0], self.encoder(self.kind)
+        prepared = self.prepared(kind, frames, timestamps)
+        ids, encoder = prepared["input_ids"][0], self.encoder(kind)
         taken = {name: value for name, value in prepared.items() if name in signature(encoder).parameters}
         with blaming(f"The vision encoder of {self.model_class} cannot be used"):
             output = encoder(**{name: self._placed(value) for name, value in taken.items()}, return_dict=True)
@@ -184,21 +201,19 @@ class General(Backend):
                 f"The prompt of {self.model_class} has {int(there.sum())} places for {len(rows)} visual tokens: "
                 "such a model is not supported."
             )
-        groups = -(-len(frames) // self.frames_per_group)
         # One token more than the groups have is one that ends the video.
         if len(rows) % groups not in (0, 1):
             groups = 1
         size = len(rows) // groups
-        count = groups * size
+        count, grid = groups * size, _grid(size, prepared, len(frames))
         return Encoded(
             rows[:count],
             torch.ones(count, device=rows.device),
-            groups,
-            *_grid(size, prepared, len(frames)),
-            seconds_per_group=seconds_per_frame * len(frames) / groups,
+            (grid or (1, size),) * groups,
             timestamps=timestamps,
-            duration=duration,
             fixed=rows[count:] if count < len(rows) else None,
+            kind=kind,
+            placed=grid is not None,
             notes={
                 "text": self._text(ids),
                 "form": form,
@@ -227,15 +242,19 @@ class General(Backend):
         videos: Sequence[Encoded],
         history: Sequence[tuple[str, str]] = (),
     ) -> Prompt:
-        self.form: list[int] = _notes(videos[0])["form"]
-        return super().prompt(question, system, videos, history)
+        prompt = super().prompt(question, system, videos, history)
+        forms = {video.kind: _notes(video)["form"] for video in videos}
+        if len(set(prompt.ids.tolist()) & self.visual_tokens.keys()) < len(forms):
+            # transformers could not tell them apart.
+            raise UsageError(f"{self.model_class} has one token for pictures and videos: ask about one or the other.")
+        return replace(prompt, forms=forms)
 
     def position_ids(self, ids: Tensor, videos: Sequence[Encoded]) -> Tensor:
         index = getattr(self.model.base_model, "get_rope_index", None)
         if index is None:
             return super().position_ids(ids, videos)
-        grids = [_notes(video)["grids"] for video in videos]
-        given = {name: torch.cat([torch.tensor(grid[name]) for grid in grids]) for name in grids[0]}
+        grids = [grid for video in videos for grid in _notes(video)["grids"].items()]
+        given = {name: torch.cat([torch.tensor(grid) for one, grid in grids if one == name]) for name, _ in grids}
         positions, _ = index(input_ids=ids[None], mm_token_type_ids=self._types(ids), **given)
         return positions[:, 0]
 
@@ -245,18 +264,20 @@ class General(Backend):
 
     def inputs(self, prompt: Prompt, kept: Tensor, vectors: Tensor, planes: Tensor | None = None) -> dict[str, Any]:
         inputs = super().inputs(prompt, kept, vectors, planes)
+        outputs = inputs["mm_encoder_outputs"]
+        if len(prompt.forms) == 1:
+            # Whatever the tokens are called in the prompt.
+            inputs["mm_encoder_outputs"] = outputs = dict(zip(prompt.forms, outputs.values(), strict=True))
+        for kind, output in outputs.items():
+            listed, axes = prompt.forms[kind]
+            shaped = [one.view(*[1] * (axes - 2), *one.shape) for one in output.pooler_output]
+            output.pooler_output = shaped if listed else torch.cat(shaped)
         if not hasattr(self.model.base_model, "get_rope_index"):
             # Some attend both ways within a picture, and see by these what belongs to one.
             known = signature(self.model.forward).parameters.keys()
             for name in known & {"mm_token_type_ids", "token_type_ids"}:
                 inputs[name] = self._types(prompt.ids)[0][prompt.places(kept)].to(self.device)
         return inputs
-
-    def encoder_output(self, vectors: list[Tensor], planes: Tensor | None) -> Any:
-        listed, axes = self.form
-        shaped = [one.view(*[1] * (axes - 2), *one.shape) for one in vectors]
-        pooled: Any = shaped if listed else torch.cat(shaped)
-        return BaseModelOutputWithPooling(pooler_output=pooled)
 
 
 def _processor(folder: Path) -> Any:
@@ -300,10 +321,10 @@ def _rows(pooled: Any) -> tuple[Tensor, list[int]]:
     return torch.cat([one.flatten(0, -2) for one in pooled]), [True, pooled[0].ndim]
 
 
-def _grid(size: int, prepared: dict[str, Tensor], pictures: int) -> tuple[int, int]:
-    """The (height, width) of the grid of `size` tokens, from what the processor says of the pixels; else (1, size).
+def _grid(size: int, prepared: dict[str, Tensor], pictures: int) -> tuple[int, int] | None:
+    """The (height, width) of the grid of `size` tokens, from what the processor says of the pixels.
 
-    Of a picture that is cut into tiles, places are not known.
+    None if that does not tell: of a picture that is cut into tiles, places are not known.
 
     Args:
         pictures: the number of frames.
@@ -324,4 +345,4 @@ def _grid(size: int, prepared: dict[str, Tensor], pictures: int) -> tuple[int, i
         rows, columns = round(height / side), round(width / side)
         if rows * columns == size and rows * width == columns * height:
             return rows, columns
-    return 1, size
+    return None

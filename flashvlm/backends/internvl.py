@@ -11,21 +11,28 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from flashvlm.backends.checks import LARGEST_FRAME
 from flashvlm.backends.packing import packed
 from flashvlm.backends.towers import CHATML, Squares, class_attention
 from flashvlm.encode import Encoded, Features
 from flashvlm.errors import ModelError
+from flashvlm.options import AskOptions
+from flashvlm.pixels import internvl_tiles
 
 
 class InternVL(Squares):
     """Two frames a second and at most 64, as for most families, are about 17,000 of the 32,768 positions.
 
+    A picture is cut into the grid of tiles that is nearest to its aspect ratio, and then seen as a whole.
+
     The tower has a class token, which the language model does not get; its attention is the patches' saliency.
     """
 
     model_class = "InternVLForConditionalGeneration"
-    chat_template = CHATML
-    marker = "<video>"
+    # Its checkpoints write the token of a cell where a picture goes.
+    chat_template = CHATML.replace(
+        "<{{ content['type'] }}>", "{{ '<video>' if content['type'] == 'video' else '<IMG_CONTEXT>' }}"
+    )
     towers = ("internvl_vision",)
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
@@ -46,6 +53,12 @@ class InternVL(Squares):
     def cells(self, frame: tuple[int, int]) -> tuple[int, int]:
         return self.patches // self.merge, self.patches // self.merge
 
+    def tiles(self, picture: Tensor, options: AskOptions) -> tuple[Tensor, int, int]:
+        bound = (options.max_pixels or LARGEST_FRAME) // self.side**2
+        most = max(1, min(self.image_settings.get("max_patches") or 12, bound))
+        least = min(self.image_settings.get("min_patches") or 1, most)
+        return internvl_tiles(picture, side=self.side, least=least, most=most)
+
     def pixels(self, frames: Tensor) -> dict[str, Tensor]:
         return {"pixel_values": self.normalised(frames)}
 
@@ -65,10 +78,16 @@ class InternVL(Squares):
     def visual_tokens(self) -> dict[int, str]:
         return {self.model.config.image_token_id: "image"}
 
+    @property
+    def markers(self) -> dict[str, str]:
+        return {"video": "<video>", "image": self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)}
+
     def placeholders(self, encoded: Encoded) -> str:
-        token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
+        token = self.markers["image"]
+        if encoded.kind == "image":
+            return f"<img>{token * len(encoded.tokens)}</img>"
         frame = f"<img>{token * (encoded.height * encoded.width)}</img>"
         return "\n".join(f"Frame{number + 1}: {frame}" for number in range(encoded.groups))
 
-    def encoder_output(self, vectors: list[Tensor], planes: Tensor | None) -> Any:
+    def encoder_output(self, kind: str, vectors: list[Tensor], planes: Tensor | None) -> Any:
         return BaseModelOutputWithPooling(pooler_output=torch.stack(vectors))

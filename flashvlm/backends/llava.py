@@ -60,8 +60,11 @@ class Llava(VideoLlava):
     def visual_tokens(self) -> dict[int, str]:
         return {self.model.config.image_token_id: "image"}
 
+    # The frames of a video are pictures, too.
+    markers = Backend.markers
+
     def placeholders(self, encoded: Encoded) -> str:
-        return "\n".join([self.marker * (encoded.height * encoded.width)] * encoded.groups)
+        return "\n".join([self.markers["image"] * (encoded.height * encoded.width)] * encoded.groups)
 
     # Video-LLaVA's class takes one tensor for all prompts, this one a list, as most do.
     encoder_output = Backend.encoder_output

@@ -27,7 +27,10 @@ OF_WORDS = (
 )
 # What switches such a rule off.
 NEUTRAL = (0, 1.0)
+GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The weights of linear layers (`backends/int8.py`); all else is in what is quick.
+INT8 = "int8"
 # Where Linux says how much memory a container may use and how much it does use: cgroup version 2, then version 1.
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
@@ -55,8 +58,11 @@ def choose_device(device: str) -> str:
 
 
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 where the device computes in it at full speed, float32 on other CPUs, float16 elsewhere."""
-    if dtype != "auto":
+    """`auto` is bfloat16 where the device computes in it at full speed, float32 on other CPUs, float16 elsewhere.
+
+    It is also what surrounds int8.
+    """
+    if dtype not in ("auto", INT8):
         return DTYPES[dtype]
     if device == "cpu":
         return quick_dtype(torch.device(device))
@@ -71,6 +77,12 @@ def video_settings(folder: Path) -> dict[str, Any]:
     files = read_settings(folder, "video_preprocessor_config.json", "preprocessor_config.json")
     # A model of pictures has no others.
     return nested.get("video_processor") or files or nested.get("image_processor") or {}
+
+
+def image_settings(folder: Path) -> dict[str, Any]:
+    """How the checkpoint wants a picture prepared, from the file that transformers reads it from."""
+    nested = read_settings(folder, "processor_config.json").get("image_processor")
+    return nested or read_settings(folder, "preprocessor_config.json")
 
 
 def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
@@ -98,10 +110,13 @@ def load_tokenizer(folder: Path, chat_template: str | None) -> Any:
     return tokenizer
 
 
-def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dtype) -> tuple[Any, tuple[str, ...]]:
+def load_weights(
+    folder: Path, model_class: str, *, device: str, dtype: torch.dtype, int8: bool = False
+) -> tuple[Any, tuple[str, ...]]:
     """The model of the transformers class `model_class`, ready for inference: safetensors only, no remote code.
 
-    On a CPU, in the dtype of the files, the weights are mapped from disk, not copied.
+    On a CPU, in the dtype of the files, the weights are mapped from disk, not copied. With `int8`, they are read one by
+    one, and those of linear layers are quantised.
 
     Returns:
         The model, and warnings: what the files hold beside it.
@@ -111,11 +126,11 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
     """
     import transformers
 
-    check_memory(folder, device, dtype)
+    check_memory(folder, device, dtype, int8)
     check_model(folder, getattr(transformers, model_class))
     with no_progress_bars():
         model, info = getattr(transformers, model_class).from_pretrained(
-            folder,
+            **(_in_int8(folder, model_class) if int8 else {"pretrained_model_name_or_path": folder}),
             dtype=dtype,
             attn_implementation="sdpa",
             local_files_only=True,
@@ -124,6 +139,8 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
             # Told below, by name.
             ignore_mismatched_sizes=True,
         )
+    if int8 and (folder / GENERATION).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     if other := sorted(info["mismatched_keys"]):
         name, there, expected = other[0]
         raise ModelError(
@@ -132,17 +149,31 @@ def load_weights(folder: Path, model_class: str, *, device: str, dtype: torch.dt
         )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"The weights in {folder} are incomplete: {missing[0]} is missing{_more(missing)}.")
-    model.generation_config = _of_words(model.generation_config)
+    model.generation_config = of_words(model.generation_config)
     spare = sorted(info["unexpected_keys"])
     told = (f"The weights in {folder} hold {spare[0]}{_more(spare)}, which this model does not use.",) if spare else ()
     return model.to(device).eval(), told
+
+
+def _in_int8(folder: Path, model_class: str) -> dict[str, Any]:
+    """What `from_pretrained` gets for int8: transformers takes weights from elsewhere only beside a configuration."""
+    import transformers
+
+    from flashvlm.backends.int8 import Int8Config, weights_of
+
+    return {
+        "pretrained_model_name_or_path": None,
+        "config": getattr(transformers, model_class).config_class.from_pretrained(folder, local_files_only=True),
+        "state_dict": weights_of(folder),
+        "quantization_config": Int8Config(),
+    }
 
 
 def _more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _of_words(said: GenerationConfig) -> GenerationConfig:
+def of_words(said: GenerationConfig) -> GenerationConfig:
     """What it says of generation, as far as it concerns words (OF_WORDS); raises whatever is wrong with it."""
     config = GenerationConfig(**{name: getattr(said, name, None) for name in OF_WORDS})
     single = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
@@ -177,29 +208,33 @@ def no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_memory(folder: Path, device: str, dtype: torch.dtype) -> None:
+def check_memory(folder: Path, device: str, dtype: torch.dtype, int8: bool = False) -> None:
     """Check that the weights fit before they are read.
 
     Raises:
         ModelError: the weights in `dtype` are larger than the device's free memory, or their files are damaged.
     """
-    needed, free = weight_bytes(folder, dtype), free_memory(device)
+    needed, free = weight_bytes(folder, dtype, int8), free_memory(device)
     if free is not None and needed > free:
         where = "memory" if device == "cpu" else f"the memory of {device}"
-        name = str(dtype).removeprefix("torch.")
+        name = INT8 if int8 else str(dtype).removeprefix("torch.")
         raise ModelError(
             f"The weights in {folder} do not fit into {where}: they take {needed / 1e9:.1f} GB in {name}, "
             f"and {free / 1e9:.1f} GB are free."
         )
 
 
-def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes of the folder's weights once loaded in `dtype`.
+def weight_bytes(folder: Path, dtype: torch.dtype, int8: bool = False) -> int:
+    """Bytes of the folder's weights once loaded in `dtype`, those of linear layers in int8 if so wanted.
 
     Raises:
         ModelError: a file that cannot be read, or that is shorter than its header says.
     """
-    return sum(map(math.prod, weight_shapes(folder).values())) * dtype.itemsize
+    from flashvlm.backends.int8 import is_stacked
+
+    shapes = weight_shapes(folder).items()
+    quantised = sum(math.prod(shape) for name, shape in shapes if int8 and len(shape) == 2 and is_stacked(name))
+    return (sum(math.prod(shape) for _, shape in shapes) - quantised) * dtype.itemsize + quantised
 
 
 def free_memory(device: str) -> int | None:

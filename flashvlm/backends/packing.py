@@ -1,4 +1,4 @@
-"""Linear layers whose weights are laid out for the processor once instead of at every product."""
+"""Linear layers whose products suit a CPU: weights laid out for it once, and single rows at the speed of memory."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ def packed(module: Any) -> Any:
         return _twin(module)
 
 
+def quick_single_rows(model: nn.Module) -> None:
+    """Have the model's linear layers multiply a single row, as when a token follows another, by torch's matrix-vector
+    product, where that is faster.
+
+    For one row, oneDNN copies the weights piece by piece into a layout of its own. The matrix-vector product reads them
+    as they are, and rounds once, like oneDNN.
+    """
+    for layer in model.modules():
+        if type(layer) is nn.Linear and _gains(layer.weight):
+            layer.__class__ = _SingleRowLinear
+
+
 def _gains(weight: Tensor) -> bool:
     # The operators that torch's own compiler inserts when it freezes a model; they are not a public interface.
     here = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
@@ -50,3 +62,12 @@ class _PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class _SingleRowLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() != self.in_features:
+            return super().forward(x)
+        row = x.flatten()
+        product = torch.mv(self.weight, row) if self.bias is None else torch.addmv(self.bias, self.weight, row)
+        return product.view(*x.shape[:-1], -1)

@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flashvlm.backends.base import Backend
-from flashvlm.backends.loading import video_settings
+from flashvlm.backends.loading import image_settings, video_settings
 from flashvlm.backends.packing import packed
 from flashvlm.backends.vision import Layout, forward, layout
 from flashvlm.encode import Encoded, Features
 from flashvlm.errors import ModelError
 from flashvlm.options import AskOptions
-from flashvlm.pixels import qwen2_vl_patches, smart_resize
+from flashvlm.pixels import qwen2_vl_patches, resize, smart_resize
 
 
 class Qwen2VL(Backend):
@@ -27,13 +27,14 @@ class Qwen2VL(Backend):
     default_mean: ClassVar[Sequence[float]] = OPENAI_CLIP_MEAN
     default_std: ClassVar[Sequence[float]] = OPENAI_CLIP_STD
     default_pixels: ClassVar[tuple[int, int]] = (128 * 28 * 28, 768 * 28 * 28)
+    default_picture_pixels: ClassVar[tuple[int, int]] = (56 * 56, 1280 * 28 * 28)
+    looks_twice = True
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         super().__init__(model, tokenizer, folder)
         settings = video_settings(folder)
-        size = settings.get("size") or {}
-        self.min_pixels = settings.get("min_pixels") or size.get("shortest_edge") or self.default_pixels[0]
-        self.max_pixels = settings.get("max_pixels") or size.get("longest_edge") or self.default_pixels[1]
+        self.min_pixels, self.max_pixels = _bounds(settings, self.default_pixels)
+        self.picture_bounds = _bounds(image_settings(folder), self.default_picture_pixels)
         self.mean = tuple(settings.get("image_mean") or self.default_mean)
         self.std = tuple(settings.get("image_std") or self.default_std)
         self.vision = model.config.vision_config
@@ -56,14 +57,23 @@ class Qwen2VL(Backend):
         return self.vision.temporal_patch_size
 
     def frame_size(self, height: int, width: int, options: AskOptions, frames: int = 1) -> tuple[int, int]:
-        most = min(options.max_pixels, self.max_pixels)
+        most = min(options.frame_pixels, self.max_pixels)
         least = min(options.min_pixels or self.min_pixels, most)
-        factor = self.vision.patch_size * self.vision.spatial_merge_size
-        return smart_resize(height, width, factor=factor, min_pixels=least, max_pixels=most)
+        return smart_resize(height, width, factor=self.side, min_pixels=least, max_pixels=most)
+
+    def tiles(self, picture: Tensor, options: AskOptions) -> tuple[Tensor, int, int]:
+        most = min(options.picture_pixels, self.picture_bounds[1])
+        least = min(options.min_pixels or self.picture_bounds[0], most)
+        size = smart_resize(*picture.shape[1:], factor=self.side, min_pixels=least, max_pixels=most)
+        return resize(picture, size)[None], 1, 1
+
+    @property
+    def side(self) -> int:
+        """The side of a cell in pixels."""
+        return self.vision.patch_size * self.vision.spatial_merge_size
 
     def cells(self, frame: tuple[int, int]) -> tuple[int, int]:
-        side = self.vision.patch_size * self.vision.spatial_merge_size
-        return frame[0] // side, frame[1] // side
+        return frame[0] // self.side, frame[1] // self.side
 
     def pixels(self, frames: Tensor) -> dict[str, Tensor]:
         pixel_values, grid_thw = qwen2_vl_patches(
@@ -119,3 +129,10 @@ class Qwen2VL(Backend):
         """The positions (3, n) of each run of visual tokens in the prompt, relative to where it starts."""
         axes = (self.times(video), torch.arange(video.height), torch.arange(video.width))
         return [torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)]
+
+
+def _bounds(settings: dict[str, Any], default: tuple[int, int]) -> tuple[int, int]:
+    """The fewest and the most pixels, as a processor's settings say."""
+    size = settings.get("size") or {}
+    least = settings.get("min_pixels") or size.get("shortest_edge") or default[0]
+    return least, settings.get("max_pixels") or size.get("longest_edge") or default[1]

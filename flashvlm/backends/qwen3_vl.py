@@ -26,12 +26,12 @@ class Qwen3VL(Qwen2VL):
 
     def frame_size(self, height: int, width: int, options: AskOptions, frames: int = 1) -> tuple[int, int]:
         # The checkpoint's bounds are for the whole video, the user's for a frame.
-        most = min(options.max_pixels * frames, self.max_pixels)
+        most = min(options.frame_pixels * frames, self.max_pixels)
         return qwen3_vl_size(
             height,
             width,
             frames,
-            factor=self.vision.patch_size * self.vision.spatial_merge_size,
+            factor=self.side,
             temporal_patch_size=self.vision.temporal_patch_size,
             min_pixels=min((options.min_pixels or 0) * frames or self.min_pixels, most),
             max_pixels=most,
@@ -51,14 +51,16 @@ class Qwen3VL(Qwen2VL):
         return {"learned": learned, "mergers": mergers}
 
     def placeholders(self, encoded: Encoded) -> str:
-        """Each moment between markers, after the mean time of its first and last frame.
+        """Each moment of a video between markers, after the mean time of its first and last frame.
 
         transformers takes a frame's index over the frame rate for its time; here it is the timestamp in the file. The
         two differ where the frame rate varies, or where the first frame is not at 0.
         """
+        if encoded.kind == "image":
+            return super().placeholders(encoded)
         size, times = self.frames_per_group, encoded.timestamps
         start, end = (self.tokenizer.convert_ids_to_tokens(number) for number in self.vision_tokens)
-        moment = f"{start}{self.marker * (encoded.height * encoded.width)}{end}"
+        moment = f"{start}{self.markers['video'] * (encoded.height * encoded.width)}{end}"
         ends = [(times[first], times[min(first + size, len(times)) - 1]) for first in range(0, len(times), size)]
         return "".join(f"<{(first + last) / 2:.1f} seconds>{moment}" for first, last in ends)
 
@@ -72,7 +74,7 @@ class Qwen3VL(Qwen2VL):
         axes = (torch.arange(1), torch.arange(video.height), torch.arange(video.width))
         return [torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)] * video.groups
 
-    def encoder_output(self, vectors: list[Tensor], planes: Tensor | None) -> Any:
+    def encoder_output(self, kind: str, vectors: list[Tensor], planes: Tensor | None) -> Any:
         further: Any = None if planes is None else [[plane] for plane in planes]
         tokens: Any = tuple(vectors)
         return BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=further)

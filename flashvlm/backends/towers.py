@@ -11,18 +11,19 @@ from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flashvlm.backends.base import Backend
-from flashvlm.backends.loading import video_settings
+from flashvlm.backends.loading import image_settings, video_settings
 from flashvlm.backends.vision import attention_received
 from flashvlm.errors import ModelError
 from flashvlm.options import AskOptions
 from flashvlm.pixels import normalised
 from flashvlm.report import Area
 
-# The chat template that Qwen2's checkpoints share, with a line for every video.
+# The chat template that Qwen2's checkpoints share, with a line for every video or picture.
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for content in message['content'] %}"
-    "{% if content['type'] == 'video' %}<video>\n{% else %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% if content['type'] == 'text' %}{{ content['text'] }}{% else %}<{{ content['type'] }}>\n{% endif %}"
+    "{% endfor %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -45,7 +46,7 @@ class Squares(Backend):
                 f"Models of type {self.family!r} with a vision encoder of type {self.vision.model_type!r} "
                 "are not supported."
             )
-        self.settings = video_settings(folder)
+        self.settings, self.image_settings = video_settings(folder), image_settings(folder)
         self.mean = tuple(self.settings.get("image_mean") or self.mean)
         self.std = tuple(self.settings.get("image_std") or self.std)
         # InternVL gives height and width, which are the same.
@@ -61,7 +62,7 @@ class Squares(Backend):
     def frame_size(self, height: int, width: int, options: AskOptions, frames: int = 1) -> tuple[int, int]:
         return self.side, self.side
 
-    def area(self, height: int, width: int) -> Area:
+    def area(self, height: int, width: int, kind: str = "video") -> Area:
         """What whole patches fill: pixels at the lower and right edges may be left over."""
         seen = self.patches * self.patch / self.side
         return Area(bottom=seen, right=seen)

@@ -54,7 +54,7 @@ class VideoLlava(Squares):
     def frame_size(self, height: int, width: int, options: AskOptions, frames: int = 1) -> tuple[int, int]:
         return shortest_edge_size(height, width, self.edge)
 
-    def area(self, height: int, width: int) -> Area:
+    def area(self, height: int, width: int, kind: str = "video") -> Area:
         """The part of the middle square that whole patches fill."""
         height, width = shortest_edge_size(height, width, self.edge)
         top, left = (height - self.side) // 2, (width - self.side) // 2
@@ -71,5 +71,9 @@ class VideoLlava(Squares):
         features, saliency = clip_features(tower, pixels, self.model.config.vision_feature_layer)
         return Features(projector(features), saliency)
 
-    def encoder_output(self, vectors: list[Tensor], planes: Tensor | None) -> Any:
+    @property
+    def markers(self) -> dict[str, str]:
+        return {"video": self.tokenizer.convert_ids_to_tokens(self.model.config.video_token_id)}
+
+    def encoder_output(self, kind: str, vectors: list[Tensor], planes: Tensor | None) -> Any:
         return BaseModelOutputWithPooling(pooler_output=torch.stack(vectors))

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from flashvlm.encode import Features
 from flashvlm.precision import quick_dtype
 
-# How many attention scores are written out at once (at least those of one head): on a CPU (True) as many as its cache
-# holds, elsewhere as many as keep the device busy.
+# How many attention scores are written out at once: on a CPU (True) as many as its cache holds, elsewhere as many as
+# keep the device busy. All scores of a large picture would take gigabytes.
 SCORES_AT_ONCE = {True: 2**20, False: 2**24}
 # On a CPU, how many patches pass through an MLP, or are rotated, at once; elsewhere all are.
 PATCHES_IN_CACHE = 256
@@ -152,15 +152,18 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
 
     It takes two thirds of the time of torch's own on a CPU with AVX512-bf16.
     """
-    heads = (x.flatten(0, 1).contiguous() for x in (query * scaling, key, value))
-    parts = zip(*(x.split(heads_at_once(query)) for x in heads), strict=True)
-    mixed = [torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(dim=-1), v) for q, k, v in parts]
+    (heads, rows), mixed = heads_and_rows_at_once(query), []
+    states = (x.flatten(0, 1).contiguous().split(heads) for x in (query * scaling, key, value))
+    for q, k, v in zip(*states, strict=True):
+        parts = [torch.bmm(torch.bmm(part, k.transpose(1, 2)).softmax(dim=-1), v) for part in q.split(rows, 1)]
+        mixed.append(torch.cat(parts, dim=1))
     return torch.cat(mixed).view(query.shape)
 
 
-def heads_at_once(query: Tensor) -> int:
-    """For how many heads of (B, heads, P, d) attention scores are written out together."""
-    return max(1, SCORES_AT_ONCE[query.device.type == "cpu"] // query.shape[2] ** 2)
+def heads_and_rows_at_once(query: Tensor) -> tuple[int, int]:
+    """For how many heads of (B, heads, P, d), and patches of each, attention scores are written out together."""
+    scores, patches = SCORES_AT_ONCE[query.device.type == "cpu"], query.shape[2]
+    return max(1, scores // patches**2), max(1, scores // patches)
 
 
 def attention_received(query: Tensor, key: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
@@ -174,10 +177,13 @@ def attention_received(query: Tensor, key: Tensor, scaling: float, runs: Sequenc
     """
     parts = []
     for queries, keys in _windows((query, key), runs):
-        at_once, received = heads_at_once(queries), []
-        for q, k in zip(*(x.flatten(0, 1).split(at_once) for x in (queries, keys)), strict=True):
-            weights = torch.bmm(q, k.transpose(1, 2)).float().mul_(scaling).softmax(dim=-1)
-            received.append(weights.sum(dim=1) - weights.diagonal(dim1=1, dim2=2))
+        (heads, rows), received = heads_and_rows_at_once(queries), []
+        for q, k in zip(*(x.flatten(0, 1).split(heads) for x in (queries, keys)), strict=True):
+            received.append(torch.zeros(k.shape[:2], device=k.device))
+            for begin in range(0, q.shape[1], rows):
+                weights = torch.bmm(q[:, begin : begin + rows], k.transpose(1, 2)).float().mul_(scaling).softmax(dim=-1)
+                received[-1] += weights.sum(dim=1)
+                received[-1][:, begin : begin + rows] -= weights.diagonal(begin, dim1=1, dim2=2)
         mean = torch.cat(received).view(queries.shape[:3]).mean(dim=1) / max(queries.shape[2] - 1, 1)
         parts.append(mean.view(len(query), -1))
     return torch.cat(parts, dim=1).clamp(min=0)

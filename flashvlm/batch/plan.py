@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flashvlm import models
+from flashvlm import models, web
 from flashvlm.batch.rows import Row
 from flashvlm.errors import FlashVLMError, UsageError, described
 from flashvlm.files import refuse_address
@@ -106,7 +106,7 @@ def make_plan(rows: Sequence[Row], options: AskOptions, model: dict[str, Any], f
         except FlashVLMError as error:
             refused.append({**head, "error": described(error)})
             continue
-        items.append(Item(head, str(folder / video) if folder else video, question, own))
+        items.append(Item(head, str(folder / video) if folder and not web.is_address(video) else video, question, own))
     return replace(plan, items=tuple(items), refused=tuple(refused))
 
 
@@ -118,7 +118,8 @@ def _asked(columns: dict[str, Any], options: AskOptions) -> tuple[str, str, AskO
             raise UsageError(f"The column {name!r} is missing.")
         if not isinstance(value, str) or not value.strip():
             raise UsageError(f"The column {name!r} must be a non-empty text.")
-    refuse_address(columns["video"])
+    if not (web.is_address(columns["video"]) and web.available()):
+        refuse_address(columns["video"])
     own: dict[str, Any] = {}
     for name in OF_ROWS:
         if (given := columns.get(name)) not in (None, ""):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flashvlm.batch.plan import DIGITS, Plan
+from flashvlm.batch.table import Table
 from flashvlm.journal import Journal, Record, difference, other_settings
 from flashvlm.options import OF_ROWS
 
@@ -16,13 +17,19 @@ class Records(Journal):
     counts records of rows that are not in the plan. They stay.
     """
 
-    def __init__(self, path: Path, plan: Plan, *, retry_failed: bool = False) -> None:
-        """Open or create the file (see `Journal`); with `retry_failed`, without the records of rows that failed."""
+    def __init__(self, path: Path, plan: Plan, *, retry_failed: bool = False, table: Table | None = None) -> None:
+        """Open or create the file (see `Journal`).
+
+        Args:
+            retry_failed: without the records of rows that failed.
+            table: how records become rows of a table, if they are no lines of JSON.
+        """
         self.answered: set[str] = set()
         self.failed: set[str] = set()
         self.others = 0
         self._plan, self._keys = plan, set(plan.keys)
-        super().__init__(path, "record of flashvlm batch", b'{"key": "', self._take)
+        first = table.head if table else b'{"key": "'
+        super().__init__(path, "record of flashvlm batch", first, self._take, table)
         if retry_failed and self.failed:
             self.drop(lambda record: record["key"] in self.failed)
             self.failed = set()

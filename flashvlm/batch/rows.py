@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flashvlm import web
 from flashvlm.errors import UsageError
+from flashvlm.files import VIDEOS
 from flashvlm.units import plural
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -64,25 +66,66 @@ def of_stream(content: bytes) -> list[Row]:
 
 
 def of_videos(patterns: Sequence[str], questions: Sequence[str]) -> list[Row]:
-    """Every question on every video that a path or pattern names (`clips/*.mp4`, `**` for nested folders).
+    """Every question on every video that a path or pattern names (`clips/*.mp4`, `**` for nested folders), or that is
+    in a folder.
 
     Raises:
-        UsageError: no file matches a pattern, or one names a folder.
+        UsageError: no file matches a pattern, or a folder has no videos.
     """
     videos: dict[str, None] = {}
     for pattern in patterns:
         # A file may have exactly this name, brackets and all.
-        found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
-        if found == [pattern] and os.path.isdir(pattern):
-            raise UsageError(
-                f"{pattern!r} is a folder; name the videos in it, such as {os.path.join(pattern, '*.mp4')!r}."
-            )
+        alone = os.path.isfile(pattern) or web.is_address(pattern)
+        found = [pattern] if alone else sorted(glob.glob(pattern, recursive=True))
+        if os.path.isdir(pattern):
+            names = sorted(name for name in os.listdir(pattern) if Path(name).suffix.lower() in VIDEOS)
+            found = [os.path.join(pattern, name) for name in names]
+            if not found:
+                raise UsageError(f"There is no video in the folder {pattern!r}; its folders are not looked into.")
         found = [name for name in found if not os.path.isdir(name)]
         if not found:
             raise UsageError(f"No file matches {pattern!r}.")
         videos.update(dict.fromkeys(found))
+    return of_paths(list(videos), questions)
+
+
+def of_paths(videos: Sequence[str], questions: Sequence[str]) -> list[Row]:
+    """Every question on every one of these videos."""
     asked = [{"video": video, "question": question} for video in videos for question in questions]
     return [Row(number, columns) for number, columns in enumerate(asked, start=1)]
+
+
+def paths_of(content: bytes) -> list[str]:
+    """The paths of standard input: one a line, or as `find -print0` ends them.
+
+    Raises:
+        UsageError: there are none, or these are rows.
+    """
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\0" if b"\0" in content else b"\n")
+    paths = [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
+    if not paths:
+        raise UsageError("Standard input is empty.")
+    if paths[0].startswith("{") or {"video", "question"} <= {cell.strip() for cell in paths[0].split(",")}:
+        raise UsageError("--question is for a list of videos; rows have their own.")
+    return list(dict.fromkeys(paths))
+
+
+def questions_of(path: Path) -> list[str]:
+    """The questions of a file, one a line; empty lines do not count.
+
+    Raises:
+        UsageError: it cannot be read, or holds none.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text.") from None
+    questions = [line.strip() for line in lines if line.strip()]
+    if not questions:
+        raise UsageError(f"{path} holds no question.")
+    return list(dict.fromkeys(questions))
 
 
 def _rows(content: bytes, name: str, *, table: bool) -> list[Row]:

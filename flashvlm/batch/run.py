@@ -17,9 +17,13 @@ Engine = Callable[[Sequence[Group]], Iterator[Record]]
 class Run:
     """The rows of a plan that have no record yet. The counts show the progress; times are in seconds."""
 
-    def __init__(self, plan: Plan, records: Records | None = None) -> None:
-        """`records` is where records are stored and those of earlier runs are found; None stores nothing."""
-        self.plan, self.records = plan, records
+    def __init__(self, plan: Plan, records: Records | None = None, compact: bool = False) -> None:
+        """
+        Args:
+            records: where records are stored and those of earlier runs are found; None stores nothing.
+            compact: records have no `moments`, which are most of their length.
+        """
+        self.plan, self.records, self.compact = plan, records, compact
         before = records.answered | records.failed if records else set()
         self.groups = plan.groups(before)
         self.refused = [record for record in plan.refused if record["key"] not in before]
@@ -85,6 +89,8 @@ class Run:
                 yield record
 
     def _keep(self, record: Record) -> None:
+        if self.compact:
+            record.pop("moments", None)
         if self.records is not None:
             self.records.write(record)
         if "error" in record:

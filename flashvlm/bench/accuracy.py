@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashvlm import models
-from flashvlm.bench import scoring
+from flashvlm.bench import own, scoring
 from flashvlm.bench.ablation import ABLATIONS, ablated
 from flashvlm.bench.data import Asked, DataSet
 from flashvlm.errors import UsageError, VideoError, known, sentence_of
 from flashvlm.journal import Journal, Record, difference, other_settings
 from flashvlm.options import NO_MATTER, AskOptions, Keep
 from flashvlm.report import code_digest, versions
-from flashvlm.selection import BY_CONTENT, SELECTORS
+from flashvlm.selection import BY_CONTENT, SELECTORS, Selector
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for selector in self.selectors:
-            if selector not in ABLATIONS:
+            if own.is_own(selector):
+                own.digest(selector)
+            elif selector not in ABLATIONS:
                 known("selector", selector, SELECTORS)
         if len(set(self.selectors)) < max(1, len(self.selectors)):
             raise UsageError("Name at least one selector, and each once.")
@@ -106,6 +108,7 @@ class Settings:
             "weights": models.fingerprint(models.fetch(self.model, self.revision)),
             **versions(),
             "code": code_digest(),
+            **{name: own.digest(name) for name in self.selectors if own.is_own(name)},
         }
 
 
@@ -121,9 +124,9 @@ def resolved(device: str, dtype: str) -> tuple[str, str]:
     from flashvlm.backends.loading import choose_device, choose_dtype
 
     device = choose_device(device)
-    if dtype == "auto" and device == "cpu":
-        return device, "float32"
-    return device, str(choose_dtype(dtype, device)).removeprefix("torch.")
+    if dtype != "auto":
+        return device, dtype
+    return device, "float32" if device == "cpu" else str(choose_dtype(dtype, device)).removeprefix("torch.")
 
 
 class Run:
@@ -142,6 +145,9 @@ class Run:
             ModelError: the model is not available.
         """
         self.settings, self.data, self.numbers = settings, data, numbers
+        for name in settings.selectors:
+            # What is wrong with one is told before the model is loaded.
+            _function(name)
         self.identity = settings.identity(data)
         self._results: Journal | None = None
         there: list[Record] = []
@@ -401,13 +407,20 @@ def _select(settings: Settings, encoded: Encoded, seen: Tensor, words: Tensor, s
         group_sizes=encoded.group_sizes,
         budget=keep.budget(count),
         delta=keep.delta,
-        selector=ablated(selector) if selector in ABLATIONS else selector,
+        selector=_function(selector),
         metric=settings.options.metric,
         seed=settings.options.seed,
     )
     if seen is not encoded.tokens:
         selection = selection.remade(encoded.tokens)
     return selection.merged() if settings.options.merge else selection
+
+
+def _function(selector: str) -> str | Selector:
+    """What `select` takes for a selector of this name."""
+    if own.is_own(selector):
+        return own.of_file(selector)
+    return ablated(selector) if selector in ABLATIONS else selector
 
 
 def _noisy(tokens: Tensor, share: float, seed: int) -> Tensor:
@@ -429,7 +442,9 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
     at the same budget, both with paired bootstrap intervals (None if all clips are alike); `tie` says that the interval
     of the difference includes 0. Overall rows have `kept` (mean share of tokens), `seconds` (median time of the
     selection) and `delta` (mean coverage radius) and, if selectors are `hampered`, `same`: the mean share of the kept
-    tokens that they would also keep otherwise.
+    tokens that they would also keep otherwise. `known_to` is half of the widest interval; if it is too wide,
+    `needed` is how many questions tell the accuracy to `within`, else None. `chance_takes` is how many of each family
+    tell what chance is.
     """
     records = sorted(records, key=lambda record: (record["clip"], record["question"]))
     columns = [(budget, selector) for budget in settings.budgets for selector in settings.selectors]
@@ -439,7 +454,7 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
     asked = [Asked(r["text"], r["answer"], r["family"], tuple(r["choices"])) for r in records]
     clips = np.array([record["clip"] for record in records])
     families = list(dict.fromkeys(sorted(one.family for one in asked)))
-    sections = []
+    sections: list[Record] = []
     for family in ["all", *(families if len(families) > 1 else [])]:
         chosen = np.array([family in ("all", one.family) for one in asked])
         rows = _rows(columns, correct[chosen], clips[chosen], len(settings.selectors))
@@ -454,7 +469,25 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
         some = [one for one, ours in zip(asked, chosen, strict=True) if ours]
         chance = {"chance": scoring.chance(some, data.guesses), "chance_at_most": scoring.too_few(some)}
         sections.append({"family": family, "count": len(some), **chance, "rows": rows})
-    return {"questions": len(records), "clips": len(set(clips.tolist())), "sections": sections}
+    return {
+        "questions": len(records),
+        "clips": len(set(clips.tolist())),
+        **_known(sections[0]["rows"], len(records)),
+        "chance_takes": scoring.FEW,
+        "sections": sections,
+    }
+
+
+def _known(rows: Sequence[Record], count: int) -> Record:
+    """How well the accuracies are known, as in `summarise`."""
+
+    def half(row: Record) -> float:
+        low, high = row["accuracy_interval"]
+        return (high - low) / 2
+
+    widest = max(rows, key=half)
+    needed = scoring.needed(widest["accuracy"], count) if half(widest) > scoring.TOO_WIDE else None
+    return {"known_to": half(widest), "needed": needed, "within": scoring.WITHIN}
 
 
 def _rows(columns: Sequence[tuple[str, str]], correct: np.ndarray, clips: np.ndarray, selectors: int) -> list[Record]:

@@ -26,7 +26,7 @@ def check(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UsageError("--plot needs matplotlib: install it with pip install 'flashvlm[bench]'.") from None
+        raise UsageError("`plot` needs matplotlib: install it with pip install 'flashvlm[bench]'.") from None
 
 
 def draw(table: dict[str, Any], path: Path) -> None:
@@ -57,14 +57,15 @@ def draw(table: dict[str, Any], path: Path) -> None:
             markersize=5,
             zorder=2 if place else 3,
         )
-        if place == 0:
+        # A wide one would cover the plot.
+        if place == 0 and not table["needed"]:
             low, high = zip(*(row["accuracy_interval"] for row in ours), strict=True)
             axes.fill_between(
                 shares, [100 * x for x in low], [100 * x for x in high], color=COLOURS[0], alpha=0.15, linewidth=0
             )
     axes.axhline(100 * unpruned["accuracy"], color="0.35", linestyle="--", linewidth=1, label="all tokens", zorder=1)
-    chance = "chance, at most" if overall["chance_at_most"] else "chance"
-    axes.axhline(100 * overall["chance"], color="0.6", linestyle=":", linewidth=1, label=chance, zorder=1)
+    if not overall["chance_at_most"]:
+        axes.axhline(100 * overall["chance"], color="0.6", linestyle=":", linewidth=1, label="chance", zorder=1)
     axes.set_xscale("log")
     axes.set_xticks(sorted({round(100 * row["kept"], 1) for row in rows}))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -72,7 +73,11 @@ def draw(table: dict[str, Any], path: Path) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g} %"))
     axes.set_xlabel("visual tokens kept")
     axes.set_ylabel("right answers")
-    axes.set_title(f"{settings['model']} on {settings['data']}, {table['questions']} questions", loc="left")
+    asked = f"{settings['model']} on {settings['data']}, {table['questions']} questions"
+    if table["needed"]:
+        asked += f"\n(known to {100 * table['known_to']:.0f} points; to {100 * table['within']:.0f} points, it takes "
+        asked += f"about {table['needed']} questions)"
+    axes.set_title(asked, loc="left")
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

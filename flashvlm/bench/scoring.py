@@ -15,6 +15,8 @@ ARTICLES = frozenset(("a", "an", "the"))
 RESAMPLES = 5000
 # With fewer questions in a family, its commonest answer may be common by chance.
 FEW = 10
+# How exactly an accuracy should be known, and when it is not known well enough to be drawn, in halves of its interval.
+WITHIN, TOO_WIDE = 0.05, 0.1
 
 
 # A number with its sign and decimals, C++ and its like, or a word.
@@ -80,6 +82,16 @@ def chance(asked: Sequence[Asked], guesses: Mapping[str, int]) -> float:
 def too_few(asked: Sequence[Asked]) -> bool:
     """Whether `chance` may be too high: a family has so few questions that its commonest answer says little."""
     return min(Counter(one.family for one in asked).values()) < FEW
+
+
+def needed(share: float, count: int, within: float = WITHIN) -> int:
+    """How many questions it takes to know an accuracy to `within`, in 95 of 100 cases, if `share` of `count` are right.
+
+    From the normal interval around Wilson's centre, which is not at 0 or 1 with few questions.
+    """
+    z = 1.96
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    return math.ceil(z * z * centre * (1 - centre) / within**2)
 
 
 def wilson(correct: float, count: int) -> tuple[float, float]:

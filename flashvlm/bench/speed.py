@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ WARM_UP_FRAMES = 4
 QUESTION = "What happens in the video?"
 
 Row = dict[str, Any]
+# The model's number, the encoder and the budget of a row.
+Key = tuple[int, str, str]
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,29 @@ class Settings:
 class SpeedRun:
     """Times every row: `measure` does so step by step, `table` returns the results."""
 
-    def __init__(self, qa: VideoQA, settings: Settings, video: Path | Footage, peaks: bool = True) -> None:
+    def __init__(
+        self, qa: VideoQA, settings: Settings, video: Path | Footage, peaks: bool = True, others: Sequence[VideoQA] = ()
+    ) -> None:
+        """`others` are the same model in other dtypes, which are compared with `qa`."""
         self.qa, self.settings, self.video = qa, settings, video
         self._peaks = peaks and memory.measurable(qa.backend.device.type)
-        self._measured: dict[tuple[str, str], list[tuple[Answer, int | None]]] = {}
+        self._models = (qa, *others)
+        self._measured: dict[Key, list[tuple[Answer, int | None]]] = {}
+
+    @property
+    def rows(self) -> tuple[Key, ...]:
+        """The model, the encoder and the budget of each row; of the other models, only what `flashvlm` does."""
+        return tuple(
+            (number, *row)
+            for number in range(len(self._models))
+            for row in self.settings.rows
+            if number == 0 or row[0] != TRANSFORMERS
+        )
 
     @property
     def steps(self) -> int:
         """How many steps `measure` takes."""
-        return len(self.settings.rows) * (self.settings.repeats + 1)
+        return len(self.rows) * (self.settings.repeats + 1)
 
     def measure(self) -> Iterator[None]:
         """Measure, after a warm-up.
@@ -86,20 +103,20 @@ class SpeedRun:
         Raises:
             VideoError: the video cannot be read.
         """
-        self._measured = {row: [] for row in self.settings.rows}
+        self._measured = {row: [] for row in self.rows}
         with tempfile.TemporaryDirectory() as folder:
             made = isinstance(self.video, Footage)
             path = film(self.video, Path(folder) / "clip.mp4") if isinstance(self.video, Footage) else self.video
-            for row in self.settings.rows:
+            for row in self.rows:
                 few = replace(self.settings.options.sampling, fps=None, frames=WARM_UP_FRAMES)
                 self._answer(path, row, replace(self.settings.options, sampling=few, max_new_tokens=2))
                 yield
             for _ in range(self.settings.repeats):
-                for row in self.settings.rows:
+                for row in self.rows:
                     self._measured[row].append(self._once(path, row, made))
                     yield
 
-    def _once(self, path: Path, row: tuple[str, str], made: bool) -> tuple[Answer, int | None]:
+    def _once(self, path: Path, row: Key, made: bool) -> tuple[Answer, int | None]:
         answers: list[Answer] = []
 
         def call() -> None:
@@ -114,29 +131,30 @@ class SpeedRun:
         # The path of a generated clip means nothing.
         return (replace(answer, video=replace(answer.video, path="")) if made else answer), taken
 
-    def _answer(self, path: Path, row: tuple[str, str], options: AskOptions) -> Answer:
-        encoder, keep = row
-        options = replace(options, keep=Keep.parse(keep))
-        watched = as_transformers(self.qa, path, options) if encoder == TRANSFORMERS else self.qa.watch(path, options)
-        return self.qa.answer(watched, self.settings.question, options)
+    def _answer(self, path: Path, row: Key, options: AskOptions) -> Answer:
+        number, encoder, keep = row
+        qa, options = self._models[number], replace(options, keep=Keep.parse(keep))
+        watched = as_transformers(qa, path, options) if encoder == TRANSFORMERS else qa.watch(path, options)
+        return qa.answer(watched, self.settings.question, options)
 
     def table(self) -> dict[str, Any]:
         """Rows of median seconds, and of medians of the ratios to a reference row of the same round.
 
         `decode_ratio`, `encode_ratio`, `prefill_ratio` and `first_ratio` (time to the first token) say how many times
         less time a row takes than transformers' encoder with all tokens; `first_to_unpruned` and `prefill_to_unpruned`,
-        than ours with all tokens. `peak_bytes` is the largest of all rounds; None if the system does not report it.
+        than ours with all tokens, both in the first dtype. `same_ratios` say it of every stage against the same row in
+        the first dtype. `peak_bytes` is the largest of all rounds; None if the system does not report it.
         """
         import torch
 
-        theirs = [answer for answer, _ in self._measured[TRANSFORMERS, UNPRUNED]]
-        unpruned = [answer for answer, _ in self._measured["flashvlm", UNPRUNED]]
-        rows = [self._row(row, theirs, unpruned) for row in self.settings.rows]
+        theirs = [answer for answer, _ in self._measured[0, TRANSFORMERS, UNPRUNED]]
+        unpruned = [answer for answer, _ in self._measured[0, "flashvlm", UNPRUNED]]
+        rows = [self._row(row, theirs, unpruned) for row in self.rows]
         answer = theirs[0]
         return {
             "rows": rows,
             "model": asdict(answer.model),
-            "video": asdict(answer.video) | {"kind": self.video.kind if isinstance(self.video, Footage) else None},
+            "video": answer.to_json()["video"] | {"kind": self.video.kind if isinstance(self.video, Footage) else None},
             "frames": answer.frames,
             "moments": len(answer.moments),
             "cells": [answer.moments[0].grid_height, answer.moments[0].grid_width],
@@ -149,9 +167,10 @@ class SpeedRun:
             },
         }
 
-    def _row(self, row: tuple[str, str], theirs: Sequence[Answer], unpruned: Sequence[Answer]) -> Row:
+    def _row(self, row: Key, theirs: Sequence[Answer], unpruned: Sequence[Answer]) -> Row:
         measured = self._measured[row]
         answers = [answer for answer, _ in measured]
+        same = [answer for answer, _ in self._measured[0, row[1], row[2]]]
         taken = [peak for _, peak in measured if peak is not None]
 
         def ratio(stage: str, others: Sequence[Answer]) -> float | None:
@@ -163,15 +182,16 @@ class SpeedRun:
 
         last = answers[-1]
         rates = [rate for rate in map(tokens_a_second, answers) if rate is not None]
+        stages = (*STAGES, "time_to_first_token")
         return {
-            "encoder": row[0],
-            "keep": row[1],
+            "dtype": last.model.dtype,
+            "encoder": row[1],
+            "keep": row[2],
             "tokens": last.tokens.after,
             "encoded": sum(moment.like is None for moment in last.moments),
             "kv_cache_bytes": last.kv_cache_bytes.after,
             "seconds": {
-                stage: statistics.median(getattr(answer.seconds, stage) for answer in answers)
-                for stage in (*STAGES, "time_to_first_token")
+                stage: statistics.median(getattr(answer.seconds, stage) for answer in answers) for stage in stages
             },
             "tokens_a_second": statistics.median(rates) if rates else None,
             "peak_bytes": max(taken) if taken else None,
@@ -181,6 +201,9 @@ class SpeedRun:
             "first_ratio": ratio("time_to_first_token", theirs),
             "prefill_to_unpruned": ratio("prefill", unpruned),
             "first_to_unpruned": ratio("time_to_first_token", unpruned),
+            "same_ratios": {stage: ratio(stage, same) for stage in (*STAGES, "time_to_first_token")}
+            if row[0]
+            else None,
             "runs": [asdict(answer.seconds) for answer in answers],
         }
 
@@ -212,6 +235,8 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
 
     clip = decoded.clip
     assert clip is not None
+    if clip.facts.still:
+        raise UsageError("bench speed times videos, not pictures.")
     times = clip.timestamps, clip.facts.duration
     with torch.inference_mode():
         if (whole := backend.whole(clip.frames, clip.seconds_per_frame, *times)) is not None:
@@ -223,7 +248,14 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
             name: value.to(backend.device, backend.dtype if value.is_floating_point() else value.dtype)
             for name, value in backend.pixels(clip.frames).items()
         }
-        output = getattr(backend.model.model, f"get_{kind}_features")(**inputs)
+        encoder = getattr(backend.model.model, f"get_{kind}_features")
+        wanted = [name for name, one in signature(encoder).parameters.items() if one.default is one.empty]
+        if lacking := [name for name in wanted if name not in inputs and name not in ("args", "kwargs")]:
+            raise UsageError(
+                f"{type(backend).__name__}.pixels gives {', '.join(inputs)}, and transformers' get_{kind}_features "
+                f"needs {', '.join(lacking)}: without it, there is nothing to compare with."
+            )
+        output = encoder(**inputs)
         pooled, deepstack = output.pooler_output, getattr(output, "deepstack_features", None)
         tokens = torch.cat(list(pooled)) if isinstance(pooled, list | tuple) else pooled.flatten(0, -2)
         planes = None if deepstack is None else torch.stack([torch.cat(list(plane)) for plane in deepstack])
@@ -238,9 +270,7 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
     return Encoded(
         tokens,
         saliency,
-        groups,
-        height,
-        width,
+        ((height, width),) * groups,
         backend.class_tokens,
         seconds,
         *times,

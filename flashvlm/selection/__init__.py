@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from flashvlm.errors import UsageError, known
 
@@ -40,6 +40,12 @@ SELECTORS = tuple(_REGISTRY)
 # The selector that can be asked for a radius, or to choose the budget itself.
 BY_CONTENT = "flashvlm"
 METRICS = ("cosine", "centered", "euclidean")
+Selector: TypeAlias = "Callable[[Inputs], Selection]"
+
+
+def name_of(selector: str | Selector) -> str:
+    """What a selector is called: a function by its name."""
+    return selector if isinstance(selector, str) else getattr(selector, "__name__", type(selector).__name__)
 
 
 def select(
@@ -50,7 +56,7 @@ def select(
     group_sizes: Sequence[int],
     budget: int | Literal["auto"] | None = None,
     delta: float | None = None,
-    selector: str | Callable[[Inputs], Selection] = "flashvlm",
+    selector: str | Selector = "flashvlm",
     metric: str = "cosine",
     seed: int = 0,
 ) -> Selection:
@@ -76,8 +82,8 @@ def select(
     Raises:
         UsageError: NaN or infinity, shapes that disagree, negative saliency, a budget below 1, a negative delta, both a
             budget and a delta or neither, groups that do not sum to N, a seed beyond 64 bits, an unknown selector or
-            metric, or a delta or `auto` with a selector other than `BY_CONTENT`.
-        ValueError: a selector that does not keep the number of tokens it should, each once.
+            metric, a delta or `auto` with a selector other than `BY_CONTENT`, or a function that does not keep the
+            number of tokens it should, each once.
     """
     known("metric", metric, METRICS)
     if not callable(selector):
@@ -88,27 +94,27 @@ def select(
     from flashvlm.selection.inputs import Inputs
 
     inputs = Inputs.checked(tokens, saliency, words, group_sizes, budget, delta, metric, seed)
-    choose: Callable[[Inputs], Selection]
+    choose: Selector
     if callable(selector):
         choose = selector
     else:
         module, function = _REGISTRY[selector]
         choose = getattr(import_module(f"{__name__}.{module}"), function)
     selection = choose(inputs)
-    _check(selection, getattr(choose, "__name__", str(choose)), inputs)
+    _check(selection, name_of(choose), inputs)
     return selection
 
 
 def _check(selection: Selection, name: str, inputs: Inputs) -> None:
-    """Raise ValueError unless a selector kept the number of tokens that it should, each once."""
+    """Raise UsageError unless a selector kept the number of tokens that it should, each once."""
     from flashvlm.selection.result import Selection
 
     if not isinstance(selection, Selection):
-        raise ValueError(f"The selector {name!r} must return a Selection, not {type(selection).__name__}.")
+        raise UsageError(f"The selector {name!r} must return a Selection, not {type(selection).__name__}.")
     kept = selection.indices
     free = inputs.auto or inputs.delta is not None
     fits = 0 < len(kept) <= inputs.budget if free else len(kept) == inputs.budget
     if not fits or int(kept[0]) < 0 or bool((kept[1:] <= kept[:-1]).any()):
         given = f"{len(kept)}, from {int(kept[0])} to {int(kept[-1])}" if len(kept) else "none"
         wanted = f"{'some of ' if free else ''}{inputs.budget} tokens, each once"
-        raise ValueError(f"The selector {name!r} must keep {wanted}; it gave {given}.")
+        raise UsageError(f"The selector {name!r} must keep {wanted}; it gave {given}.")

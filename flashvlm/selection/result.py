@@ -46,6 +46,9 @@ class Selection:
     # weights (M,) of these tokens.
     sums: tuple[Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        return f"<Selection of {len(self.indices)} of {len(self.tokens)} tokens>"
+
     @classmethod
     def of(
         cls,

@@ -114,7 +114,7 @@ class Service:
         about = {
             "family": backend.family,
             "device": backend.device.type,
-            "dtype": str(backend.dtype).removeprefix("torch."),
+            "dtype": backend.precision,
             "single_turn": self.engine.qa.single_turn,
             "weights": hashlib.sha256(weights.encode()).hexdigest(),
         }
@@ -209,7 +209,8 @@ class Service:
                 made = await self.engine.inspect(watched, question, several)
                 pictures = await self.engine.pictures(made[0]) if made and body.get("pictures") else None
             path = names[watched.facts.path]
-        drawn: dict[str, Any] = {"video": vars(watched.facts) | {"path": path}, "warnings": watched.warnings}
+        facts = {name: value for name, value in vars(watched.facts).items() if name != "given"}
+        drawn: dict[str, Any] = {"video": facts | {"path": path}, "warnings": watched.warnings}
         if made := [as_told(one, names, self.model) for one in made]:
             drawn |= {
                 "drawn": page.drawn(made),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashvlm.errors import UsageError
-from flashvlm.options import OPTIONS, AskOptions
+from flashvlm.options import FRAME_PIXELS, OPTIONS, AskOptions
 from flashvlm.selection import SELECTORS
 from flashvlm.serve.refusals import bad, renamed
 
@@ -129,7 +129,7 @@ def options_of(body: dict[str, Any], defaults: AskOptions) -> AskOptions:
     for name, value, most in (
         ("frames", sampling.frames, MOST_FRAMES),
         ("max_frames", sampling.max_frames, MOST_FRAMES),
-        ("max_pixels", options.max_pixels, max(defaults.max_pixels, AskOptions.max_pixels)),
+        ("max_pixels", options.max_pixels, max(defaults.frame_pixels, FRAME_PIXELS)),
         ("max_new_tokens", options.max_new_tokens, MOST_NEW_TOKENS),
     ):
         if value is not None and value > most:

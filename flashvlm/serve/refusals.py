@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from flashvlm.errors import FlashVLMError, ModelError, UsageError, VideoError, is_out_of_memory, sentence_of
-from flashvlm.options import OPTIONS, flag_of
+from flashvlm.options import OPTIONS, flag_of, on_command_line
 
 FLAGS = {flag_of(name): name for name in OPTIONS}
 # Python 3.13 gave this status another name.
@@ -75,4 +75,4 @@ def renamed(message: str, names: Mapping[str, str]) -> str:
     """The message with the client's names for files, and with options named as in a request (`keep` for `--keep`)."""
     for path, name in sorted(names.items(), key=lambda pair: -len(pair[0])):
         message = message.replace(path, name)
-    return re.sub("--[a-z-]+", lambda flag: FLAGS.get(flag[0], flag[0]), message)
+    return re.sub("--[a-z-]+", lambda flag: FLAGS.get(flag[0], flag[0]), on_command_line(message))

@@ -34,7 +34,7 @@ function drawReport(data, state = { moment: data.opens, layer: "kept" }, ending 
   // The number of each moment's first cell, counted over all moments.
   const firsts = [0];
   for (const moment of data.moments) {
-    const [rows, columns] = data.videos[moment.video].grid;
+    const [rows, columns] = moment.grid;
     firsts.push(firsts[firsts.length - 1] + rows * columns);
   }
   // The video that the current moment is of.
@@ -111,7 +111,10 @@ function drawReport(data, state = { moment: data.opens, layer: "kept" }, ending 
 
   const edges = (count, start, end, pixels) =>
     Array.from({ length: count + 1 }, (_, place) => Math.round((start + ((end - start) * place) / count) * pixels));
-  const grid = (canvas, { area, grid: [rows, columns] }) => [
+  // The rows and columns of cells of the current moment, and whether it is known where they lie.
+  const cells = () => data.moments[state.moment].grid;
+  const placed = () => data.moments[state.moment].placed;
+  const grid = (canvas, { area }, [rows, columns]) => [
     edges(columns, area.left, area.right, canvas.width),
     edges(rows, area.top, area.bottom, canvas.height),
   ];
@@ -119,17 +122,18 @@ function drawReport(data, state = { moment: data.opens, layer: "kept" }, ending 
   function draw({ selection, panel, views }) {
     const kept = selection.kept[state.moment];
     const one = state.layer === "kept" ? null : signal(selection, state.layer);
-    const [rows, columns] = video().grid;
     const group = state.group && state.group.selection === selection ? state.group.kept : null;
     const nearest = integers(selection.nearest[state.moment]);
-    panel.classList.toggle("heat", state.layer !== "kept");
+    panel.classList.toggle("heat", state.layer !== "kept" && placed());
     for (const { shot, frame, canvas } of views) {
       if (shot.hidden) continue;
       const scale = window.devicePixelRatio || 1;
       canvas.width = Math.max(1, Math.round(frame.clientWidth * scale));
       canvas.height = Math.max(1, Math.round(frame.clientHeight * scale));
+      if (!placed()) continue;
       const pen = canvas.getContext("2d");
-      const [xs, ys] = grid(canvas, video());
+      const [rows, columns] = cells();
+      const [xs, ys] = grid(canvas, video(), cells());
       const levels = one && bytes(one.moments[state.moment]);
       pen.fillStyle = "rgb(0 0 0 / .85)";
       pen.fillRect(0, 0, canvas.width, canvas.height);
@@ -216,8 +220,9 @@ function drawReport(data, state = { moment: data.opens, layer: "kept" }, ending 
   }
 
   function readOut(selection, { canvas }, event) {
+    if (!placed()) return;
     const bounds = canvas.getBoundingClientRect();
-    const [xs, ys] = grid(canvas, video());
+    const [xs, ys] = grid(canvas, video(), cells());
     const x = ((event.clientX - bounds.left) / bounds.width) * canvas.width;
     const y = ((event.clientY - bounds.top) / bounds.height) * canvas.height;
     const column = xs.findIndex((edge, place) => edge <= x && x < xs[place + 1]);
@@ -227,7 +232,7 @@ function drawReport(data, state = { moment: data.opens, layer: "kept" }, ending 
       together(null);
       return;
     }
-    const cell = row * video().grid[1] + column;
+    const cell = row * cells()[1] + column;
     const parts = [`row ${row}, column ${column}`, NAMES[selection.kept[state.moment][cell]]];
     const kept = integers(selection.nearest[state.moment])[cell];
     parts.push(standing(selection, kept, firsts[state.moment] + cell));
@@ -245,7 +250,7 @@ function drawReport(data, state = { moment: data.opens, layer: "kept" }, ending 
   function standing(selection, kept, cell) {
     const moment = firsts.findIndex((first, place) => (kept < 0 ? first === -1 - kept : first <= kept && kept < firsts[place + 1]));
     if (kept !== cell) {
-      const columns = data.videos[data.moments[moment].video].grid[1];
+      const columns = data.moments[moment].grid[1];
       const place = kept - firsts[moment];
       const where = kept < 0 ? "the token of the whole frame" : `row ${Math.floor(place / columns)}, column ${place % columns}`;
       return `represented by ${where}${moment === state.moment ? "" : ` at ${data.moments[moment].label}`}`;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,21 +19,31 @@ from flashvlm.errors import VideoError
 from flashvlm.options import Sampling
 from flashvlm.report import VideoFacts
 from flashvlm.video.containers import checked
-from flashvlm.video.pictures import open_picture
-from flashvlm.video.plan import TIME_TOLERANCE, choose_frames, near_keys, nearest
+from flashvlm.video.memory import Frames
+from flashvlm.video.pictures import length_of, open_picture
+from flashvlm.video.plan import TIME_TOLERANCE, check_start, choose_frames, near_keys, nearest
 from flashvlm.video.reader import DEFAULT_LIMITS, InexactError, Limits, Reader, Source
 from flashvlm.video.with_decord import DecordReader
 from flashvlm.video.with_pyav import ForwardReader, PyAVReader
+from flashvlm.video.with_pyav import opened as opened_file
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Clip", "Limits", "choose_frames", "decode", "frames_at", "near_keys", "times"]
+__all__ = ["Clip", "Frames", "Limits", "Video", "choose_frames", "decode", "frames_at", "glance", "near_keys", "times"]
+
+Video = str | os.PathLike[str] | Frames
+# How far the length that a file gives may be from the time of its last frame, in seconds.
+ROUGHLY = 1.0
+# The status of what is no file.
+NO_FILE = os.stat_result((0,) * 10)
 
 
 @dataclass(frozen=True)
 class Clip:
     """The frames that were looked at, (F, 3, h, w) uint8 as displayed, and the second at which each of them appears.
+
+    A still picture is a single frame of its own size (`facts.still`).
 
     Time counts from the beginning of the video; timestamps are those of the file, even if its frame rate varies.
     `seconds_per_frame` is the length of what was looked at over the number of frames: what Qwen calls 1 / sample fps.
@@ -45,7 +56,7 @@ class Clip:
 
 
 def decode(
-    path: str | Path,
+    path: Video,
     sampling: Sampling,
     fit: Callable[[torch.Tensor, int], torch.Tensor],
     seek: str = "exact",
@@ -55,8 +66,8 @@ def decode(
 
     Every frame is decoded at its own size, turned upright, passed to `fit` as (3, H, W) uint8 with the number of
     frames in all, and dropped: memory holds what `fit` returned, which must be of one size, and what decord decodes
-    ahead in the meantime. A picture (JPEG, PNG, WebP) counts as a video of one frame, with no duration and no frame
-    rate; an animated one, as a GIF, is a video. `facts.rotation` is how far frames had to be turned for display.
+    ahead in the meantime. A picture (JPEG, PNG, WebP) stays as it is; it has no duration and no frame rate. An animated
+    one, as a GIF, is a video. `facts.rotation` is how far frames had to be turned for display.
 
     Args:
         seek: `exact`, or `fast`: if every frame asked for has a key frame of its own within the mean time from one of
@@ -69,10 +80,10 @@ def decode(
             to the extent that the reader reports it, or exceeds the limits.
         UsageError: `sampling.start` is at or past the end of the video.
     """
-    source = checked(path, limits)
+    source = _source(path, limits)
 
     def read(opened: _Opened) -> Clip:
-        return _clip(source, opened(source), sampling, fit, seek)
+        return _clip(path, source, opened(source), sampling, fit, seek)
 
     *others, last = _readers(source, [ForwardReader] if seek == "fast" else [DecordReader, ForwardReader], PyAVReader)
     for opened in others:
@@ -81,13 +92,29 @@ def decode(
     return read(last)
 
 
-def frames_at(path: str | Path, timestamps: Sequence[float], limits: Limits = DEFAULT_LIMITS) -> Iterator[torch.Tensor]:
+def glance(path: str | os.PathLike[str], sampling: Sampling, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Refuse what `decode` would refuse, as far as the head of the file shows it: quickly, and without torch.
+
+    Raises:
+        VideoError: the file is missing, no video, or cut short.
+        UsageError: `sampling.start` is past the end of the video.
+    """
+    source = checked(path, limits)
+    length = length_of(source)
+    if length is None:
+        with opened_file(source) as (container, _):
+            # In millionths of a second; some files do not say, or not exactly.
+            length = math.inf if container.duration is None else container.duration / 1e6 + ROUGHLY
+    check_start(sampling.start or 0.0, length)
+
+
+def frames_at(path: Video, timestamps: Sequence[float], limits: Limits = DEFAULT_LIMITS) -> Iterator[torch.Tensor]:
     """Read again the frames that appear at `timestamps` (ascending): one by one, (3, H, W) uint8 as displayed.
 
     Raises:
         VideoError: as `decode`.
     """
-    source = checked(path, limits)
+    source = _source(path, limits)
     given = 0
 
     def read(opened: _Opened) -> Iterator[torch.Tensor]:
@@ -107,7 +134,7 @@ def frames_at(path: str | Path, timestamps: Sequence[float], limits: Limits = DE
 
 
 def times(
-    path: str | Path, start: float, end: float, fps: float | None = None, limits: Limits = DEFAULT_LIMITS
+    path: Video, start: float, end: float, fps: float | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> list[float]:
     """The times of the frames that are shown from `start` to `end` (seconds, inclusive), as `frames_at` takes them.
 
@@ -117,7 +144,7 @@ def times(
     Raises:
         VideoError: as `decode`.
     """
-    source = checked(path, limits)
+    source = _source(path, limits)
     (opened,) = _readers(source, [], PyAVReader)
     starts = opened(source).starts
     first, last = nearest(starts, start), nearest(starts, end)
@@ -130,9 +157,13 @@ def times(
 _Opened = Callable[[Source], Reader]
 
 
+def _source(path: Video, limits: Limits) -> Source:
+    return Source(Path(path.name), NO_FILE, limits, path) if isinstance(path, Frames) else checked(path, limits)
+
+
 def _readers(source: Source, quick: Sequence[_Opened], patient: _Opened) -> Sequence[_Opened]:
     """The readers to try on a file, one after the other; the last one says best what is wrong with it."""
-    picture = open_picture(source)
+    picture = source.reader or open_picture(source)
     return [*quick, patient] if picture is None else [lambda _: picture]
 
 
@@ -144,6 +175,7 @@ def _frames(source: Source, reader: Reader, chosen: Sequence[int]) -> Iterator[t
 
 
 def _clip(
+    given: Video,
     source: Source,
     reader: Reader,
     sampling: Sampling,
@@ -161,7 +193,7 @@ def _clip(
     frames = []
     for frame in _frames(source, reader, chosen):
         height, width = frame.shape[1:]
-        frames.append(fit(frame, len(chosen)))
+        frames.append(fit(frame, len(chosen)) if duration else frame)
     facts = VideoFacts(
         path="",
         width=width,
@@ -170,7 +202,7 @@ def _clip(
         fps=count / duration if duration else 0.0,
         duration=duration,
         rotation=reader.rotation,
-    ).of(source.path, source.status)
+    ).of(given, source.status)
     end = duration if sampling.end is None else min(sampling.end, duration)
     length = max(end - (sampling.start or 0.0), 0.0)
     seconds_per_frame = length / len(chosen)

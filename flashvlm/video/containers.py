@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def upright(picture: np.ndarray, turned: Orientation) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(picture, -turned.rotation // 90))
 
 
-def checked(path: str | Path, limits: Limits) -> Source:
+def checked(path: str | os.PathLike[str], limits: Limits) -> Source:
     """Refuse all but readable, whole files.
 
     FFmpeg reads what there is of a file that is cut short, and reports nothing. Most containers give their own length.
@@ -59,8 +60,8 @@ def checked(path: str | Path, limits: Limits) -> Source:
     Raises:
         VideoError: there is no such file, it cannot be read, is no ordinary file, is empty, or cut short.
     """
-    path = Path(path)
     status = check_video(path)
+    path = Path(path)
     if not status.st_size:
         # The files that the kernel makes up have no size either, and may block whoever reads them.
         raise VideoError(f"{path}: the file is empty.")

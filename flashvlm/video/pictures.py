@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -61,7 +62,7 @@ class Animation(Reader):
                 image.seek(self._first + number)
                 image.load()
                 if number in wanted:
-                    yield _rgb(ImageOps.exif_transpose(image))
+                    yield rgb(ImageOps.exif_transpose(image))
 
 
 def open_picture(source: Source) -> Picture | Animation | None:
@@ -74,7 +75,19 @@ def open_picture(source: Source) -> Picture | Animation | None:
             # The second picture of a JPEG is the same in another size.
             if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
                 return Animation(source, image, rotation)
-            return Picture(_rgb(ImageOps.exif_transpose(image)), rotation)
+            return Picture(rgb(ImageOps.exif_transpose(image)), rotation)
+    except UnidentifiedImageError:
+        return None
+
+
+def length_of(source: Source) -> float | None:
+    """How long a picture lasts, as its head says: 0 for a still one, infinity for an animated one; None if the file is
+    none."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        with _pictures(source) as image:
+            return math.inf if image.format != "JPEG" and getattr(image, "n_frames", 1) > 1 else 0.0
     except UnidentifiedImageError:
         return None
 
@@ -115,7 +128,7 @@ def _lengths(source: Source, is_webp: bool) -> Iterator[float]:
             file.seek(after)
 
 
-def _rgb(picture: Image) -> torch.Tensor:
+def rgb(picture: Image) -> torch.Tensor:
     """A picture of Pillow as (H, W, 3) uint8, on white where it is transparent."""
     import numpy as np
     import torch

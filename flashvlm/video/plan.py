@@ -31,9 +31,7 @@ def choose_frames(starts: Sequence[float], duration: float, sampling: Sampling) 
     """
     start = sampling.start or 0.0
     end = duration if sampling.end is None else min(sampling.end, duration)
-    if start > 0 and start >= duration:
-        what = f"the video, which lasts {duration:.2f} s" if duration else "a still picture, which has no duration"
-        raise UsageError(f"--start ({start:g} s) is not before the end of {what}.")
+    check_start(start, duration)
     last = max(bisect_right(starts, end + TIME_TOLERANCE) - 1, 0)
     first = min(bisect_left(starts, start - TIME_TOLERANCE), last)
     available = last - first + 1
@@ -52,6 +50,17 @@ def choose_frames(starts: Sequence[float], duration: float, sampling: Sampling) 
         lowest = chosen[number - 1] + 1 if number else first
         chosen[number] = min(max(chosen[number], lowest), last - (count - 1 - number))
     return chosen
+
+
+def check_start(start: float, duration: float) -> None:
+    """Refuse a start that is not before the end of a video of this length, in seconds; 0 for a still picture.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if start > 0 and start >= duration:
+        what = f"the video, which lasts {duration:.2f} s" if duration else "a still picture, which has no duration"
+        raise UsageError(f"`start` ({start:g} s) is not before the end of {what}.")
 
 
 def near_keys(starts: Sequence[float], keys: Sequence[int], chosen: Sequence[int]) -> list[int] | None:

@@ -34,7 +34,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass
 class Source:
-    """A file that has been checked, and that readers are given.
+    """A file that has been checked, and that readers are given; or frames in memory (`reader`) under a name (`path`).
 
     `status`: of the file, from before it was read.
     """
@@ -42,6 +42,8 @@ class Source:
     path: Path
     status: os.stat_result
     limits: Limits
+    # What is read in its place, if there is no file.
+    reader: Reader | None = None
     _deadline: float = math.inf
 
     def restart(self) -> None:
@@ -57,7 +59,7 @@ class Source:
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise VideoError(
-                f"{self.path}: no frame came within {self.limits.timeout:g} s of decoding (--timeout allows more)."
+                f"{self.path}: no frame came within {self.limits.timeout:g} s of decoding (`timeout` allows more)."
             )
         return left
 
@@ -70,7 +72,7 @@ class Source:
         if width * height > self.limits.max_source_pixels:
             raise VideoError(
                 f"{self.path}: its frames have {width} x {height} pixels, more than {self.limits.max_source_pixels} "
-                "(--max-source-pixels allows more)."
+                "(`max_source_pixels` allows more)."
             )
 
 

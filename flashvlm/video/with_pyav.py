@@ -175,7 +175,7 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
             stream.thread_type = "AUTO"
             problem = DAMAGED
             if not stream.codec_context.width:
-                problem += f", or has frames of more than {limit} pixels (--max-source-pixels allows more)"
+                problem += f", or has frames of more than {limit} pixels (`max_source_pixels` allows more)"
             yield container, stream
     except (av.FFmpegError, UnicodeError) as error:
         source.seconds_left()
