@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 from urllib.parse import urlsplit
 
@@ -124,7 +123,8 @@ class RemoteVideoQA:
             FlashVLMError: as there; or the server does not answer.
         """
         options = _options(options, given)
-        paths = [_path(one) for one in (video if isinstance(video, list | tuple) else [video])]
+        several: Sequence[Any] = video if isinstance(video, list | tuple) else [video]
+        paths = [_path(one) for one in several]
         return self._asked([(one, self._url(one)) for one in paths], question, history, options, on_text, on_stage)
 
     def watch(
@@ -331,6 +331,19 @@ def _path(video: Named) -> str:
     return str(web.fetch(name)) if web.is_address(name) else name
 
 
+def check_options(options: AskOptions) -> AskOptions:
+    """Refuse options that a server does not take; returns them.
+
+    Raises:
+        UsageError: there are subtitles, or a selector that is a function.
+    """
+    if options.subtitles is not None:
+        raise UsageError("`subtitles` needs a model that is loaded here; a server reads none.")
+    if callable(options.selector):
+        raise UsageError("A selector of your own needs a model that is loaded here.")
+    return options
+
+
 def _options(options: AskOptions | None, given: Arguments, watched: RemoteWatched | None = None) -> AskOptions:
     """These options, or those that the video was looked at with, or the defaults; with what is `given` besides.
 
@@ -339,12 +352,7 @@ def _options(options: AskOptions | None, given: Arguments, watched: RemoteWatche
     """
     if options is None:
         options = AskOptions() if watched is None else watched.options
-    options = options.changed(**given)
-    if options.subtitles is not None:
-        raise UsageError("`subtitles` needs a model that is loaded here; a server reads none.")
-    if callable(options.selector):
-        raise UsageError("A selector of your own needs a model that is loaded here.")
-    return options
+    return check_options(options.changed(**given))
 
 
 def sent(options: AskOptions) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from flashvlm.batch.table import FIELDS, SEPARATORS, Table
 from flashvlm.errors import UsageError
 from flashvlm.files import RECORDS
 from flashvlm.options import OF_ROWS, OPTIONS, AskOptions, one_of, option
-from flashvlm.remote import RemoteVideoQA
+from flashvlm.remote import RemoteVideoQA, check_options
 from flashvlm_cli import output
 from flashvlm_cli.options import OUTPUT, Server, Yes, ask_options, model_options, options_of, takes
 from flashvlm_cli.running import allow_download, loaded, prepare_libraries, standard_input
@@ -135,6 +135,7 @@ def batch(
         answers = chosen_engine(own.engine, loading, own.ray_address, own.workers)
         prepare_libraries()
     else:
+        check_options(options)
         answers, model = asked_elsewhere(loading, server)
     plan = make_plan(asked, options, model, folder)
     if not own.quiet:

@@ -285,6 +285,7 @@ MALFORMED: list[Any] = [
     asking("sample:one.mp4", start=5, end=1),
     asking("sample:one.mp4", start=5000),
     asking("sample:one.mp4", selector="best"),
+    asking("sample:one.mp4", selector="own.py:choose"),
     asking("sample:one.mp4", seed=2**70),
 ]
 
@@ -297,6 +298,14 @@ def test_malformed_bodies_are_refused_and_the_server_lives(server: Running) -> N
         assert error["type"] == "invalid_request_error" and error["message"].endswith("."), body
         assert "/" not in error["message"] and "--" not in error["message"], body
     assert server.ask("sample:one.mp4")[0] == 200
+
+
+def test_a_request_reaches_no_subtitles(server: Running) -> None:
+    status, _, given = server.send(
+        "POST", "/v1/chat/completions", asking("sample:one.mp4", subtitles="/nowhere/clip.srt")
+    )
+    assert status == 200
+    assert given["flashvlm"]["subtitles"] == 0 and given["flashvlm"]["settings"]["subtitles"] is None
 
 
 def test_an_error_names_the_field(server: Running) -> None:
@@ -590,9 +599,16 @@ def test_ask_by_the_server_fails_as_ask_fails(server: Running, tmp_path: Path) -
     done = commanded(server, "ask", str(text), "What?")
     assert done.returncode == 3
     assert done.stderr == f"flashvlm: {text}: this is not a video or a picture that can be read.\n"
-    assert commanded(server, "ask", str(text), "What?", "--model", "demo-video-llava").returncode == 4
-    assert commanded(server, "ask", str(text), "What?", "--device", "cpu").returncode == 2
-    gone = commanded(server, "ask", str(text), "What?", FLASHVLM_SERVER="http://127.0.0.1:1")
+    clip, lines = str(SAMPLES / "one.mp4"), tmp_path / "clip.srt"
+    assert commanded(server, "ask", clip, "What?", "--model", "demo-video-llava").returncode == 4
+    assert commanded(server, "ask", clip, "What?", "--device", "cpu").returncode == 2
+    lines.write_text("1\n00:00:00,000 --> 00:00:09,000\nHello.\n")
+    said = commanded(server, "ask", clip, "What?", "--subtitles", str(lines))
+    assert (said.returncode, said.stderr) == (
+        2,
+        "flashvlm: --subtitles needs a model that is loaded here; a server reads none.\n",
+    )
+    gone = commanded(server, "ask", clip, "What?", FLASHVLM_SERVER="http://127.0.0.1:1")
     assert (gone.returncode, gone.stderr) == (
         1,
         "flashvlm: There is no server at http://127.0.0.1:1: flashvlm serve starts one.\n",
