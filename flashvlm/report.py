@@ -162,6 +162,35 @@ class StageSeconds:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """Where an answer would have gone on differently: the number of the token, from 0, and what stands there.
+
+    `said` is the likeliest text of this token from the kept visual tokens, `unpruned` that from all of them; an empty
+    one ends the answer.
+    """
+
+    token: int
+    said: str
+    unpruned: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the unpruned model would have said: it was given the answer token by token, in one prefill (`--check`).
+
+    `same`: at every place of the answer, the likeliest next token is the same from all visual tokens as from the kept
+    ones; decoded greedily, the unpruned answer is then this one. Otherwise `first_difference` says where it is not.
+    `kl` is the Kullback-Leibler divergence of the next-token distribution from the unpruned one, in nats: the mean over
+    the tokens of the answer. `seconds` is what the check took, which is in none of the `StageSeconds`.
+    """
+
+    same: bool
+    kl: float
+    first_difference: Difference | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Answer:
     """The answer to one question and every figure of its summary; `to_json()` is the documented JSON object.
 
@@ -193,6 +222,8 @@ class Answer:
     videos: tuple[VideoFacts, ...] = ()
     areas: tuple[Area, ...] = ()
     history: tuple[tuple[str, str], ...] = ()
+    # Only if it was asked for.
+    check: Check | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The answer as dicts, tuples, strings and numbers, as `json.dumps` takes them."""
@@ -258,6 +289,8 @@ def _to_json(seen: Seen) -> dict[str, Any]:
     plain = asdict(replace(seen, moments=tuple(replace(moment, nearest=()) for moment in seen.moments)))
     for moment in plain["moments"]:
         del moment["nearest"], moment["first"]
+    if plain.get("check", ...) is None:
+        del plain["check"]
     if not seen.videos:
         # What tells several videos apart.
         del plain["videos"], plain["areas"]

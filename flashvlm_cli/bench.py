@@ -178,7 +178,7 @@ demo_options = partial(model_options, model="demo")
 @bench.command()
 @takes(
     own=options_of(Accuracy),
-    options=ask_options("keep", "selector", "temperature", "top_p", "top_k", "cache", max_new_tokens=32),
+    options=ask_options("keep", "selector", "temperature", "top_p", "top_k", "check", "cache", max_new_tokens=32),
     loading=demo_options,
 )
 def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any], yes: Yes = False) -> None:
@@ -260,7 +260,7 @@ def selection(own: Selection) -> None:
 
 
 @bench.command()
-@takes(own=options_of(Speed), options=ask_options("keep", "cache", max_new_tokens=16), loading=demo_options)
+@takes(own=options_of(Speed), options=ask_options("keep", "check", "cache", max_new_tokens=16), loading=demo_options)
 def speed(
     own: Speed,
     options: AskOptions,

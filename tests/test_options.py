@@ -39,9 +39,9 @@ def test_the_table_of_the_reference_is_what_is_declared() -> None:
         ("ask", set()),
         ("chat", set()),
         ("batch", set()),
-        ("inspect", {"system", "max_new_tokens", "temperature", "top_p", "top_k"}),
-        ("bench accuracy", {"selector", "temperature", "top_p", "top_k", "cache"}),
-        ("bench speed", {"cache"}),
+        ("inspect", {"system", "max_new_tokens", "temperature", "top_p", "top_k", "check"}),
+        ("bench accuracy", {"selector", "temperature", "top_p", "top_k", "check", "cache"}),
+        ("bench speed", {"check", "cache"}),
     ],
 )
 def test_commands_have_every_option(
