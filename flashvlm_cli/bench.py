@@ -188,8 +188,9 @@ def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any], yes: Y
     --dtype auto is float32.
     """
     from flashvlm.bench import plot as plots
-    from flashvlm.bench.accuracy import Run, Settings, resolved
+    from flashvlm.bench.accuracy import Settings
     from flashvlm.bench.data_sets import data_set
+    from flashvlm.bench.run import Run, resolved
     from flashvlm_cli.console import Bar
     from flashvlm_cli.tables import print_accuracy
 
