@@ -166,7 +166,7 @@ class VideoQA:
                 (`keep=0.1`, `selector="uniform"`, `fps=1`, `start=10`).
             history: the earlier questions on the video, each with its answer, as for `answer`.
             on_text: gets the answer piece by piece as it is generated.
-            on_stage: gets `decode`, `encode`, `select`, `prefill`, `generate` and, if asked for, `check` as each begins.
+            on_stage: gets `decode`, `encode`, `select`, `prefill`, `generate` and, with `check`, that as each begins.
 
         Raises:
             VideoError: the video cannot be read.
@@ -457,9 +457,7 @@ class VideoQA:
             told = "--check needs the unpruned prompt, which is longer than this model reads"
             raise UsageError(f"{told}: look at fewer frames, or leave it out.") from error
 
-    def _checked(
-        self, choice: Choice, prompt: Prompt, ids: tuple[int, ...], on_stage: Callable[[str], None]
-    ) -> Check:
+    def _checked(self, choice: Choice, prompt: Prompt, ids: tuple[int, ...], on_stage: Callable[[str], None]) -> Check:
         """Whether all tokens would have given this answer, too."""
         clock, selection = _Clock(on_stage, self.backend), choice.selection
         clock.start("check")

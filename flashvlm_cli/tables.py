@@ -13,20 +13,15 @@ Row = dict[str, Any]
 
 
 def print_accuracy(table: Row) -> None:
-    """Print what `bench.accuracy.Run.table` returns: overall, the differences to the first selector, by family."""
+    """Print what `bench.run.Run.table` returns for an accuracy run: overall, against the first selector, by family."""
     settings = table["settings"]
     overall, *families = table["sections"]
     rows = overall["rows"]
     at_most = "at most " if overall["chance_at_most"] else ""
     title = (
-        f"{settings['model']} on {settings['data']} {table['begin']} to {table['end']}: "
-        f"{units.plural(table['questions'], 'question')}, {at_most}{percent(overall['chance'])} by chance, "
-        f"{settings['dtype']} on {settings['device']}"
+        f"{measured_on(table)}: {units.plural(table['questions'], 'question')}, "
+        f"{at_most}{percent(overall['chance'])} by chance, {settings['dtype']} on {settings['device']}{left_out(table)}"
     )
-    if table["unreadable"]:
-        questions = sum(one["questions"] for one in table["unreadable"])
-        videos = units.plural(len(table["unreadable"]), "unreadable video")
-        title += f"; without {units.plural(questions, 'question')} about {videos}"
     measured = {
         "right": [with_interval(row, "accuracy") for row in rows],
         "retained": [with_interval(row, "retention") for row in rows],
@@ -36,16 +31,83 @@ def print_accuracy(table: Row) -> None:
         "same": cells(rows, "same", percent),
     }
     print_table(title, budgets_and_selectors(rows) | measured)
+    likely = {
+        "nats": [with_interval(row, "nats", "{:.3f}", " to ") for row in rows],
+        "kept right": [with_interval(row, "kept_right") for row in rows],
+    }
+    print_table(
+        "log-likelihood of the right answer, and what stays right of what is right with all tokens",
+        budgets_and_selectors(rows) | likely,
+    )
     others = [row for row in rows if "difference" in row]
     if others:
         points = {
             "points": [f"{100 * row['difference']:+.1f}" for row in others],
             "95 %": cells(others, "difference_interval", lambda ends: " to ".join(f"{100 * end:+.1f}" for end in ends)),
             "tie": ["tie" if row["tie"] else "" for row in others],
-        }
+        } | differences(others, "nats_difference", "nats_tie", "nats")
         print_table(f"points right, compared with {settings['selectors'][0]}", budgets_and_selectors(others) | points)
     for budget in settings["keep"] if families else ():
         print_families(budget, families)
+
+
+def print_fidelity(table: Row) -> None:
+    """Print what `bench.run.Run.table` returns for a fidelity run: overall, against the first selector, the shares."""
+    settings, rows = table["settings"], table["rows"]
+    title = (
+        f"{measured_on(table)}: {units.plural(table['questions'], 'question')}, unpruned answers of "
+        f"{table['answer_tokens']:.1f} tokens, {settings['dtype']} on {settings['device']}{left_out(table)}"
+    )
+    measured = {
+        "KL": [with_interval(row, "kl", "{:.3f}") for row in rows],
+        "same token": [with_interval(row, "agreement") for row in rows],
+        "same answer": [with_interval(row, "same") for row in rows],
+    }
+    print_table(title, budgets_and_selectors(rows) | measured)
+    further = {
+        "perplexity": [with_interval(row, "perplexity", "{:.3f}×") for row in rows],
+        "kept": cells(rows, "kept", percent),
+        "select": cells(rows, "seconds", units.seconds),
+        "δ": cells(rows, "delta", "{:.3f}".format),
+    }
+    print_table("perplexity of the unpruned answers, and the selections", budgets_and_selectors(rows) | further)
+    others = [row for row in rows if "difference" in row]
+    if others:
+        compared = differences(others, "difference", "tie", "KL")
+        title = f"KL (nats a token), compared with {settings['selectors'][0]}"
+        print_table(title, budgets_and_selectors(others) | compared)
+    shares = table["shares"]
+    print_table(
+        f"share to keep for a KL of at most {table['within']:g} nats a token",
+        {
+            "selector": [row["selector"] for row in shares],
+            "share": [("≤ " if row["at_most"] else "") + with_interval(row, "share") for row in shares],
+        },
+    )
+
+
+def measured_on(table: Row) -> str:
+    """`demo on clips 2000 to 2299`"""
+    settings = table["settings"]
+    return f"{settings['model']} on {settings['data']} {table['begin']} to {table['end']}"
+
+
+def left_out(table: Row) -> str:
+    """What of the videos could not be read; nothing if all could."""
+    if not table["unreadable"]:
+        return ""
+    questions = sum(one["questions"] for one in table["unreadable"])
+    videos = units.plural(len(table["unreadable"]), "unreadable video")
+    return f"; without {units.plural(questions, 'question')} about {videos}"
+
+
+def differences(rows: Sequence[Row], name: str, tie: str, head: str) -> dict[str, list[str]]:
+    """Columns of a difference in nats, its interval, and whether that includes 0."""
+    return {
+        head: [f"{row[name]:+.3f}" for row in rows],
+        f"{head} 95 %": cells(rows, f"{name}_interval", lambda ends: " to ".join(f"{end:+.3f}" for end in ends)),
+        f"{head} tie": ["tie" if row[tie] else "" for row in rows],
+    }
 
 
 def print_families(budget: str, families: Sequence[Row]) -> None:
@@ -135,12 +197,15 @@ def encoders_and_budgets(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: cells(rows, name, str) for name in ("encoder", "keep")}
 
 
-def with_interval(row: Row, name: str) -> str:
-    """`93.4% (92.5–94.3)`; empty if the row has no such figure."""
+def with_interval(row: Row, name: str, form: str = "", between: str = "–") -> str:
+    """`93.4% (92.5–94.3)`, or in another form than percent; empty if the row has no such figure."""
     if row.get(name) is None:
         return ""
-    between = row[f"{name}_interval"]
-    return percent(row[name]) + ("" if between is None else " ({:.1f}–{:.1f})".format(*(100 * end for end in between)))
+    value, ends = (form.format(row[name]) if form else percent(row[name])), row[f"{name}_interval"]
+    if ends is None:
+        return value
+    shown = [form.format(end) if form else f"{100 * end:.1f}" for end in ends]
+    return f"{value} ({between.join(shown)})"
 
 
 def percent(value: float) -> str:

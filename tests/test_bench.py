@@ -328,7 +328,13 @@ def test_the_table_sets_each_selector_against_the_first_at_its_own_budget() -> N
             "unpruned": {"right": everything[clip] == "1", "nats": -0.5},
             "pruned": {
                 budget: {
-                    name: {"right": row[clip] == "1", "nats": -2.0 + int(row[clip]), "kept": kept + clip, "seconds": clip / 8, "delta": clip / 10}
+                    name: {
+                        "right": row[clip] == "1",
+                        "nats": -2.0 + int(row[clip]),
+                        "kept": kept + clip,
+                        "seconds": clip / 8,
+                        "delta": clip / 10,
+                    }
                     for name, row in rows.items()
                 }
                 for (budget, rows), kept in zip(right.items(), (20, 40), strict=True)

@@ -124,9 +124,7 @@ def _answers(
     return unpruned, pruned
 
 
-def _answer(
-    backend: Backend, prompt: Prompt, asked: Asked, selected: Sequence[Selected], max_new_tokens: int
-) -> None:
+def _answer(backend: Backend, prompt: Prompt, asked: Asked, selected: Sequence[Selected], max_new_tokens: int) -> None:
     """Note what the model says from each selection, whether it is right, and how likely it finds the right answer."""
     import torch
 
@@ -187,23 +185,13 @@ def summarise(settings: Settings, data: DataSet, records: Sequence[Record]) -> d
         rows = _rows(settings, correct[chosen], nats[chosen], clips[chosen])
         if family == "all":
             for row, (budget, selector) in zip(rows[1:], columns, strict=True):
-                row |= kept_of(records, budget, selector)
+                row |= scoring.kept_of(records, budget, selector)
                 if settings.hampered:
                     row["same"] = float(np.mean([record["pruned"][budget][selector]["same"] for record in records]))
         some = [one for one, ours in zip(asked, chosen, strict=True) if ours]
         chance = {"chance": scoring.chance(some, data.guesses), "chance_at_most": scoring.too_few(some)}
         sections.append({"family": family, "count": len(some), **chance, "rows": rows})
     return {"questions": len(records), "clips": len(set(clips.tolist())), "sections": sections}
-
-
-def kept_of(records: Sequence[Record], budget: str, selector: str) -> Record:
-    """What a selector kept at a budget: the mean share of tokens, the median seconds, the mean coverage radius."""
-    ours = [(record["pruned"][budget][selector], record["tokens"]) for record in records]
-    return {
-        "kept": float(np.mean([one["kept"] / tokens for one, tokens in ours])),
-        "seconds": float(np.median([one["seconds"] for one, _ in ours])),
-        "delta": float(np.mean([one["delta"] for one, _ in ours])),
-    }
 
 
 def _rows(settings: Settings, correct: np.ndarray, nats: np.ndarray, clips: np.ndarray) -> list[Record]:

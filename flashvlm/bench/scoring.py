@@ -1,4 +1,4 @@
-"""When an answer is right, and how certain a share of right answers is."""
+"""When an answer is right, and how certain the means of scores are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from flashvlm.bench.data import LETTERS, Asked
+from flashvlm.journal import Record
 
 ARTICLES = frozenset(("a", "an", "the"))
 RESAMPLES = 5000
@@ -152,14 +152,14 @@ class Columns:
     def interval(self, place: int) -> tuple[float, float] | None:
         return interval(self.samples[:, place])
 
-    def ratio(self, name: str, place: int, other: Columns) -> dict[str, Any]:
+    def ratio(self, name: str, place: int, other: Columns) -> Record:
         """The mean of a column as a share of the first column of `other`, with its interval; None if that is 0."""
         whole = other.means[0]
         with np.errstate(divide="ignore", invalid="ignore"):
             samples = self.samples[:, place] / other.samples[:, 0]
         return {name: self.mean(place) / float(whole) if whole else None, f"{name}_interval": interval(samples)}
 
-    def difference(self, name: str, place: int, first: int) -> dict[str, Any]:
+    def difference(self, name: str, place: int, first: int) -> Record:
         """How much higher the mean of a column is than that of another, with the interval, and whether it is a tie."""
         between = interval(self.samples[:, place] - self.samples[:, first])
         return {
@@ -167,3 +167,13 @@ class Columns:
             f"{name}difference_interval": between,
             f"{name}tie": None if between is None else between[0] <= 0 <= between[1],
         }
+
+
+def kept_of(records: Sequence[Record], budget: str, selector: str) -> Record:
+    """What a selector kept at a budget: the mean share of tokens, the median seconds, the mean coverage radius."""
+    ours = [(record["pruned"][budget][selector], record["tokens"]) for record in records]
+    return {
+        "kept": float(np.mean([one["kept"] / tokens for one, tokens in ours])),
+        "seconds": float(np.median([one["seconds"] for one, _ in ours])),
+        "delta": float(np.mean([one["delta"] for one, _ in ours])),
+    }
