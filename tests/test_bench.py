@@ -21,6 +21,7 @@ from flashvlm.bench.speed import Settings as Speed
 from flashvlm.bench.speed import SpeedRun
 from flashvlm.demo.questions import FAMILIES
 from flashvlm.errors import UsageError, VideoError
+from flashvlm.forcing import force
 from flashvlm.generate import answers, generate
 from flashvlm.options import OPTIONS, AskOptions
 from flashvlm.pipeline import Watched
@@ -662,7 +663,7 @@ def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
         chosen.append(selection)
         return remade(selection, tokens)
 
-    def watching(backend, prompt, kept, vectors, planes=None, **options):
+    def watching(backend, prompt, ids, kept, vectors, planes=None):
         for indices, given in zip(kept, vectors, strict=True):
             expected = encoded.tokens[indices]
             for selection in chosen:
@@ -670,10 +671,10 @@ def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
                     parts = [encoded.tokens[selection.merged_into == place] for place in range(len(indices))]
                     expected = torch.stack([part.mean(0) for part in parts])
             got.append(torch.allclose(given, expected, atol=1e-5))
-        return answers(backend, prompt, kept, vectors, **options)
+        return force(backend, prompt, ids, kept, vectors)
 
     monkeypatch.setattr(Selection, "remade", choosing)
-    monkeypatch.setattr("flashvlm.generate.answers", watching)
+    monkeypatch.setattr("flashvlm.forcing.force", watching)
     measure(demo, settings(selectors=(selector,), noise=0.3), Lines(three), 0, [0])
     assert len(got) > 1 and all(got) and len(chosen) == len(got) - 1
 
@@ -692,11 +693,11 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
     for merge in (False, True):
         with pytest.MonkeyPatch.context() as patch:
 
-            def watching(backend, prompt, kept, vectors, planes=None, *, merge=merge, **options):
+            def watching(backend, prompt, ids, kept, vectors, planes=None, *, merge=merge):
                 got.setdefault(merge, (kept, vectors))
-                return answers(backend, prompt, kept, vectors, **options)
+                return force(backend, prompt, ids, kept, vectors)
 
-            patch.setattr("flashvlm.generate.answers", watching)
+            patch.setattr("flashvlm.forcing.force", watching)
             measure(demo, settings(merge=merge), Lines(three), 0, [0])
     assert torch.equal(got[False][0], got[True][0])
     assert not torch.equal(got[False][1], got[True][1])
