@@ -9,6 +9,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,8 +117,8 @@ def _choices(backend: Backend, prompt: Prompt, answer: Tensor, logits: Tensor) -
     if not processors:
         return logits.argmax(dim=1)
     sequence = torch.cat([prompt.ids.to(answer.device), answer])[None]
-    scores = [
-        processors(sequence[:, : len(prompt.ids) + place], logits[place : place + 1].float())
-        for place in range(len(answer))
-    ]
+    scores = []
+    for place in range(len(answer)):
+        before: Any = sequence[:, : len(prompt.ids) + place]
+        scores.append(processors(before, logits[place : place + 1].float()))  # type: ignore[arg-type]
     return torch.cat(scores).argmax(dim=1)

@@ -107,13 +107,10 @@ def _answers(
     pruned: dict[str, dict[str, Record]] = {budget: {} for budget in settings.budgets}
     selected = []
     for budget, selector in settings.columns:
-        begin = time.perf_counter()
-        selection = chosen(encoded, words, selector, budget, settings.options, seen)
-        record: Record = {"kept": len(selection.indices), "seconds": round(time.perf_counter() - begin, 6)}
-        record["delta"] = round(selection.delta, 6)
+        selection, record = chosen(encoded, words, selector, budget, settings.options, seen)
         if settings.hampered:
             usual = settings.options.changed(metric=AskOptions.metric, merge=False)
-            unhampered = chosen(encoded, own_words, selector, budget, usual)
+            unhampered, _ = chosen(encoded, own_words, selector, budget, usual)
             record["same"] = round(torch.isin(selection.indices, unhampered.indices).float().mean().item(), 6)
         pruned[budget][selector] = record
         selected.append(Selected.of(selection, encoded, record))

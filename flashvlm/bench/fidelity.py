@@ -23,6 +23,7 @@ from flashvlm.journal import Record
 
 if TYPE_CHECKING:
     from flashvlm.encode import Encoded
+    from flashvlm.forcing import Forced
     from flashvlm.pipeline import VideoQA
 
 # What is asked about videos that come without questions; the demo models know these, too.
@@ -95,31 +96,33 @@ def _compared(qa: VideoQA, settings: Settings, encoded: Encoded, text: str) -> R
 
     backend, options = qa.backend, settings.options
     prompt, words = backend.prompt(text, options.system, [encoded]), backend.words(text)
-    kept, vectors, planes = everything([encoded])
-    said = generate(backend, prompt, kept, vectors, planes, max_new_tokens=options.max_new_tokens)
-    further = None if planes is None else planes[:, None]
-    (unpruned,) = force(backend, prompt, said.ids, kept[None], vectors[None], further)
+    whole = Selected({}, *everything([encoded]))
+    said = generate(backend, prompt, whole.kept, whole.vectors, whole.planes, max_new_tokens=options.max_new_tokens)
+    _, kept, vectors, planes = next(batches([whole]))
+    (unpruned,) = force(backend, prompt, said.ids, kept, vectors, planes)
     pruned: dict[str, dict[str, Record]] = {budget: {} for budget in settings.budgets}
     selected = []
     for budget, selector in settings.columns:
-        begin = time.perf_counter()
-        selection = chosen(encoded, words, selector, budget, options)
-        record: Record = {"kept": len(selection.indices), "seconds": round(time.perf_counter() - begin, 6)}
-        pruned[budget][selector] = record | {"delta": round(selection.delta, 6)}
-        selected.append(Selected.of(selection, encoded, pruned[budget][selector]))
-    for part, *together in batches(selected):
-        for one, forced in zip(part, force(backend, prompt, said.ids, *together), strict=True):
-            agree = forced.choices == unpruned.choices
-            # How much more surprised by the unpruned answer: the logarithm of a ratio of perplexities.
-            surprise = (unpruned.log_probabilities - forced.log_probabilities).mean()
-            one.record.update(
-                kl=round(unpruned.divergence(forced).mean().item(), 6),
-                agreement=round(agree.float().mean().item(), 6),
-                # Greedy decoding takes the same first token, so the same second one, and so on.
-                same=bool(agree.all()),
-                surprise=round(surprise.item(), 6),
-            )
+        selection, record = chosen(encoded, words, selector, budget, options)
+        pruned[budget][selector] = record
+        selected.append(Selected.of(selection, encoded, record))
+    for part, kept, vectors, planes in batches(selected):
+        for one, forced in zip(part, force(backend, prompt, said.ids, kept, vectors, planes), strict=True):
+            one.record.update(_figures(unpruned, forced))
     return {"answer": said.text, "length": said.tokens, "pruned": pruned}
+
+
+def _figures(unpruned: Forced, pruned: Forced) -> Record:
+    agree = unpruned.choices == pruned.choices
+    # How much more surprised by the unpruned answer: the logarithm of a ratio of perplexities.
+    surprise = (unpruned.log_probabilities - pruned.log_probabilities).mean()
+    return {
+        "kl": round(unpruned.divergence(pruned).mean().item(), 6),
+        "agreement": round(agree.float().mean().item(), 6),
+        # Greedy decoding takes the same first token, so the same second one, and so on.
+        "same": bool(agree.all()),
+        "surprise": round(surprise.item(), 6),
+    }
 
 
 def summarise(settings: Settings, records: Sequence[Record]) -> dict[str, Any]:

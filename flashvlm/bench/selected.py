@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,13 +60,14 @@ def batches(selected: Sequence[Selected]) -> Iterator[Batch]:
 
 def chosen(
     encoded: Encoded, words: Tensor, selector: str, budget: str, options: AskOptions, seen: Tensor | None = None
-) -> Selection:
-    """What a selector or an ablation keeps at a budget, for a question of these words (L, D).
+) -> tuple[Selection, Record]:
+    """What a selector or an ablation keeps at a budget, for a question of these words (L, D), and the record of it.
 
     Args:
         options: of which the metric, the seed and whether to merge matter.
         seen: (N, D), what the selector sees in place of the tokens, if that is something else.
     """
+    begin = time.perf_counter()
     keep, tokens = Keep.parse(budget), encoded.tokens if seen is None else seen
     selection = select(
         tokens,
@@ -80,4 +82,8 @@ def chosen(
     )
     if seen is not None:
         selection = selection.remade(encoded.tokens)
-    return selection.merged() if options.merge else selection
+    if options.merge:
+        selection = selection.merged()
+    seconds = time.perf_counter() - begin
+    record = {"kept": len(selection.indices), "seconds": round(seconds, 6), "delta": round(selection.delta, 6)}
+    return selection, record
