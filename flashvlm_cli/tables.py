@@ -65,12 +65,12 @@ def print_fidelity(table: Row) -> None:
     }
     print_table(title, budgets_and_selectors(rows) | measured)
     further = {
-        "perplexity": [with_interval(row, "perplexity", "{:.3f}×") for row in rows],
+        "times": [with_interval(row, "perplexity", "{:.3f}") for row in rows],
         "kept": cells(rows, "kept", percent),
         "select": cells(rows, "seconds", units.seconds),
         "δ": cells(rows, "delta", "{:.3f}".format),
     }
-    print_table("perplexity of the unpruned answers, and the selections", budgets_and_selectors(rows) | further)
+    print_table("perplexity of the unpruned answers, times that with all tokens, and the selections", budgets_and_selectors(rows) | further)
     others = [row for row in rows if "difference" in row]
     if others:
         compared = differences(others, "difference", "tie", "KL")
