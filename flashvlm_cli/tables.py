@@ -70,7 +70,10 @@ def print_fidelity(table: Row) -> None:
         "select": cells(rows, "seconds", units.seconds),
         "δ": cells(rows, "delta", "{:.3f}".format),
     }
-    print_table("perplexity of the unpruned answers, times that with all tokens, and the selections", budgets_and_selectors(rows) | further)
+    print_table(
+        "perplexity of the unpruned answers, times that with all tokens, and the selections",
+        budgets_and_selectors(rows) | further,
+    )
     others = [row for row in rows if "difference" in row]
     if others:
         compared = differences(others, "difference", "tie", "KL")
