@@ -36,7 +36,7 @@ def print_accuracy(table: Row) -> None:
         "kept right": [with_interval(row, "kept_right") for row in rows],
     }
     print_table(
-        "log-likelihood of the right answer, and what stays right of what is right with all tokens",
+        "log-likelihood of the right answer, and what stays right of what was",
         budgets_and_selectors(rows) | likely,
     )
     others = [row for row in rows if "difference" in row]
@@ -45,7 +45,7 @@ def print_accuracy(table: Row) -> None:
             "points": [f"{100 * row['difference']:+.1f}" for row in others],
             "95 %": cells(others, "difference_interval", lambda ends: " to ".join(f"{100 * end:+.1f}" for end in ends)),
             "tie": ["tie" if row["tie"] else "" for row in others],
-        } | differences(others, "nats_difference", "nats_tie", "nats")
+        } | differences(others, "nats_difference", "nats")
         print_table(f"points right, compared with {settings['selectors'][0]}", budgets_and_selectors(others) | points)
     for budget in settings["keep"] if families else ():
         print_families(budget, families)
@@ -71,12 +71,12 @@ def print_fidelity(table: Row) -> None:
         "δ": cells(rows, "delta", "{:.3f}".format),
     }
     print_table(
-        "perplexity of the unpruned answers, times that with all tokens, and the selections",
+        "perplexity of the unpruned answers, times that with all tokens",
         budgets_and_selectors(rows) | further,
     )
     others = [row for row in rows if "difference" in row]
     if others:
-        compared = differences(others, "difference", "tie", "KL")
+        compared = differences(others, "difference", "KL") | {"tie": ["tie" if row["tie"] else "" for row in others]}
         title = f"KL (nats a token), compared with {settings['selectors'][0]}"
         print_table(title, budgets_and_selectors(others) | compared)
     shares = table["shares"]
@@ -104,12 +104,11 @@ def left_out(table: Row) -> str:
     return f"; without {units.plural(questions, 'question')} about {videos}"
 
 
-def differences(rows: Sequence[Row], name: str, tie: str, head: str) -> dict[str, list[str]]:
-    """Columns of a difference in nats, its interval, and whether that includes 0."""
+def differences(rows: Sequence[Row], name: str, head: str) -> dict[str, list[str]]:
+    """Columns of a difference in nats and its interval."""
     return {
         head: [f"{row[name]:+.3f}" for row in rows],
         f"{head} 95 %": cells(rows, f"{name}_interval", lambda ends: " to ".join(f"{end:+.3f}" for end in ends)),
-        f"{head} tie": ["tie" if row[tie] else "" for row in rows],
     }
 
 
