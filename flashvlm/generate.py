@@ -27,10 +27,15 @@ SAMPLING = threading.RLock()
 
 @dataclass(frozen=True)
 class Generated:
-    """What the language model said: the text and how many tokens it took (including its end token)."""
+    """What the language model said: the text and its tokens (including its end token)."""
 
     text: str
-    tokens: int
+    ids: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it took."""
+        return len(self.ids)
 
 
 @torch.inference_mode()
@@ -64,7 +69,7 @@ def generate(
     streamer = _Streamer(backend.tokenizer, on_text, on_first_token)
     with _seeded(backend, seed) if temperature else contextlib.nullcontext():
         said = _generate(backend, prompt, inputs, max_new_tokens, (temperature, top_p, top_k), streamer)
-    return Generated(_text(backend, said[0]), said.shape[1])
+    return Generated(_text(backend, said[0]), tuple(said[0].tolist()))
 
 
 @torch.inference_mode()
@@ -86,6 +91,21 @@ def answers(
     """
     inputs = backend.inputs(prompt, kept, vectors, planes)
     return [_text(backend, said) for said in _generate(backend, prompt, inputs, max_new_tokens)]
+
+
+def penalties(backend: Backend, prompt: Prompt, length: int) -> LogitsProcessorList:
+    """The penalties of the checkpoint's `generation_config.json`, which look at earlier tokens.
+
+    They get the ids of a prompt of `length` tokens and what follows it, and see the unpruned prompt in its place.
+    """
+    config, unpruned = backend.model.generation_config, prompt.ids.to(backend.device)
+    processors = LogitsProcessorList()
+    if config.repetition_penalty not in (None, 1.0):
+        penalty = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
+        processors.append(_Unpruned(penalty, unpruned, length))
+    if config.no_repeat_ngram_size:
+        processors.append(_Unpruned(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size), unpruned, length))
+    return processors
 
 
 def lifts_top_k(backend: Backend) -> bool:
@@ -141,16 +161,10 @@ def _generate(
 ) -> Tensor:
     """The (B, T) ids that follow B prompts."""
     config = copy.deepcopy(backend.model.generation_config)
-    processors = LogitsProcessorList()
-    unpruned, pruned = prompt.ids.to(backend.device), inputs["input_ids"].shape[1]
+    pruned = inputs["input_ids"].shape[1]
+    processors = penalties(backend, prompt, pruned)
     # generate() replaces None with the model's own setting, so it takes neutral values to switch something off.
-    if config.repetition_penalty not in (None, 1.0):
-        penalty = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
-        processors.append(_Unpruned(penalty, unpruned, pruned))
-        config.repetition_penalty = 1.0
-    if config.no_repeat_ngram_size:
-        processors.append(_Unpruned(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size), unpruned, pruned))
-        config.no_repeat_ngram_size = 0
+    config.repetition_penalty, config.no_repeat_ngram_size = 1.0, 0
     config.max_new_tokens = max_new_tokens
     temperature, top_p, top_k = sampling
     config.do_sample = temperature > 0

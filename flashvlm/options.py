@@ -520,6 +520,11 @@ class AskOptions:
         metavar="N",
         check=allowed(lambda seed: -(2**63) <= seed < 2**63, "must fit into 64 bits, which {} does not"),
     )
+    check: bool = option(
+        False,
+        "Say whether the unpruned model would have answered the same, at the price of one unpruned prefill.",
+        ANSWER,
+    )
     timeout: float = option(
         120.0,
         "Give a video up after so many seconds of decoding without a frame.",

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 import torch
 
 from flashvlm import backends, models, subtitles, units
-from flashvlm.backends.base import Backend
+from flashvlm.backends.base import Backend, Prompt
 from flashvlm.cache import CachedVideo, FeatureCache, entry_key
 from flashvlm.encode import Encoded, check_look, encode, second_look
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.files import check_video
+from flashvlm.forcing import everything, first_difference, force
 from flashvlm.generate import generate, kv_cache_bytes, lifts_top_k, prefill_flops
 from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, DTYPES, Arguments, AskOptions, Keep
 from flashvlm.report import (
     Answer,
     BeforeAfter,
+    Check,
     Inspection,
     ModelFacts,
     StageSeconds,
@@ -211,7 +213,7 @@ class VideoQA:
             options: everything that can be set; `given` stands in for single options of it.
             history: the earlier questions on the video, each with its answer, as for `answer`.
             on_text: gets the answer piece by piece as it is generated.
-            on_stage: gets `decode`, `encode`, `select`, `prefill` and `generate` as each begins.
+            on_stage: gets `decode`, `encode`, `select`, `prefill`, `generate` and, with `check`, that as each begins.
 
         Raises:
             VideoError: the video cannot be read.
@@ -469,7 +471,7 @@ class VideoQA:
 
         Raises:
             UsageError: the tokens were chosen for no question, or for one with words that the model cannot read, or the
-                prompt is longer than the model reads.
+                prompt is longer than the model reads (the unpruned one, if the answer is to be checked).
             ModelError: the model takes no history.
         """
         if choice.question is None:
@@ -479,6 +481,8 @@ class VideoQA:
         options, clock = choice.options, _Clock(on_stage, self.backend)
         said, videos = _subtitles(choice), [one.encoded for one in choice.videos]
         prompt = self.backend.prompt(subtitles.joined(choice.question, said), options.system, videos, history)
+        if options.check:
+            self._check_length(prompt)
         clock.start("prefill")
         generated = generate(
             self.backend,
@@ -497,6 +501,7 @@ class VideoQA:
         clock.start("delta")
         chosen = selection_facts(options, choice.selection)
         clock.stop()
+        check = self._checked(choice, prompt, generated.ids, on_stage) if options.check else None
         seconds = _seconds(choice) | clock.seconds
         first = sum(seconds[stage] for stage in ("decode", "encode", "select", "prefill"))
         shared = self._shared(choice)
@@ -513,6 +518,7 @@ class VideoQA:
             prompt_tokens=prompt_tokens,
             kv_cache_bytes=kv_cache_bytes(self.backend, prompt_tokens),
             prefill_flops=prefill_flops(self.backend, prompt_tokens),
+            check=check,
             selection=chosen,
             seconds=StageSeconds(
                 load=self.load_seconds,
@@ -530,6 +536,28 @@ class VideoQA:
         if history and self.single_turn:
             told.append("This model was trained on single questions: earlier ones may make its answer worse.")
         return tuple(told)
+
+    def _check_length(self, prompt: Prompt) -> None:
+        """Refuse to check an answer if the unpruned prompt is too long, before there is one."""
+        try:
+            self.backend.kept_positions(prompt, torch.arange(len(prompt.ids))[None])
+        except UsageError as error:
+            told = "`check` needs the unpruned prompt, which is longer than this model reads"
+            raise UsageError(f"{told}: look at fewer frames, or leave it out.") from error
+
+    def _checked(self, choice: Choice, prompt: Prompt, ids: tuple[int, ...], on_stage: Callable[[str], None]) -> Check:
+        """Whether all tokens would have given this answer, too."""
+        clock, selection = _Clock(on_stage, self.backend), choice.selection
+        clock.start("check")
+        planes = None if choice.planes is None else choice.planes[:, None]
+        (pruned,) = force(self.backend, prompt, ids, selection.indices[None], selection.vectors[None], planes)
+        kept, vectors, planes = everything([one.encoded for one in choice.videos])
+        further = None if planes is None else planes[:, None]
+        (unpruned,) = force(self.backend, prompt, ids, kept[None], vectors[None], further)
+        difference = first_difference(self.backend, unpruned, pruned)
+        kl = unpruned.divergence(pruned).mean().item()
+        clock.stop()
+        return Check(difference is None, kl, difference, clock.seconds["check"])
 
     @torch.inference_mode()
     def inspect(self, choice: Choice) -> Inspection:

@@ -186,6 +186,35 @@ class StageSeconds:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """Where an answer would have gone on differently: the number of the token, from 0, and what stands there.
+
+    `said` is the likeliest text of this token from the kept visual tokens, `unpruned` that from all of them; an empty
+    one ends the answer.
+    """
+
+    token: int
+    said: str
+    unpruned: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the unpruned model would have said: it was given the answer token by token, in one prefill (`--check`).
+
+    `same`: at every place of the answer, the likeliest next token is the same from all visual tokens as from the kept
+    ones; decoded greedily, the unpruned answer is then this one. Otherwise `first_difference` says where it is not.
+    `kl` is the Kullback-Leibler divergence of the next-token distribution from the unpruned one, in nats: the mean over
+    the tokens of the answer. `seconds` is what the check took, which is in none of the `StageSeconds`.
+    """
+
+    same: bool
+    kl: float
+    first_difference: Difference | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Answer:
     """The answer to one question and every figure of its summary; `to_json()` is the documented JSON object.
 
@@ -219,6 +248,8 @@ class Answer:
     history: tuple[tuple[str, str], ...] = ()
     # How many lines of subtitles joined the question.
     subtitles: int = 0
+    # Only if it was asked for.
+    check: Check | None = None
 
     def __repr__(self) -> str:
         first = f"first token after {units.seconds(self.seconds.time_to_first_token)}"
@@ -303,7 +334,7 @@ def answer_of(plain: dict[str, Any]) -> Answer:
         LookupError, TypeError: it is none.
     """
     pairs = ("tokens", "prompt_tokens", "kv_cache_bytes", "prefill_flops")
-    chosen = plain["selection"]
+    chosen, check = plain["selection"], plain.get("check")
     return Answer(
         **plain
         | {name: BeforeAfter(**plain[name]) for name in pairs}
@@ -318,8 +349,14 @@ def answer_of(plain: dict[str, Any]) -> Answer:
             "area": Area(**plain["area"]),
             "areas": tuple(Area(**one) for one in plain.get("areas", ())),
             "history": tuple((asked, said) for asked, said in plain.get("history", ())),
+            "check": None if check is None else _check_of(check),
         }
     )
+
+
+def _check_of(plain: dict[str, Any]) -> Check:
+    place = plain["first_difference"]
+    return Check(**plain | {"first_difference": None if place is None else Difference(**place)})
 
 
 def _moment_of(plain: dict[str, Any]) -> Moment:
@@ -354,6 +391,8 @@ def _to_json(seen: Seen) -> dict[str, Any]:
         del facts["given"]
     for moment in plain["moments"]:
         del moment["nearest"], moment["first"]
+    if plain.get("check", ...) is None:
+        del plain["check"]
     if not seen.videos:
         # What tells several videos apart.
         del plain["videos"], plain["areas"]

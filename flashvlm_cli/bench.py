@@ -1,18 +1,18 @@
-"""`flashvlm bench`: how much accuracy a budget costs, how much time it saves, and what selection itself costs."""
+"""`flashvlm bench`: what a budget costs in accuracy and fidelity, what it saves, and what selection costs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flashvlm.errors import UsageError
-from flashvlm.options import AskOptions, allowed, among, at_least, one_of, option, some_of
+from flashvlm.options import AskOptions, allowed, among, at_least, declared, one_of, option, some_of
 from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
 from flashvlm_cli.options import (
@@ -27,9 +27,14 @@ from flashvlm_cli.options import (
 )
 from flashvlm_cli.running import allow_download, look_ahead, prepare_libraries
 
+if TYPE_CHECKING:
+    from flashvlm.bench.data import DataSet
+    from flashvlm.bench.run import Settings
+
 MEASURED = "What is measured"
 STRESS = "Made harder"
 RUN = "How it runs"
+DEFAULT_DATA = "clips"
 
 
 def suggest_data(incomplete: str) -> list[tuple[str, str]]:
@@ -62,15 +67,22 @@ def sides(text: str, name: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """What `bench accuracy` takes, besides options of `ask`."""
+def changed(owner: type, name: str, **changes: Any) -> Any:
+    """A field for an option that `owner` has, too, with other values for some of what there is to say of it."""
+    about = replace(declared(owner)[name], **changes)
+    return field(default=about.default, metadata={"option": about})
 
-    data: str = option(
-        "clips",
+
+@dataclass(frozen=True)
+class Compared:
+    """What the benchmarks take that compare selectors at budgets on videos, besides options of `ask`."""
+
+    data: str | None = option(
+        None,
         "clips, eight-looks, needle, crowd, easy-vqa, or a .jsonl file of questions.",
         MEASURED,
         metavar="NAME|FILE",
+        unset=DEFAULT_DATA,
         suggest=suggest_data,
     )
     selectors: tuple[str, ...] = option(
@@ -96,6 +108,24 @@ class Accuracy:
         metavar="N",
         unset="2000; 0 of easy-vqa or a file",
     )
+    workers: int = option(2, "Processes, each with a model of its own.", RUN, metavar="N", check=at_least(1))
+    results: Path | None = option(
+        None,
+        "Write results here as they come; the same command continues where it stopped.",
+        RUN,
+        metavar="FILE",
+        flags=("--output", "-o"),
+    )
+    plot: Path | None = option(
+        None, "Draw the first figure against budget: .png, .svg or .pdf (needs matplotlib).", OUTPUT, metavar="FILE"
+    )
+    as_json: bool = option(False, "The table as a JSON object.", OUTPUT, flags=("--json",))
+
+
+@dataclass(frozen=True)
+class Accuracy(Compared):
+    """What `bench accuracy` takes, besides options of `ask`."""
+
     questions: int = option(1, "Questions per generated clip.", MEASURED, metavar="N", check=at_least(1))
     words: str = option(
         "question",
@@ -112,18 +142,22 @@ class Accuracy:
         check=allowed(lambda share: 0 <= share < math.inf, "must be a share of 0 or more, not {}"),
         parse=share,
     )
-    workers: int = option(2, "Processes, each with a model of its own.", RUN, metavar="N", check=at_least(1))
-    results: Path | None = option(
-        None,
-        "Write results here as they come; the same command continues where it stopped.",
-        RUN,
-        metavar="FILE",
-        flags=("--output", "-o"),
+
+
+@dataclass(frozen=True)
+class Fidelity(Compared):
+    """What `bench fidelity` takes, besides options of `ask`."""
+
+    selectors: tuple[str, ...] = changed(Compared, "selectors", default="flashvlm,paper,uniform", unset="")
+    keep: tuple[str, ...] = changed(Compared, "keep", default="50%,25%,10%,5%")
+    workers: int = changed(Compared, "workers", default=1)
+    within: float = option(
+        0.05,
+        "Say what share to keep for a KL divergence of at most this (nats a token).",
+        MEASURED,
+        metavar="KL",
+        check=allowed(lambda kl: 0 < kl < math.inf, "must be more than 0, not {:g}"),
     )
-    plot: Path | None = option(
-        None, "Draw accuracy against budget: .png, .svg or .pdf (needs matplotlib).", OUTPUT, metavar="FILE"
-    )
-    as_json: bool = option(False, "The table as a JSON object.", OUTPUT, flags=("--json",))
 
 
 @dataclass(frozen=True)
@@ -179,32 +213,31 @@ class Speed:
     as_json: bool = option(False, "The table as a JSON object, every round of it.", OUTPUT, flags=("--json",))
 
 
-bench = typer.Typer(help="Measure: accuracy against budget, speed, and the selectors alone.")
+bench = typer.Typer(help="Measure: accuracy and fidelity against budget, speed, and the selectors alone.")
 # The models that `bench` measures unless told otherwise are there without a download.
 demo_options = partial(model_options, model="demo")
 demo_several = partial(several_options, model="demo")
 
 
-@bench.command()
-@takes(
-    own=options_of(Accuracy),
-    options=ask_options("keep", "selector", "subtitles", "temperature", "top_p", "top_k", "cache", max_new_tokens=32),
-    loading=demo_options,
+# Answers are greedy, and every budget and selector is measured on features made for the run.
+compared_options = partial(
+    ask_options, "keep", "selector", "subtitles", "temperature", "top_p", "top_k", "check", "cache"
 )
+
+
+@bench.command()
+@takes(own=options_of(Accuracy), options=compared_options(max_new_tokens=32), loading=demo_options)
 def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any], yes: Yes = False) -> None:
     """Accuracy and retention of every selector at every budget, with 95 % intervals.
 
     Every question is answered from each selection; retention is the share of the accuracy with all tokens. On a CPU,
     --dtype auto is float32.
     """
-    from flashvlm.bench import plot as plots
-    from flashvlm.bench.accuracy import Run, Settings, resolved
+    from flashvlm.bench.accuracy import Settings
     from flashvlm.bench.data_sets import data_set
-    from flashvlm_cli.console import Bar
+    from flashvlm.bench.plot import draw_accuracy
     from flashvlm_cli.tables import print_accuracy
 
-    asked = data_set(own.data, own.questions)
-    numbers = asked.numbers(own.begin, own.limit)
     settings = Settings(
         **loading,
         selectors=with_ablations(own.selectors) or SELECTORS,
@@ -213,12 +246,97 @@ def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any], yes: Y
         words=own.words,
         noise=own.noise,
     )
+    asked = data_set(own.data or DEFAULT_DATA, own.questions)
+    compare(own, settings, asked, yes, print_accuracy, draw_accuracy)
+
+
+@bench.command()
+@takes(own=options_of(Fidelity), options=compared_options(max_new_tokens=64), loading=demo_options)
+def fidelity(
+    own: Fidelity,
+    options: AskOptions,
+    loading: dict[str, Any],
+    videos: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[VIDEO...|FILE.jsonl]",
+            help="Videos and patterns, or a file of videos and questions; instead of --data.",
+            show_default=False,
+        ),
+    ] = None,
+    questions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--question",
+            metavar="TEXT",
+            help="What to ask about every video; may be given several times.",
+            show_default="four general ones",
+            rich_help_panel=MEASURED,
+        ),
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """What pruning changes in what a model says, on any videos, with no right answers needed.
+
+    The unpruned model answers each question; then each selection is given that answer token by token. The table says
+    how far the next-token distribution moves (KL divergence), how often the likeliest token stays, how often the whole
+    answer does, and how much the perplexity of the answer grows, with 95 % intervals over videos. On a CPU, --dtype
+    auto is float32.
+    """
+    from flashvlm.bench.fidelity import Settings
+    from flashvlm.bench.plot import draw_fidelity
+    from flashvlm_cli.tables import print_fidelity
+
+    settings = Settings(
+        **loading, selectors=with_ablations(own.selectors), keep=own.keep, options=options, within=own.within
+    )
+    asked = asked_of(videos or [], questions or [], own.data)
+    compare(own, settings, asked, yes, print_fidelity, draw_fidelity)
+
+
+def asked_of(videos: Sequence[str], questions: Sequence[str], data: str | None) -> DataSet:
+    """The videos with their questions, of which none needs an answer."""
+    from flashvlm.bench.data import Lines, Videos
+    from flashvlm.bench.data_sets import data_set
+    from flashvlm.bench.fidelity import QUESTIONS
+    from flashvlm_cli.batch import is_of_rows
+
+    if videos and data is not None:
+        raise UsageError("Give videos or --data, not both.")
+    rows = [name for name in videos if is_of_rows(name)]
+    if questions and (rows or not videos):
+        raise UsageError("--question is for videos; a file or a data set has its own.")
+    if rows and len(videos) > 1:
+        raise UsageError(f"Rows come from one file; give {rows[0]!r} alone.")
+    if rows:
+        return Lines(Path(rows[0]), answered=False)
+    return Videos(videos, questions or QUESTIONS) if videos else data_set(data or DEFAULT_DATA)
+
+
+def compare(
+    own: Compared,
+    settings: Settings,
+    data: DataSet,
+    yes: bool,
+    show: Callable[[dict[str, Any]], None],
+    draw: Callable[[dict[str, Any], Path], None],
+) -> None:
+    """Measure what the settings say, or continue to, and show the table; `yes`: a model may be downloaded.
+
+    Raises:
+        typer.Exit: some videos could not be read.
+    """
+    from flashvlm.bench import plot as plots
+    from flashvlm.bench.run import Run, resolved
+    from flashvlm_cli.console import Bar
+
+    numbers = data.numbers(own.begin, own.limit)
     if own.plot is not None:
         plots.check(own.plot)
     prepare_libraries()
     allow_download(settings.model, settings.revision, yes)
     device, dtype = resolved(settings.device, settings.dtype)
-    with Run(replace(settings, device=device, dtype=dtype), asked, numbers, own.results) as run:
+    with Run(replace(settings, device=device, dtype=dtype), data, numbers, own.results) as run:
         try:
             with Bar("answering", len(numbers), run.done) as bar:
                 for _ in run.answer(own.workers):
@@ -232,11 +350,11 @@ def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any], yes: Y
         output.warn(message)
     table = run.table()
     if own.plot is not None:
-        plots.draw(table, own.plot)
+        draw(table, own.plot)
     if own.as_json:
         output.print_json(table)
     else:
-        print_accuracy(table)
+        show(table)
     if run.unreadable:
         raise typer.Exit(1)
 
@@ -271,7 +389,9 @@ def selection(own: Selection) -> None:
 
 @bench.command()
 @takes(
-    own=options_of(Speed), options=ask_options("keep", "subtitles", "cache", max_new_tokens=16), loading=demo_several
+    own=options_of(Speed),
+    options=ask_options("keep", "subtitles", "check", "cache", max_new_tokens=16),
+    loading=demo_several,
 )
 def speed(
     own: Speed,

@@ -21,7 +21,18 @@ from rich.text import Text
 from rich.theme import Theme
 
 from flashvlm import units
-from flashvlm.report import Answer, BeforeAfter, Inspection, Moment, Seen, VideoFacts, distinguishes, opening, overlap
+from flashvlm.report import (
+    Answer,
+    BeforeAfter,
+    Check,
+    Inspection,
+    Moment,
+    Seen,
+    VideoFacts,
+    distinguishes,
+    opening,
+    overlap,
+)
 from flashvlm_cli import charts, output
 
 if TYPE_CHECKING:
@@ -54,6 +65,7 @@ STAGES = {
     "select": "choosing tokens",
     "prefill": "reading what was kept",
     "generate": "answering",
+    "check": "asking the unpruned model",
     "server": "asking the server",
     "overlay": "drawing what was kept",
 }
@@ -322,6 +334,8 @@ def print_summary(answer: Answer) -> None:
     lines += _moments(answer, content)
     lines.append(Text())
     lines += _times(answer, content)
+    if answer.check is not None:
+        lines += [Text(), *_labelled("check", _flow(_check(answer.check, answer), content))]
     _print(lines, sys.stderr, width)
 
 
@@ -381,6 +395,8 @@ def print_brief(answer: Answer) -> None:
         f"first token {units.seconds(took.time_to_first_token)}",
         f"all {units.plural(answer.generated_tokens, 'token')} {units.seconds(took.total)}",
     ]
+    if answer.check is not None:
+        facts.append(f"the unpruned model {'says the same' if answer.check.same else 'differs'}")
     _print(_flow([[(fact, "aside")] for fact in facts], _width()), sys.stderr, _cut())
 
 
@@ -596,6 +612,25 @@ def _times(answer: Answer, width: int) -> list[Text]:
         [("model load ", "aside"), (units.seconds(took.load), "")],
     ]
     return [*lines, *_labelled("time", _flow(notes, width))]
+
+
+def _check(check: Check, answer: Answer) -> list[list[charts.Cell]]:
+    """Whether the unpruned model would have said the same, and what it took to find that out."""
+    if check.first_difference is None:
+        verdict = [[("the unpruned model says the same", "saved")]]
+    else:
+        place = check.first_difference
+        said, unpruned = (repr(text.strip()) if text.strip() else "the end" for text in (place.said, place.unpruned))
+        verdict = [
+            [("the unpruned model differs", "value"), (f" from token {units.count(place.token + 1)} on", "")],
+            [(f"{unpruned} instead of {said}", "value")],
+        ]
+    price = units.scaled(answer.prefill_flops.before, "FLOP")
+    return [
+        *verdict,
+        [("KL ", ""), (f"{check.kl:.2g}", "value"), (" nats a token", "")],
+        [(f"one unpruned prefill ({price}), {units.seconds(check.seconds)} more", "aside")],
+    ]
 
 
 def _flow(items: Iterable[Sequence[charts.Cell]], width: int) -> list[Text]:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @takes(
-    options=ask_options("system", "subtitles", "max_new_tokens", "temperature", "top_p", "top_k"),
+    options=ask_options("system", "subtitles", "max_new_tokens", "temperature", "top_p", "top_k", "check"),
     loading=model_options,
     pictures=options_of(Pictures),
 )

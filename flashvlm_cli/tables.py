@@ -13,19 +13,15 @@ Row = dict[str, Any]
 
 
 def print_accuracy(table: Row) -> None:
-    """Print what `bench.accuracy.Run.table` returns: overall, the differences to the first selector, by family."""
+    """Print what `bench.run.Run.table` returns for an accuracy run: overall, against the first selector, by family."""
     settings = table["settings"]
     overall, *families = table["sections"]
     rows = overall["rows"]
     chance = "" if overall["chance_at_most"] else f"{percent(overall['chance'])} by chance, "
     title = (
-        f"{settings['model']} on {settings['data']} {table['begin']} to {table['end']}: "
-        f"{units.plural(table['questions'], 'question')}, {chance}{settings['dtype']} on {settings['device']}"
+        f"{measured_on(table)}: {units.plural(table['questions'], 'question')}, "
+        f"{chance}{settings['dtype']} on {settings['device']}{left_out(table)}"
     )
-    if table["unreadable"]:
-        questions = sum(one["questions"] for one in table["unreadable"])
-        videos = units.plural(len(table["unreadable"]), "unreadable video")
-        title += f"; without {units.plural(questions, 'question')} about {videos}"
     measured = {
         "right": [with_interval(row, "accuracy") for row in rows],
         "retained": [with_interval(row, "retention") for row in rows],
@@ -37,13 +33,22 @@ def print_accuracy(table: Row) -> None:
     print_table(title, budgets_and_selectors(rows) | measured, keys=2)
     if said := notes(table):
         print_remark(" ".join(said))
+    likely = {
+        "nats": [with_interval(row, "nats", "{:.3f}", " to ") for row in rows],
+        "kept right": [with_interval(row, "kept_right") for row in rows],
+    }
+    print_table(
+        "log-likelihood of the right answer, and what stays right of what was",
+        budgets_and_selectors(rows) | likely,
+        keys=2,
+    )
     others = [row for row in rows if "difference" in row]
     if others:
         points = {
             "points": [f"{100 * row['difference']:+.1f}" for row in others],
             "95 %": cells(others, "difference_interval", lambda ends: " to ".join(f"{100 * end:+.1f}" for end in ends)),
             "tie": ["tie" if row["tie"] else "" for row in others],
-        }
+        } | differences(others, "nats_difference", "nats")
         print_table(
             f"points right, compared with {settings['selectors'][0]}", budgets_and_selectors(others) | points, keys=2
         )
@@ -64,6 +69,67 @@ def notes(table: Row) -> list[str]:
             f"points; to {100 * table['within']:.0f} points, it takes about {units.count(table['needed'])}."
         )
     return said
+
+
+def print_fidelity(table: Row) -> None:
+    """Print what `bench.run.Run.table` returns for a fidelity run: overall, against the first selector, the shares."""
+    settings, rows = table["settings"], table["rows"]
+    title = (
+        f"{measured_on(table)}: {units.plural(table['questions'], 'question')}, unpruned answers of "
+        f"{table['answer_tokens']:.1f} tokens, {settings['dtype']} on {settings['device']}{left_out(table)}"
+    )
+    measured = {
+        "KL": [with_interval(row, "kl", "{:.3f}") for row in rows],
+        "same token": [with_interval(row, "agreement") for row in rows],
+        "same answer": [with_interval(row, "same") for row in rows],
+    }
+    print_table(title, budgets_and_selectors(rows) | measured)
+    further = {
+        "times": [with_interval(row, "perplexity", "{:.3f}") for row in rows],
+        "kept": cells(rows, "kept", percent),
+        "select": cells(rows, "seconds", units.seconds),
+        "δ": cells(rows, "delta", "{:.3f}".format),
+    }
+    print_table(
+        "perplexity of the unpruned answers, times that with all tokens",
+        budgets_and_selectors(rows) | further,
+    )
+    others = [row for row in rows if "difference" in row]
+    if others:
+        compared = differences(others, "difference", "KL") | {"tie": ["tie" if row["tie"] else "" for row in others]}
+        title = f"KL (nats a token), compared with {settings['selectors'][0]}"
+        print_table(title, budgets_and_selectors(others) | compared)
+    shares = table["shares"]
+    print_table(
+        f"share to keep for a KL of at most {table['within']:g} nats a token",
+        {
+            "selector": [row["selector"] for row in shares],
+            "share": [("≤ " if row["at_most"] else "") + with_interval(row, "share") for row in shares],
+        },
+    )
+
+
+def measured_on(table: Row) -> str:
+    """`demo on clips 2000 to 2299`"""
+    settings = table["settings"]
+    return f"{settings['model']} on {settings['data']} {table['begin']} to {table['end']}"
+
+
+def left_out(table: Row) -> str:
+    """What of the videos could not be read; nothing if all could."""
+    if not table["unreadable"]:
+        return ""
+    questions = sum(one["questions"] for one in table["unreadable"])
+    videos = units.plural(len(table["unreadable"]), "unreadable video")
+    return f"; without {units.plural(questions, 'question')} about {videos}"
+
+
+def differences(rows: Sequence[Row], name: str, head: str) -> dict[str, list[str]]:
+    """Columns of a difference in nats and its interval."""
+    return {
+        head: [f"{row[name]:+.3f}" for row in rows],
+        f"{head} 95 %": cells(rows, f"{name}_interval", lambda ends: " to ".join(f"{end:+.3f}" for end in ends)),
+    }
 
 
 def print_families(budget: str, families: Sequence[Row]) -> None:
@@ -164,12 +230,15 @@ def encoders_and_budgets(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {name: cells(rows, name, str) for name in names}
 
 
-def with_interval(row: Row, name: str) -> str:
-    """`93.4% (92.5–94.3)`; empty if the row has no such figure."""
+def with_interval(row: Row, name: str, form: str = "", between: str = "–") -> str:
+    """`93.4% (92.5–94.3)`, or in another form than percent; empty if the row has no such figure."""
     if row.get(name) is None:
         return ""
-    between = row[f"{name}_interval"]
-    return percent(row[name]) + ("" if between is None else " ({:.1f}–{:.1f})".format(*(100 * end for end in between)))
+    value, ends = (form.format(row[name]) if form else percent(row[name])), row[f"{name}_interval"]
+    if ends is None:
+        return value
+    shown = [form.format(end) if form else f"{100 * end:.1f}" for end in ends]
+    return f"{value} ({between.join(shown)})"
 
 
 def percent(value: float) -> str:

@@ -13,14 +13,16 @@ from checkpoints import load, tiny_qwen3_vl
 from flashvlm import VideoQA
 from flashvlm.bench import scoring
 from flashvlm.bench import selection as selection_bench
-from flashvlm.bench.accuracy import Run, Settings, measure, summarise
+from flashvlm.bench.accuracy import Settings, measure, summarise
 from flashvlm.bench.clips import Clips, Crowd, Needle
 from flashvlm.bench.data import Asked, Lines, content_words
 from flashvlm.bench.easy_vqa import EasyVQA
+from flashvlm.bench.run import Run
 from flashvlm.bench.speed import Settings as Speed
 from flashvlm.bench.speed import SpeedRun
 from flashvlm.demo.questions import FAMILIES
 from flashvlm.errors import UsageError, VideoError
+from flashvlm.forcing import force
 from flashvlm.generate import answers, generate
 from flashvlm.options import OPTIONS, AskOptions
 from flashvlm.pipeline import Watched
@@ -325,10 +327,16 @@ def test_the_table_sets_each_selector_against_the_first_at_its_own_budget() -> N
             "family": "kind",
             "choices": [],
             "tokens": 100,
-            "unpruned": {"right": everything[clip] == "1"},
+            "unpruned": {"right": everything[clip] == "1", "nats": -0.5},
             "pruned": {
                 budget: {
-                    name: {"right": row[clip] == "1", "kept": kept + clip, "seconds": clip / 8, "delta": clip / 10}
+                    name: {
+                        "right": row[clip] == "1",
+                        "nats": -2.0 + int(row[clip]),
+                        "kept": kept + clip,
+                        "seconds": clip / 8,
+                        "delta": clip / 10,
+                    }
                     for name, row in rows.items()
                 }
                 for (budget, rows), kept in zip(right.items(), (20, 40), strict=True)
@@ -345,6 +353,11 @@ def test_the_table_sets_each_selector_against_the_first_at_its_own_budget() -> N
     assert [row["accuracy"] for row in rows] == [4 / 8, 7 / 8, 3 / 8, 2 / 8]
     assert [row["retention"] for row in rows] == pytest.approx([4 / 7, 1, 3 / 7, 2 / 7])
     assert [row.get("difference") for row in rows] == [None, 3 / 8, None, -1 / 8]
+    # A right answer to the question that the unpruned model has wrong is not kept, but new.
+    assert [row["kept_right"] for row in rows] == pytest.approx([4 / 7, 1, 2 / 7, 2 / 7])
+    assert [row["nats"] for row in (unpruned, *rows)] == [-0.5, -12 / 8, -9 / 8, -13 / 8, -14 / 8]
+    assert [row.get("nats_difference") for row in rows] == [None, 3 / 8, None, -1 / 8]
+    assert [row.get("nats_tie") for row in rows] == [None, False, None, True]
     assert [row.get("tie") for row in rows] == [None, False, None, True]
     assert [row["kept"] for row in rows] == pytest.approx([0.235, 0.235, 0.435, 0.435])
     assert all((row["seconds"], row["delta"]) == (7 / 16, pytest.approx(0.35)) for row in rows)
@@ -356,9 +369,9 @@ def test_the_table_sets_each_selector_against_the_first_at_its_own_budget() -> N
 
 def test_a_few_right_answers_are_no_certainty() -> None:
     answered = {"text": "What?", "answer": "a", "family": "kind", "choices": [], "tokens": 9, "question": 0}
-    said = {"right": False, "kept": 3, "seconds": 0.1, "delta": 0.1}
+    said = {"right": False, "nats": -3.0, "kept": 3, "seconds": 0.1, "delta": 0.1}
     records = [
-        {**answered, "clip": clip, "unpruned": {"right": True}, "pruned": {"25%": {"paper": said}}}
+        {**answered, "clip": clip, "unpruned": {"right": True, "nats": -1.0}, "pruned": {"25%": {"paper": said}}}
         for clip in range(15)
     ]
     table = summarise(settings(selectors=("paper",), keep=("25%",)), Clips(), records)
@@ -546,7 +559,7 @@ def test_results_of_other_code_or_libraries_are_refused(
     code_digest.cache_clear()
     with pytest.raises(UsageError, match="code is"):
         Run(settings(), data, data.numbers(), results)
-    monkeypatch.setattr("flashvlm.bench.accuracy.versions", lambda: {"flashvlm": "0.1.0", "torch": "1.0"})
+    monkeypatch.setattr("flashvlm.bench.run.versions", lambda: {"flashvlm": "0.1.0", "torch": "1.0"})
     with pytest.raises(UsageError, match=r"torch is .* and 1\.0 here"):
         Run(settings(), data, data.numbers(), results)
     code_digest.cache_clear()
@@ -630,7 +643,7 @@ def test_selectors_see_the_noise_and_the_other_words(
         seen.append((tokens, words))
         return select(tokens, saliency, words, **options)
 
-    monkeypatch.setattr("flashvlm.selection.select", watching)
+    monkeypatch.setattr("flashvlm.bench.selected.select", watching)
     data = Lines(three)
     for change in ({}, {"noise": 0.1}, {"words": "unrelated"}):
         measure(demo, settings(selectors=("uniform",), **change), data, 0, [1])
@@ -654,7 +667,7 @@ def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
         chosen.append(selection)
         return remade(selection, tokens)
 
-    def watching(backend, prompt, kept, vectors, planes=None, **options):
+    def watching(backend, prompt, ids, kept, vectors, planes=None):
         for indices, given in zip(kept, vectors, strict=True):
             expected = encoded.tokens[indices]
             for selection in chosen:
@@ -662,10 +675,10 @@ def test_the_model_gets_clean_tokens_whatever_the_selectors_see(
                     parts = [encoded.tokens[selection.merged_into == place] for place in range(len(indices))]
                     expected = torch.stack([part.mean(0) for part in parts])
             got.append(torch.allclose(given, expected, atol=1e-5))
-        return answers(backend, prompt, kept, vectors, **options)
+        return force(backend, prompt, ids, kept, vectors)
 
     monkeypatch.setattr(Selection, "remade", choosing)
-    monkeypatch.setattr("flashvlm.generate.answers", watching)
+    monkeypatch.setattr("flashvlm.forcing.force", watching)
     measure(demo, settings(selectors=(selector,), noise=0.3), Lines(three), 0, [0])
     assert len(got) > 1 and all(got) and len(chosen) == len(got) - 1
 
@@ -684,11 +697,11 @@ def test_merging_changes_what_the_model_gets_and_not_which_tokens(demo: VideoQA,
     for merge in (False, True):
         with pytest.MonkeyPatch.context() as patch:
 
-            def watching(backend, prompt, kept, vectors, planes=None, *, merge=merge, **options):
+            def watching(backend, prompt, ids, kept, vectors, planes=None, *, merge=merge):
                 got.setdefault(merge, (kept, vectors))
-                return answers(backend, prompt, kept, vectors, **options)
+                return force(backend, prompt, ids, kept, vectors)
 
-            patch.setattr("flashvlm.generate.answers", watching)
+            patch.setattr("flashvlm.forcing.force", watching)
             measure(demo, settings(merge=merge), Lines(three), 0, [0])
     assert torch.equal(got[False][0], got[True][0])
     assert not torch.equal(got[False][1], got[True][1])

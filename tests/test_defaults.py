@@ -23,6 +23,7 @@ OTHERS = {
     "start": '"0:01"', "end": "5.5", "max_pixels": "50176", "min_pixels": "784", "encode": '"all"', "seek": '"exact"',
     "look": '"twice"', "system": '"Be brief."', "max_new_tokens": "9", "temperature": "0.5", "top_p": "0.9",
     "top_k": "3", "seed": "7", "timeout": "5", "max_source_pixels": "1000", "cache": "true", "memory": "false",
+    "check": "true",
 }  # fmt: skip
 
 

@@ -40,9 +40,9 @@ def test_the_table_of_the_reference_is_what_is_declared() -> None:
         ("chat", set()),
         ("batch", set()),
         ("serve", {"subtitles"}),
-        ("inspect", {"system", "subtitles", "max_new_tokens", "temperature", "top_p", "top_k"}),
-        ("bench accuracy", {"selector", "subtitles", "temperature", "top_p", "top_k", "cache"}),
-        ("bench speed", {"cache", "subtitles"}),
+        ("inspect", {"system", "subtitles", "max_new_tokens", "temperature", "top_p", "top_k", "check"}),
+        ("bench accuracy", {"selector", "subtitles", "temperature", "top_p", "top_k", "check", "cache"}),
+        ("bench speed", {"cache", "subtitles", "check"}),
     ],
 )
 def test_commands_have_every_option(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import string
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flashvlm.batch.rows import of_file
+from flashvlm.batch.rows import of_file, of_videos
 from flashvlm.errors import UsageError
+from flashvlm.files import check_video
+from flashvlm.units import plural
 from flashvlm.words import content_words
 
 UNRELATED_WITHIN = 200
@@ -93,34 +95,14 @@ class DataSet(ABC):
         return otherwise or asked.text
 
 
-class Lines(DataSet):
-    """A JSONL file of questions, one `{"video", "question", "answer"}` per line.
+class Listed(DataSet):
+    """Videos that a user has, each with its questions."""
 
-    Optional keys are `"choices"` (a list of texts; the answer is one of them or its letter) and `"family"`. Video paths
-    are relative to the file. Lines about the same video are asked together.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Read the file.
-
-        Raises:
-            UsageError: it is missing, unreadable or empty, or a line is invalid or names a missing video; the message
-                names the line.
-        """
-        self.name = str(path)
-        self._asked: dict[Path, list[Asked]] = {}
-        for row in of_file(path):
-            where = f"{path}, line {row.line}"
-            if row.error:
-                raise UsageError(f"{where}: {row.error}")
-            name, asked = _asked(row.columns, where)
-            video = path.parent / name
-            if video not in self._asked and not video.is_file():
-                raise UsageError(f"{where}: there is no video {str(video)!r}.")
-            self._asked.setdefault(video, []).append(asked)
-        self._videos = tuple(self._asked)
+    def __init__(self, name: str, asked: Mapping[Path, Sequence[Asked]], content: bytes) -> None:
+        """`content` is what the questions were made from."""
+        self.name, self._asked, self._videos = name, asked, tuple(asked)
         # A replaced video most likely has another size.
-        parts = (path.read_bytes(), repr([video.stat().st_size for video in self._videos]).encode())
+        parts = (content, repr([video.stat().st_size for video in self._videos]).encode())
         self._digests = [hashlib.sha256(part).hexdigest()[:16] for part in parts]
 
     @property
@@ -139,12 +121,61 @@ class Lines(DataSet):
         return self._videos[number]
 
 
-def _asked(value: dict[str, Any], where: str) -> tuple[str, Asked]:
-    """The video and the question of a line."""
-    for key in ("video", "question", "answer"):
+class Lines(Listed):
+    """A JSONL file of questions, one `{"video", "question", "answer"}` per line.
+
+    Optional keys are `"choices"` (a list of texts; the answer is one of them or its letter) and `"family"`. Video paths
+    are relative to the file. Lines about the same video are asked together.
+    """
+
+    def __init__(self, path: Path, answered: bool = True) -> None:
+        """Read the file; unless `answered`, no line needs an answer, and none is read.
+
+        Raises:
+            UsageError: it is missing, unreadable or empty, or a line is invalid or names a missing video; the message
+                names the line.
+        """
+        asked: dict[Path, list[Asked]] = {}
+        for row in of_file(path):
+            where = f"{path}, line {row.line}"
+            if row.error:
+                raise UsageError(f"{where}: {row.error}")
+            name, question = _asked(row.columns, where, answered)
+            video = path.parent / name
+            if video not in asked and not video.is_file():
+                raise UsageError(f"{where}: there is no video {str(video)!r}.")
+            asked.setdefault(video, []).append(question)
+        super().__init__(str(path), asked, path.read_bytes())
+
+
+class Videos(Listed):
+    """The same questions, without answers, about every video that a path or pattern names."""
+
+    def __init__(self, patterns: Sequence[str], questions: Sequence[str]) -> None:
+        """Look the files up.
+
+        Raises:
+            UsageError: no file matches a pattern, one names a folder, or a question is empty or given twice.
+        """
+        if not all(question.strip() for question in questions):
+            raise UsageError("The question is empty.")
+        if len(set(questions)) < len(questions):
+            raise UsageError("Give each question once.")
+        asked = [Asked(question, "", "other") for question in questions]
+        videos = [Path(row.columns["video"]) for row in of_videos(patterns, questions[:1])]
+        for video in videos:
+            check_video(video)
+        content = repr([questions, [str(video) for video in videos]]).encode()
+        super().__init__(plural(len(videos), "video"), dict.fromkeys(videos, asked), content)
+
+
+def _asked(value: dict[str, Any], where: str, answered: bool) -> tuple[str, Asked]:
+    """The video and the question of a line, without its answer unless `answered`."""
+    needed = ("video", "question", "answer") if answered else ("video", "question")
+    for key in needed:
         if key not in value:
             raise UsageError(f"{where}: {key!r} is missing.")
-    for key in ("video", "question", "answer", "family"):
+    for key in (*needed, "family"):
         if key in value and not (isinstance(value[key], str) and value[key].strip()):
             raise UsageError(f"{where}: {key!r} must be a non-empty text.")
     choices = value.get("choices") or ()
@@ -155,8 +186,8 @@ def _asked(value: dict[str, Any], where: str) -> tuple[str, Asked]:
     places = {choice.upper(): place for place, choice in enumerate(choices)}
     if any(places.get(letter, place) != place for place, letter in enumerate(LETTERS[: len(choices)])):
         raise UsageError(f"{where}: 'choices' must not be letters that stand for other choices.")
-    answer = value["answer"]
-    if choices and answer not in choices:
+    answer = value["answer"] if answered else ""
+    if answered and choices and answer not in choices:
         place = LETTERS.find(answer.strip())
         if not 0 <= place < len(choices) or len(answer.strip()) != 1:
             raise UsageError(f"{where}: 'answer' must be one of the 'choices' or its letter.")

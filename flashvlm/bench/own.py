@@ -7,6 +7,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
+from flashvlm.bench.ablation import ABLATIONS, ablated
 from flashvlm.errors import UsageError, known, sentence
 from flashvlm.selection import Selector
 
@@ -14,6 +15,17 @@ from flashvlm.selection import Selector
 def is_own(name: str) -> bool:
     """Whether a selector is named by its file."""
     return ".py:" in name
+
+
+def function(name: str) -> str | Selector:
+    """What `select` takes for a selector or an ablation of this name.
+
+    Raises:
+        UsageError: as for `of_file`.
+    """
+    if is_own(name):
+        return of_file(name)
+    return ablated(name) if name in ABLATIONS else name
 
 
 def digest(name: str) -> str:

@@ -1,12 +1,16 @@
-"""Plots accuracy against budget; the only module that needs matplotlib (the optional extra `bench`)."""
+"""Plots accuracy and fidelity against budget; the only module that needs matplotlib (the optional extra `bench`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashvlm.errors import UsageError
 from flashvlm.files import check_plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind people can distinguish too (https://jfly.uni-koeln.de/color/); the first
 # is for the selector that the others are compared with. Markers and dashes distinguish lines of the same colour.
@@ -16,7 +20,7 @@ DASHES = ("-", "--", ":")
 
 
 def check(path: Path) -> None:
-    """Refuse now what `draw` would refuse at the end of a long run.
+    """Refuse now what drawing would refuse at the end of a long run.
 
     Raises:
         UsageError: the file name has no suffix of a supported format, or matplotlib is not installed.
@@ -29,13 +33,35 @@ def check(path: Path) -> None:
         raise UsageError("`plot` needs matplotlib: install it with pip install 'flashvlm[bench]'.") from None
 
 
-def draw(table: dict[str, Any], path: Path) -> None:
+def draw_accuracy(table: dict[str, Any], path: Path) -> None:
     """Draw the overall section of `accuracy.summarise`: one line per selector, and the first's interval as a band."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
     overall = table["sections"][0]
     unpruned, *rows = overall["rows"]
+    figure, axes = _curves(table, rows, "accuracy", 100)
+    axes.axhline(100 * unpruned["accuracy"], color="0.35", linestyle="--", linewidth=1, label="all tokens", zorder=1)
+    if not overall["chance_at_most"]:
+        axes.axhline(100 * overall["chance"], color="0.6", linestyle=":", linewidth=1, label="chance", zorder=1)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:g} %")
+    axes.set_ylabel("right answers")
+    _save(figure, axes, path)
+
+
+def draw_fidelity(table: dict[str, Any], path: Path) -> None:
+    """Draw the KL divergence of `fidelity.summarise`: one line per selector, and the first's interval as a band."""
+    figure, axes = _curves(table, table["rows"], "kl", 1)
+    within = f"within {table['within']:g}"
+    axes.axhline(table["within"], color="0.35", linestyle="--", linewidth=1, label=within, zorder=1)
+    if any(row["kl"] for row in table["rows"]):
+        axes.set_yscale("log")
+    axes.set_ylabel("KL divergence from all tokens, nats a token")
+    _save(figure, axes, path)
+
+
+def _curves(table: dict[str, Any], rows: list[dict[str, Any]], name: str, scale: float) -> tuple[Figure, Axes]:
+    """A figure with `scale` times one value of each row against the share of tokens kept."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
     settings = table["settings"]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -44,11 +70,10 @@ def draw(table: dict[str, Any], path: Path) -> None:
         if not ours:
             continue
         shares = [100 * row["kept"] for row in ours]
-        accuracies = [100 * row["accuracy"] for row in ours]
         turn, colour = divmod(place, len(COLOURS))
         axes.plot(
             shares,
-            accuracies,
+            [scale * row[name] for row in ours],
             label=selector,
             color=COLOURS[colour],
             linestyle=DASHES[turn % len(DASHES)],
@@ -57,28 +82,28 @@ def draw(table: dict[str, Any], path: Path) -> None:
             markersize=5,
             zorder=2 if place else 3,
         )
-        # A wide one would cover the plot.
-        if place == 0 and not table["needed"]:
-            low, high = zip(*(row["accuracy_interval"] for row in ours), strict=True)
+        # A wide one would cover the plot; where all videos are alike, there is none.
+        if place == 0 and not table.get("needed"):
+            ends = [row[f"{name}_interval"] or (row[name], row[name]) for row in ours]
+            low, high = zip(*ends, strict=True)
             axes.fill_between(
-                shares, [100 * x for x in low], [100 * x for x in high], color=COLOURS[0], alpha=0.15, linewidth=0
+                shares, [scale * x for x in low], [scale * x for x in high], color=COLOURS[0], alpha=0.15, linewidth=0
             )
-    axes.axhline(100 * unpruned["accuracy"], color="0.35", linestyle="--", linewidth=1, label="all tokens", zorder=1)
-    if not overall["chance_at_most"]:
-        axes.axhline(100 * overall["chance"], color="0.6", linestyle=":", linewidth=1, label="chance", zorder=1)
     axes.set_xscale("log")
     axes.set_xticks(sorted({round(100 * row["kept"], 1) for row in rows}))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g} %"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g} %"))
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:g} %")
     axes.set_xlabel("visual tokens kept")
-    axes.set_ylabel("right answers")
     asked = f"{settings['model']} on {settings['data']}, {table['questions']} questions"
-    if table["needed"]:
+    if table.get("needed"):
         asked += f"\n(known to {100 * table['known_to']:.0f} points; to {100 * table['within']:.0f} points, it takes "
         asked += f"about {table['needed']} questions)"
     axes.set_title(asked, loc="left")
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, axes: Axes, path: Path) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=150)

@@ -1,4 +1,4 @@
-"""When an answer is right, and how certain a share of right answers is."""
+"""When an answer is right, and how certain the means of scores are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flashvlm.bench.data import LETTERS, Asked
+from flashvlm.journal import Record
 
 ARTICLES = frozenset(("a", "an", "the"))
 RESAMPLES = 5000
@@ -44,6 +45,12 @@ def prompt(asked: Asked) -> str:
         return asked.text
     choices = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, asked.choices, strict=False)]
     return "\n".join([asked.text, *choices, "Answer with the letter of the right choice."])
+
+
+def expected(asked: Asked) -> str:
+    """The right answer as the model is asked for it: the letter of the right choice, or the text."""
+    place = asked.choices.index(asked.answer) if asked.choices else len(LETTERS)
+    return LETTERS[place] if place < len(LETTERS) else asked.answer
 
 
 def right(asked: Asked, said: str) -> bool:
@@ -104,19 +111,19 @@ def wilson(correct: float, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def resample(correct: np.ndarray, clips: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Accuracies of `RESAMPLES` bootstrap samples of whole clips, the same for all columns (paired).
+def resample(scores: np.ndarray, clips: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Mean scores of `RESAMPLES` bootstrap samples of whole clips, the same for all columns (paired).
 
     Args:
-        correct: (Q, C) bool, one answer per question and column.
+        scores: (Q, C) bool or floats, one per question and column: whether an answer is right, say.
         clips: (Q,) the clip of each question.
 
     Returns:
         (RESAMPLES, C) float64.
     """
     names, place = np.unique(clips, return_inverse=True)
-    sums = np.zeros((len(names), correct.shape[1]))
-    np.add.at(sums, place, correct)
+    sums = np.zeros((len(names), scores.shape[1]))
+    np.add.at(sums, place, scores)
     sizes = np.bincount(place).astype(float)
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
     return (drawn @ sums) / (drawn @ sizes)[:, None]
@@ -137,3 +144,48 @@ def interval(samples: np.ndarray) -> tuple[float, float] | None:
         return None
     low, high = np.quantile(samples, [0.025, 0.975])
     return float(low), float(high)
+
+
+class Columns:
+    """Scores of questions about clips, in columns that are compared: their means, and paired bootstrap intervals."""
+
+    def __init__(self, scores: np.ndarray, clips: np.ndarray) -> None:
+        """Args:
+            scores: (Q, C), one per question and column.
+            clips: (Q,) the clip of each question.
+        """  # fmt: skip
+        self.means: np.ndarray = scores.mean(axis=0)
+        # (RESAMPLES, C): the means of the same bootstrap samples in every column.
+        self.samples = resample(scores, clips)
+
+    def mean(self, place: int) -> float:
+        return float(self.means[place])
+
+    def interval(self, place: int) -> tuple[float, float] | None:
+        return interval(self.samples[:, place])
+
+    def ratio(self, name: str, place: int, other: Columns) -> Record:
+        """The mean of a column as a share of the first column of `other`, with its interval; None if that is 0."""
+        whole = other.means[0]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            samples = self.samples[:, place] / other.samples[:, 0]
+        return {name: self.mean(place) / float(whole) if whole else None, f"{name}_interval": interval(samples)}
+
+    def difference(self, name: str, place: int, first: int) -> Record:
+        """How much higher the mean of a column is than that of another, with the interval, and whether it is a tie."""
+        between = interval(self.samples[:, place] - self.samples[:, first])
+        return {
+            f"{name}difference": self.mean(place) - self.mean(first),
+            f"{name}difference_interval": between,
+            f"{name}tie": None if between is None else between[0] <= 0 <= between[1],
+        }
+
+
+def kept_of(records: Sequence[Record], budget: str, selector: str) -> Record:
+    """What a selector kept at a budget: the mean share of tokens, the median seconds, the mean coverage radius."""
+    ours = [(record["pruned"][budget][selector], record["tokens"]) for record in records]
+    return {
+        "kept": float(np.mean([one["kept"] / tokens for one, tokens in ours])),
+        "seconds": float(np.median([one["seconds"] for one, _ in ours])),
+        "delta": float(np.mean([one["delta"] for one, _ in ours])),
+    }

@@ -14,7 +14,7 @@ from flashvlm.serve.refusals import bad, renamed
 # The options that a request may set, by name: a new one may lead to files of this machine, and needs a thought first.
 SETTABLE = (
     *("keep", "selector", "metric", "merge", "fps", "frames", "max_frames", "start", "end", "max_pixels", "min_pixels"),
-    *("encode", "seek", "look", "system", "max_new_tokens", "temperature", "top_p", "top_k", "seed"),
+    *("encode", "seek", "look", "system", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "check"),
 )
 # What OpenAI's API calls them; the newer name last.
 OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
