@@ -22,10 +22,12 @@ from typing import Any
 
 import openai
 import pytest
+from checkpoints import load, tiny_internvl
 
 from flashvlm import VideoQA
 from flashvlm.errors import FlashVLMError
 from flashvlm.options import AskOptions
+from flashvlm.remote import RemoteVideoQA
 from flashvlm.samples import samples_dir
 from flashvlm.serve import fetching
 from flashvlm.serve.run import address_of, listen, serve
@@ -583,14 +585,25 @@ def commanded(server: Running, *arguments: str, **settings: str) -> subprocess.C
 
 def test_ask_by_the_server_says_what_ask_says(server: Running, demo: VideoQA) -> None:
     path = str(SAMPLES / "two.mp4")
-    done = commanded(server, "ask", path, "What moves down?", "--json", "--keep", "20%")
-    given, asked = json.loads(done.stdout), demo.ask(path, "What moves down?", keep=0.2).to_json()
+    done = commanded(server, "ask", path, "What moves down?", "--json", "--keep", "20%", "--check")
+    given, asked = json.loads(done.stdout), demo.ask(path, "What moves down?", keep=0.2, check=True).to_json()
     for answer in (given, asked):
-        del answer["seconds"], answer["cached"]
+        del answer["seconds"], answer["cached"], answer["check"]["seconds"]
         del answer["model"]["source"]
     assert given == json.loads(json.dumps(asked))
     shown = commanded(server, "ask", path, "What moves down?")
     assert shown.stdout == "frog\n" and "480 → 48" in shown.stderr
+
+
+def test_a_picture_in_tiles_is_answered_and_drawn(tmp_path: Path) -> None:
+    with serving(load(tiny_internvl(tmp_path))) as server:
+        answer = RemoteVideoQA(server.address).ask(SAMPLES / "still.jpg", "What is there?", keep=0.5, max_new_tokens=4)
+        asked = {"video": "sample:still.jpg", "question": "What is there?", "keep": 0.5, "pictures": True}
+        status, _, seen = server.send("POST", "/inspect", asked)
+    assert [(moment.grid_height, moment.grid_width) for moment in answer.moments] == [(4, 6), (2, 2)]
+    assert answer.frames == 1 and answer.tokens.after == 14
+    assert status == 200 and [moment["grid"] for moment in seen["drawn"]["moments"]] == [[4, 6], [2, 2]]
+    assert len(seen["pictures"]) == 2 and "given" not in seen["video"]
 
 
 def test_ask_by_the_server_fails_as_ask_fails(server: Running, tmp_path: Path) -> None:
