@@ -21,7 +21,18 @@ from flashvlm.defaults import Default, applying
 from flashvlm.errors import UsageError
 from flashvlm.files import check_overlay, check_report
 from flashvlm.libraries import check_device
-from flashvlm.options import MODEL, OPTIONS, AskOptions, Loading, Option, check_fields, declared, flag_of, option
+from flashvlm.options import (
+    MODEL,
+    OPTIONS,
+    AskOptions,
+    Loading,
+    Option,
+    check_fields,
+    declared,
+    flag_of,
+    on_command_line,
+    option,
+)
 from flashvlm.remote import KEY_VARIABLE, VARIABLE
 
 T = TypeVar("T")
@@ -86,7 +97,7 @@ def _telling(applied: Mapping[str, Default]) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        named = re.findall(r"--[a-z-]+", str(error))
+        named = re.findall(r"--[a-z-]+", on_command_line(str(error)))
         sources = [f"{flag_of(n)} is from {one.source}" for n, one in applied.items() if flag_of(n) in named]
         if not sources:
             raise

@@ -411,7 +411,8 @@ def test_the_table_goes_to_standard_output_and_nothing_else(three: Path, capsys:
     assert err == ""
     assert "3 questions" in out and "all tokens" in out and "25% kept" in out
     assert "by chance is not known: that takes 10 questions of each family." in out and "100.0% by chance" not in out
-    assert re.search(r"3 questions tell these accuracies to \d+ points; to 5 points, it takes about \d{3}\.", out)
+    told = " ".join(out.split())
+    assert re.search(r"3 questions tell these accuracies to \d+ points; to 5 points, it takes about \d{3}\.", told)
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -511,7 +512,11 @@ def test_worker_processes_give_the_same_records(three: Path) -> None:
     alone, together = (Run(settings(), data, data.numbers()) for _ in range(2))
     assert len(list(alone.answer(1))) == len(list(together.answer(2))) == 2
     key = lambda record: (record["clip"], record["question"])  # noqa: E731
-    assert without_times(sorted(together.records, key=key)) == without_times(sorted(alone.records, key=key))
+    theirs, ours = (sorted(run.records, key=key) for run in (together, alone))
+    # The processes compute in fewer threads, and sums in another order round differently.
+    assert without_times(theirs, "nats") == without_times(ours, "nats")
+    likely = [[record["unpruned"]["nats"] for record in records] for records in (theirs, ours)]
+    assert likely[0] == pytest.approx(likely[1], rel=1e-4)
 
 
 @pytest.mark.parametrize(

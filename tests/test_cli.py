@@ -382,7 +382,7 @@ def test_no_home_folder_is_told_before_anything_is_loaded(flash, clip, monkeypat
         "--keep -5", "--keep 0", "--keep 150%", "--keep abc", "--keep nan", "--keep 0%", "--keep 1e-3",
         "--fps 0", "--fps -1", "--fps nan", "--fps x", "--frames 0", "--frames 1.5", "--frames 3 --fps 2",
         "--max-frames 0", "--max-pixels 1", "--start 1:75", "--start -5", "--start 5 --end 5", "--end x",
-        "--temperature -1", "--temperature inf", "--max-new-tokens 0", "--seed x", "--device tpu", "--dtype int8",
+        "--temperature -1", "--temperature inf", "--max-new-tokens 0", "--seed x", "--device tpu", "--dtype int4",
         "--selector nothing", "--metric nonsense", "--keep delta=x", "--keep delta=-1", "--keep delta=nan",
         "--keep delta", "--keep autos", "--nonsense",
         "--fps 1e308", "--temperature 1e-320", f"--seed {2**63}", f"--keep {'9' * 5000}", f"--start {'9' * 400}:00",

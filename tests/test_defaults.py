@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from fakes import FakeVideoQA, fake_models
 import flashvlm
 from flashvlm.defaults import LASTING, key_of, variable_of
 from flashvlm.options import OPTIONS, AskOptions
+from flashvlm.samples import samples_dir
 from flashvlm_cli.app import main
 
 Flash = Callable[..., tuple[int, str, str]]
@@ -23,7 +25,7 @@ OTHERS = {
     "start": '"0:01"', "end": "5.5", "max_pixels": "50176", "min_pixels": "784", "encode": '"all"', "seek": '"exact"',
     "look": '"twice"', "system": '"Be brief."', "max_new_tokens": "9", "temperature": "0.5", "top_p": "0.9",
     "top_k": "3", "seed": "7", "timeout": "5", "max_source_pixels": "1000", "cache": "true", "memory": "false",
-    "check": "true",
+    "check": "true", "subtitles": '"auto"',
 }  # fmt: skip
 
 
@@ -40,7 +42,7 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeVideoQA
 @pytest.fixture
 def clip(tmp_path: Path) -> str:
     path = tmp_path / "clip.mp4"
-    path.write_bytes(b"not looked into")
+    shutil.copy(samples_dir() / "one.mp4", path)
     return str(path)
 
 

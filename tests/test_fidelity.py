@@ -173,7 +173,7 @@ def test_a_check_of_a_question_on_several_videos_and_of_merged_tokens(demo: Vide
 
 def test_a_check_that_cannot_be_made_is_refused_before_there_is_an_answer(tmp_path: Path) -> None:
     qa, said = load(tiny_video_llava(tmp_path)), []
-    with pytest.raises(UsageError, match="--check needs the unpruned prompt"):
+    with pytest.raises(UsageError, match="`check` needs the unpruned prompt"):
         qa.ask(SAMPLES / "sequence.mp4", "Why?", keep="2", frames=24, check=True, on_text=said.append)
     assert said == []
 

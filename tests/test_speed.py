@@ -133,7 +133,7 @@ def test_a_clip_is_measured_as_ask_looks_at_it() -> None:
         (["--size", "57x57"], "even sides"),
         (["--size", "100000x100000"], "even sides of 56 to 8,192 pixels"),
         (["--clip", "other"], "moving, still, screen"),
-        (["--keep", "0%"], "--keep must be more than 0"),
+        (["--keep", "0%"], "`keep` must be more than 0"),
         (["--layers", "2"], "--layers goes with --random-weights"),
         (["--random-weights", "gpt"], "qwen2-vl-2b"),
     ],
