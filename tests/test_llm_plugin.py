@@ -132,8 +132,8 @@ def test_what_is_set_for_good_applies(run: Run, library: Any, monkeypatch: pytes
         ([ASK, "-a", CLIP, "-o", "keep", "0"], "keep must leave at least one token; 0 keeps none."),
         ([ASK, "-a", CLIP, "-o", "fps", "x"], "fps"),
         ([ASK, "-a", CLIP, "-o", "kep", "1"], "Extra inputs are not permitted"),
-        ([ASK, "-a", CLIP, "-o", "keep", "auto", "-o", "selector", "paper"], "--keep auto is for --selector flashvlm"),
-        ([ASK, "-a", CLIP, "-o", "start", "9:00"], "--start (540 s) is not before the end of the video"),
+        ([ASK, "-a", CLIP, "-o", "keep", "auto", "-o", "selector", "paper"], "`keep` auto is for `selector` flashvlm"),
+        ([ASK, "-a", CLIP, "-o", "start", "9:00"], "`start` (540 s) is not before the end of the video"),
         ([ASK, "-a", str(HERE / "fakes.py")], "does not support attachments of type"),
     ],
 )

@@ -543,6 +543,6 @@ def test_a_hub_that_cannot_be_trusted_is_not_reached(hub: str, tmp_path: Path) -
 
 def test_devices_and_dtypes_that_are_not_here_are_wrong_usage() -> None:
     with pytest.raises(UsageError, match="dtype"):
-        VideoQA.from_pretrained("demo", dtype="int8")
+        VideoQA.from_pretrained("demo", dtype="int4")
     with pytest.raises(UsageError, match="device"):
         VideoQA.from_pretrained("demo", device="abacus")
