@@ -128,6 +128,11 @@ def one_of(*values: str) -> dict[str, Any]:
     return {"suggest": among(dict.fromkeys(values, "")), "check": allowed(values.__contains__, told)}
 
 
+def is_device(value: str) -> bool:
+    """Whether a device has this name, on some machine: cuda:1 is the second GPU."""
+    return value in DEVICES or re.fullmatch(r"cuda:\d+", value) is not None
+
+
 def named(kind: str, names: tuple[str, ...]) -> dict[str, Any]:
     """What there is to say of an option that takes a name."""
     return {"suggest": among(dict.fromkeys(names, "")), "check": lambda name, value: known(kind, value, names)}
@@ -614,7 +619,14 @@ class Loading:
         suggest=suggest_models,
     )
     revision: str | None = option(None, "Branch, tag or commit on the hub.", MODEL, metavar="REV", unset="the newest")
-    device: str = option("auto", "Where the model runs.", MODEL, metavar="|".join(DEVICES), **one_of(*DEVICES))
+    device: str = option(
+        "auto",
+        "Where the model runs; cuda:1 is the second GPU.",
+        MODEL,
+        metavar="|".join(DEVICES),
+        suggest=among(dict.fromkeys(DEVICES, "")),
+        check=allowed(is_device, f"is one of {', '.join(DEVICES)}, not {{!r}}"),
+    )
     dtype: str = option(
         "auto",
         "auto (bfloat16 if the device computes in it at full speed), float32, bfloat16 or float16; on a CPU, int8.",

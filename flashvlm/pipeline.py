@@ -149,6 +149,10 @@ class VideoQA:
             UsageError: these are no model and processor.
             ModelError: the family is not supported, or the processor does not fit.
         """
+        if backend is not None and not isinstance(backend, Backend):
+            raise UsageError(
+                "VideoQA.from_pretrained loads a checkpoint; VideoQA(model=..., processor=...) wraps a model."
+            )
         if backend is None:
             backend = backends.wrap(model, processor)
             name = name or Path(model.config.name_or_path).name
@@ -533,6 +537,9 @@ class VideoQA:
         told = []
         if options.subtitles is not None and not any(said):
             told.append("There are no subtitles within the part that was looked at.")
+        spoken = " ".join(line.text for lines in said for line in lines)
+        if self.backend.knows_whole_words and (unknown := self.backend.unknown_words(spoken)):
+            told.append(f"This model does not know {len(unknown)} words of the subtitles. Its answer may be off.")
         if history and self.single_turn:
             told.append("This model was trained on single questions: earlier ones may make its answer worse.")
         return tuple(told)

@@ -114,7 +114,7 @@ def batch(
     ] = None,
     yes: Yes = False,
 ) -> None:
-    """Answer many questions about many videos, with one line of JSON each.
+    """Answer many questions about many videos, with one line of JSON, or a row of a table, each.
 
     The model is loaded once, and every video is decoded and encoded once. A row that fails gives a record with its
     error. The columns keep, selector, start and end are options of their row; all columns are returned under "row".

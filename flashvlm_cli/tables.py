@@ -38,7 +38,7 @@ def print_accuracy(table: Row) -> None:
         "kept right": [with_interval(row, "kept_right") for row in rows],
     }
     print_table(
-        "log-likelihood of the right answer, and what stays right of what was",
+        "log-likelihood of the right answer, and the share still right of those right with all tokens",
         budgets_and_selectors(rows) | likely,
         keys=2,
     )
@@ -83,7 +83,7 @@ def print_fidelity(table: Row) -> None:
         "same token": [with_interval(row, "agreement") for row in rows],
         "same answer": [with_interval(row, "same") for row in rows],
     }
-    print_table(title, budgets_and_selectors(rows) | measured)
+    print_table(title, budgets_and_selectors(rows) | measured, keys=2)
     further = {
         "times": [with_interval(row, "perplexity", "{:.3f}") for row in rows],
         "kept": cells(rows, "kept", percent),
@@ -91,14 +91,15 @@ def print_fidelity(table: Row) -> None:
         "δ": cells(rows, "delta", "{:.3f}".format),
     }
     print_table(
-        "perplexity of the unpruned answers, times that with all tokens",
+        "perplexity of the unpruned answers: how many times that with all tokens",
         budgets_and_selectors(rows) | further,
+        keys=2,
     )
     others = [row for row in rows if "difference" in row]
     if others:
         compared = differences(others, "difference", "KL") | {"tie": ["tie" if row["tie"] else "" for row in others]}
         title = f"KL (nats a token), compared with {settings['selectors'][0]}"
-        print_table(title, budgets_and_selectors(others) | compared)
+        print_table(title, budgets_and_selectors(others) | compared, keys=2)
     shares = table["shares"]
     print_table(
         f"share to keep for a KL of at most {table['within']:g} nats a token",

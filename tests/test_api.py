@@ -356,6 +356,8 @@ def test_what_cannot_be_wrapped_is_told(demo: VideoQA) -> None:
     for wrong in ({}, {"model": demo.backend.model}, {"model": "demo", "processor": demo.backend.tokenizer}):
         with pytest.raises(UsageError, match="takes a model of transformers and its processor"):
             VideoQA(**wrong)
+    with pytest.raises(UsageError, match="from_pretrained loads a checkpoint"):
+        VideoQA("demo")
     with pytest.raises(ModelError, match="Models of type 'bert' are not supported"):
         tiny = transformers.BertConfig(hidden_size=4, num_attention_heads=1, num_hidden_layers=1, intermediate_size=4)
         processor = transformers.AutoProcessor.from_pretrained(demo.backend.folder)

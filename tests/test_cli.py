@@ -727,6 +727,7 @@ def test_figures_are_three_digits_and_a_unit(text, wanted):
         (CLIP[:5000], (), 3, "the file is cut short"),
         (CLIP, ("--start", "1:00"), 2, "--start (60 s) is not before the end of the video, which lasts "),
         (CLIP, ("--device", "mps"), 2, "There is no device 'mps' on this machine"),
+        (CLIP, ("--device", "cuda:1"), 2, "There is no device 'cuda:1' on this machine"),
     ],
 )
 @pytest.mark.skipif(sys.platform == "darwin", reason="has mps")
