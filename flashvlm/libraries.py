@@ -26,7 +26,7 @@ def check_device(device: str) -> None:
         or (sys.platform == "linux" and not any(map(os.path.exists, GPUS))),
         "mps": sys.platform != "darwin",
     }
-    if lacking.get(device):
+    if lacking.get(device.partition(":")[0]):
         raise UsageError(f"There is no device {device!r} on this machine.")
 
 
