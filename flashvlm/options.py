@@ -377,7 +377,7 @@ class Arguments(TypedDict, total=False):
     max_frames: int
     start: str | float | None
     end: str | float | None
-    max_pixels: int
+    max_pixels: int | None
     min_pixels: int | None
     encode: str
     seek: str
@@ -391,6 +391,7 @@ class Arguments(TypedDict, total=False):
     seed: int
     timeout: float
     max_source_pixels: int
+    check: bool
     cache: bool
     # Instead of its fields, or what they change.
     sampling: Sampling

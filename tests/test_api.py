@@ -124,7 +124,7 @@ def test_numbers_of_other_libraries_become_json() -> None:
         lambda: Sampling(start=float("inf")),
         lambda: VideoQA.from_pretrained("demo", device="cpu:x"),
         lambda: VideoQA.from_pretrained("demo", device=0),
-        lambda: VideoQA.from_pretrained("demo", dtype=torch.int8),
+        lambda: VideoQA.from_pretrained("demo", dtype=torch.int16),
         lambda: overlay.write("kept.png", []),
         lambda: page.write("kept.html", []),
     ],
