@@ -225,6 +225,8 @@ class VideoQA:
             ModelError: the model makes tokens that are not finite numbers.
         """
         options = _options(options, given)
+        if question is None:
+            raise UsageError("The question is empty.")
         self.check(question, options, history)
         self._check_words(question)
         watched = self.watch(video, options, on_stage=on_stage)
@@ -395,8 +397,9 @@ class VideoQA:
             UsageError: the question, the history or the selector makes no sense.
             ModelError: the model makes tokens that are not finite numbers, or takes no history.
         """
-        first = watched if isinstance(watched, Watched) else next(iter(watched), None)
-        options = _options(options, given, first)
+        options = _options(options, given, _several(watched)[0])
+        if question is None:
+            raise UsageError("The question is empty.")
         self.check(question, options, history)
         choice = self.choose(watched, question, options, on_stage=on_stage)
         return self.respond(choice, history=history, on_text=on_text, on_stage=on_stage)
@@ -422,9 +425,7 @@ class VideoQA:
             UsageError: the question or the selector makes no sense.
             ModelError: the model makes tokens that are not finite numbers.
         """
-        several = (watched,) if isinstance(watched, Watched) else watched
-        if not several:
-            raise UsageError("There is no video to choose from.")
+        several = _several(watched)
         options = _options(options, given, several[0])
         self.check(question, options)
         videos = tuple(self.look_again(one, question, options, on_stage=on_stage) for one in several)
@@ -712,6 +713,15 @@ def _seconds(choice: Choice) -> dict[str, float]:
 
 def _is_turn(turn: object) -> bool:
     return isinstance(turn, (list, tuple)) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+
+
+def _several(watched: Watched | Sequence[Watched]) -> Sequence[Watched]:
+    several = (watched,) if isinstance(watched, Watched) else watched
+    if not isinstance(several, (list, tuple)) or not all(isinstance(one, Watched) for one in several):
+        raise UsageError("`watched` must be what `watch` returned, or a list of such.")
+    if not several:
+        raise UsageError("There is no video to choose from.")
+    return several
 
 
 def _subtitles(choice: Choice) -> list[list[subtitles.Line]]:

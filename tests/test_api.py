@@ -352,6 +352,13 @@ def test_a_model_that_is_loaded_already_is_wrapped(demo: VideoQA) -> None:
     assert model.generation_config.num_beams == 3
 
 
+def test_neither_no_question_nor_a_path_is_answered(demo: VideoQA) -> None:
+    with pytest.raises(UsageError, match="The question is empty"):
+        demo.ask(ONE, None)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="`watched` must be what `watch` returned"):
+        demo.answer(str(ONE), QUESTION)  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_wrapped_is_told(demo: VideoQA) -> None:
     for wrong in ({}, {"model": demo.backend.model}, {"model": "demo", "processor": demo.backend.tokenizer}):
         with pytest.raises(UsageError, match="takes a model of transformers and its processor"):
