@@ -100,12 +100,15 @@ def glance(path: str | os.PathLike[str], sampling: Sampling, limits: Limits = DE
         UsageError: `sampling.start` is past the end of the video.
     """
     source = checked(path, limits)
-    length = length_of(source)
+    start, length = sampling.start or 0.0, length_of(source)
     if length is None:
         with opened_file(source) as (container, _):
-            # In millionths of a second; some files do not say, or not exactly.
-            length = math.inf if container.duration is None else container.duration / 1e6 + ROUGHLY
-    check_start(sampling.start or 0.0, length)
+            # In millionths of a second.
+            length = math.inf if container.duration is None else container.duration / 1e6
+        if start < length + ROUGHLY:
+            # Some files do not say it exactly.
+            return
+    check_start(start, length)
 
 
 def frames_at(path: Video, timestamps: Sequence[float], limits: Limits = DEFAULT_LIMITS) -> Iterator[torch.Tensor]:
