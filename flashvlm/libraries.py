@@ -20,13 +20,12 @@ def check_device(device: str) -> None:
     Raises:
         UsageError: it cannot be there.
     """
-    lacking = {
-        "cuda": version("torch").endswith("+cpu")
-        or sys.platform == "darwin"
-        or (sys.platform == "linux" and not any(map(os.path.exists, GPUS))),
-        "mps": sys.platform != "darwin",
-    }
-    if lacking.get(device.partition(":")[0]):
+    kind = device.partition(":")[0]
+    lacking = kind == "mps" and sys.platform != "darwin"
+    if kind == "cuda":
+        driven = sys.platform != "linux" or any(map(os.path.exists, GPUS))
+        lacking = sys.platform == "darwin" or not driven or version("torch").endswith("+cpu")
+    if lacking:
         raise UsageError(f"There is no device {device!r} on this machine.")
 
 

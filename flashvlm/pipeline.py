@@ -225,8 +225,6 @@ class VideoQA:
             ModelError: the model makes tokens that are not finite numbers.
         """
         options = _options(options, given)
-        if question is None:
-            raise UsageError("The question is empty.")
         self.check(question, options, history)
         self._check_words(question)
         watched = self.watch(video, options, on_stage=on_stage)
@@ -398,9 +396,8 @@ class VideoQA:
             ModelError: the model makes tokens that are not finite numbers, or takes no history.
         """
         options = _options(options, given, _several(watched)[0])
-        if question is None:
-            raise UsageError("The question is empty.")
         self.check(question, options, history)
+        self._check_words(question)
         choice = self.choose(watched, question, options, on_stage=on_stage)
         return self.respond(choice, history=history, on_text=on_text, on_stage=on_stage)
 
@@ -645,12 +642,15 @@ class VideoQA:
                 most = self.backend.text_config.max_position_embeddings
                 raise UsageError(f"The {name} is longer than the {most} tokens that this model reads.")
 
-    def _check_words(self, question: str) -> None:
+    def _check_words(self, question: str | None) -> None:
         """Refuse to answer a question of which the model reads only a part: what it would say is about another one.
 
         Raises:
-            UsageError: the vocabulary is of whole words, as the demo models' is, and lacks some of the question.
+            UsageError: there is no question; or the vocabulary is of whole words, as the demo models' is, and lacks some
+                of the question.
         """
+        if question is None:
+            raise UsageError("The question is empty.")
         # Without "please" or "this" a question is still the same one: for these there is a warning.
         unknown = self.backend.unknown_words(question) if self.backend.knows_whole_words else []
         if unknown := [word for word in unknown if content_words(word) or not word.isalpha()]:
