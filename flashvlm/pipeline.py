@@ -646,8 +646,8 @@ class VideoQA:
         """Refuse to answer a question of which the model reads only a part: what it would say is about another one.
 
         Raises:
-            UsageError: there is no question; or the vocabulary is of whole words, as the demo models' is, and lacks some
-                of the question.
+            UsageError: there is no question; or the vocabulary is of whole words, as the demo models' is, and lacks
+                some of the question.
         """
         if question is None:
             raise UsageError("The question is empty.")
