@@ -12,7 +12,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -553,6 +552,14 @@ def _moments(encoded: Encoded, chosen: Iterable[tuple[int, bool]]) -> Iterator[M
 
 def versions() -> dict[str, str]:
     """What figures depend on besides the settings: the versions of flashvlm, Python and the libraries underneath."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
+    # To ask for them takes a fifth of the time of a quick answer.
+    from importlib.metadata import version
+
     packages = {name: version(name) for name in ("torch", "transformers", "decord2", "av", "pillow")}
     return {"flashvlm": flashvlm.__version__, "python": platform.python_version(), **packages}
 

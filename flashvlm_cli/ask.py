@@ -10,7 +10,6 @@ import typer
 
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions
-from flashvlm.remote import RemoteVideoQA
 from flashvlm_cli import output
 from flashvlm_cli.options import OUTPUT, More, Pictures, Server, Yes, ask_options, model_options, options_of, takes
 from flashvlm_cli.running import (
@@ -57,7 +56,7 @@ def ask(
     videos = [video, *more]
     if names_file(question):
         raise UsageError(f"The question goes last, and {question} is a file.")
-    videos = look_ahead(videos, options, as_json or quiet)
+    videos = look_ahead(videos, options, as_json or quiet, server)
     pictures.check(videos)
     if server is not None and pictures.report is not None:
         raise UsageError("--report needs a model that is loaded here; without --server it is written.")
@@ -68,8 +67,8 @@ def ask(
     inspections: list[Inspection] = []
 
     def answer_with(on_text: OnText, on_stage: OnStage = lambda stage: None) -> Answer:
-        qa = loaded(loading, server)
-        if pictures.report is None or isinstance(qa, RemoteVideoQA):
+        qa: Any = loaded(loading, server)
+        if pictures.report is None:
             return qa.ask(videos if more else videos[0], asked, options, on_text=on_text, on_stage=on_stage)
         qa.check(asked, options)
         watched = qa.watch(videos, options, on_stage=on_stage)

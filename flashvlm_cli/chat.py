@@ -72,7 +72,7 @@ def chat(
     and lines that begin with # are skipped; after a /video that fails, questions get no answer until the next /video;
     the exit code is that of the last line that failed, or 0.
     """
-    (video,) = look_ahead([video], options, as_json or quiet)
+    (video,) = look_ahead([video], options, as_json or quiet, server)
     if server is None:
         prepare_libraries()
         allow_download(loading["model"], loading["revision"], yes)

@@ -55,18 +55,25 @@ def prepare_libraries() -> None:
         os.environ.setdefault(variable, value)
 
 
-def look_ahead(videos: Sequence[str], options: AskOptions, quiet: bool = True) -> list[str]:
+def look_ahead(
+    videos: Sequence[str], options: AskOptions, quiet: bool = True, server: str | None = None
+) -> list[str]:
     """Refuse videos that cannot be looked at, before a model is loaded for them; returns their paths.
 
-    What is given by its address is downloaded; unless `quiet`, that is shown on standard error.
+    What is given by its address is downloaded; unless `quiet`, that is shown on standard error. A `server` looks at
+    the files itself.
 
     Raises:
         VideoError: one is missing, or no video.
         UsageError: the part to look at begins past its end.
     """
-    from flashvlm import subtitles, video, web
+    from flashvlm import web
 
     paths = [fetched(one, quiet) if web.is_address(one) else one for one in videos]
+    if server is not None:
+        return paths
+    from flashvlm import subtitles, video
+
     for one in paths:
         video.glance(one, options.sampling, video.Limits(options.timeout, options.max_source_pixels))
     if options.subtitles not in (None, subtitles.AUTO):

@@ -9,6 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from flashvlm.serve.settings import Serving
 LOG = logging.getLogger(__name__)
 # Beside a video in base64, so many bytes of a body may be text.
 TEXT = 10**6
+# A body of so many bytes is parsed sooner than a thread begins.
+SHORT = 2**15
 # So many selections are drawn side by side.
 ABREAST = 3
 CHAT = "/v1/chat/completions"
@@ -139,7 +142,8 @@ class Service:
         # Base64 takes four bytes for three.
         limit = self.settings.max_upload * 4 // 3 + TEXT
         body = await exchange.body(limit, media.too_large(self.settings.max_upload))
-        return await asyncio.to_thread(reading.parse, body)
+        # A video in base64 takes long enough for others to notice.
+        return await asyncio.to_thread(reading.parse, body) if len(body) > SHORT else reading.parse(body)
 
     def _check_model(self, name: str | None) -> None:
         if name not in (None, "", self.model, self.engine.qa.name):
@@ -301,7 +305,8 @@ def _usage(answer: Answer) -> dict[str, int]:
 
 def _figures(answer: Answer, asked: reading.Asked) -> dict[str, Any]:
     """What OpenAI's form has no place for: the figures of `ask --json`, with the kept cells only if asked for."""
-    plain = answer.to_json()
+    # Most of the work would be in what is not sent.
+    plain = (answer if asked.moments else replace(answer, moments=())).to_json()
     for name in ("answer",) if asked.moments else ("answer", "moments"):
         del plain[name]
     return plain

@@ -72,7 +72,10 @@ def refusal(error: BaseException, names: Mapping[str, str]) -> Refused | None:
 
 
 def renamed(message: str, names: Mapping[str, str]) -> str:
-    """The message with the client's names for files, and with options named as in a request (`keep` for `--keep`)."""
+    """The message with the client's names for files, and with options named as in a request.
+
+    Those stand in backticks: the command line, if it is the client, makes its own names of them.
+    """
     for path, name in sorted(names.items(), key=lambda pair: -len(pair[0])):
         message = message.replace(path, name)
-    return re.sub("--[a-z-]+", lambda flag: FLAGS.get(flag[0], flag[0]), on_command_line(message))
+    return re.sub("--[a-z-]+", lambda flag: f"`{FLAGS[flag[0]]}`" if flag[0] in FLAGS else flag[0], on_command_line(message))
