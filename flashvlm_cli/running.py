@@ -55,9 +55,7 @@ def prepare_libraries() -> None:
         os.environ.setdefault(variable, value)
 
 
-def look_ahead(
-    videos: Sequence[str], options: AskOptions, quiet: bool = True, server: str | None = None
-) -> list[str]:
+def look_ahead(videos: Sequence[str], options: AskOptions, quiet: bool = True, server: str | None = None) -> list[str]:
     """Refuse videos that cannot be looked at, before a model is loaded for them; returns their paths.
 
     What is given by its address is downloaded; unless `quiet`, that is shown on standard error. A `server` looks at

@@ -8,6 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+# Each of the processes that share the tests has a core to itself; OpenMP reads this when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torchvision_on_cpu  # noqa: F401
 

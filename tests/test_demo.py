@@ -89,6 +89,7 @@ def test_training_resumes_where_it_stopped(name: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(train, "SAVE_EVERY", 1)
     for module in ("qwen2_vl", "video_llava"):
         monkeypatch.setattr(f"training.{module}.SHAPES_SHARE", 0.0)
+    monkeypatch.setattr("training.qwen2_vl.SHORT_FRAMES", {4: 1})
     blueprint = train.BLUEPRINTS[name]()
     train.train(blueprint, "words", tmp_path / "whole", steps=2, lr=1e-3)
     train.train(blueprint, "words", tmp_path / "parts", steps=2, lr=1e-3, stop_after=1)

@@ -313,7 +313,7 @@ def test_a_request_reaches_no_subtitles(server: Running) -> None:
 def test_an_error_names_the_field(server: Running) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         server.client().chat.completions.create(**asking("sample:one.mp4"), extra_body={"keep": "lots"})
-    assert refused.value.param == "keep" and "keep takes a share such as 10%" in str(refused.value)
+    assert refused.value.param == "keep" and "`keep` takes a share such as 10%" in str(refused.value)
     with pytest.raises(openai.NotFoundError, match="no model 'gpt'"):
         server.client().chat.completions.create(**{**asking("sample:one.mp4"), "model": "gpt"})
 

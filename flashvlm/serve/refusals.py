@@ -78,4 +78,8 @@ def renamed(message: str, names: Mapping[str, str]) -> str:
     """
     for path, name in sorted(names.items(), key=lambda pair: -len(pair[0])):
         message = message.replace(path, name)
-    return re.sub("--[a-z-]+", lambda flag: f"`{FLAGS[flag[0]]}`" if flag[0] in FLAGS else flag[0], on_command_line(message))
+
+    def option(flag: re.Match[str]) -> str:
+        return f"`{FLAGS[flag[0]]}`" if flag[0] in FLAGS else flag[0]
+
+    return re.sub("--[a-z-]+", option, on_command_line(message))
