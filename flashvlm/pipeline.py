@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from flashvlm import backends, models, subtitles, units
 from flashvlm.backends.base import Backend, Prompt
 from flashvlm.cache import CachedVideo, FeatureCache, entry_key
-from flashvlm.encode import Encoded, check_look, encode, second_look
+from flashvlm.encode import Encoded, check_look, encode, second_look, together
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.files import check_video
 from flashvlm.forcing import everything, first_difference, force
@@ -58,7 +58,7 @@ History = Sequence[tuple[str, str]]
 class Decoded:
     """A video that was read and is not yet encoded, or one whose tokens the feature cache had."""
 
-    # Its frames, unless the cache had its tokens.
+    # Its frames, unless the cache had its tokens; if they are many, most are read only as they are encoded.
     clip: Clip | None
     # What the cache had.
     found: CachedVideo | None
@@ -322,12 +322,15 @@ class VideoQA:
         assert clip is not None
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
+        reading = _Timed(clip.frames)
+        # A second look needs all frames.
+        frames = together(reading) if options.look == "twice" and not clip.facts.still else None
         if clip.facts.still:
-            encoded = self.backend.picture(clip.frames[0], options)
+            encoded = self.backend.picture(next(reading), options)
         else:
             encoded = encode(
                 self.backend,
-                clip.frames,
+                reading if frames is None else frames,
                 which=options.encode,
                 look=options.look,
                 seconds_per_frame=clip.seconds_per_frame,
@@ -342,8 +345,7 @@ class VideoQA:
             except OSError as error:
                 told = f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}."
                 warnings = (*warnings, told)
-        frames = clip.frames if options.look == "twice" and not clip.facts.still else None
-        seconds = decoded.seconds, clock.seconds["encode"]
+        seconds = decoded.seconds + reading.seconds, clock.seconds["encode"] - reading.seconds
         return Watched(clip.facts, encoded, *seconds, options, warnings=warnings, frames=frames)
 
     def look_again(
@@ -677,6 +679,24 @@ class VideoQA:
         return ModelFacts(
             self.name, str(backend.folder), backend.family, backend.device.type, backend.precision, revision
         )
+
+
+class _Timed:
+    """Frames one by one, and the seconds that they took to come."""
+
+    def __init__(self, frames: torch.Tensor | Iterator[torch.Tensor]) -> None:
+        self.seconds = 0.0
+        self._frames = iter(frames)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        begin = time.perf_counter()
+        try:
+            return next(self._frames)
+        finally:
+            self.seconds += time.perf_counter() - begin
 
 
 class _Clock:

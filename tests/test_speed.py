@@ -162,7 +162,7 @@ def test_rounds_are_medians_and_warm_up_is_thrown_away(tmp_path: Path) -> None:
 
 
 def sources(frames: torch.Tensor, size: int) -> torch.Tensor:
-    return torch.tensor(repeats(frames.split(size)))
+    return torch.tensor(list(repeats(frames.split(size))))
 
 
 def shown(count: int, side: int = 224) -> torch.Tensor:
