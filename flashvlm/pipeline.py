@@ -434,13 +434,14 @@ class VideoQA:
         if options.merge:
             selection = selection.merged()
         further = [one.encoded.planes for one in videos if one.encoded.planes is not None]
-        planes = selection.pooled(torch.cat(further, dim=1)) if further else None
+        planes = selection.pooled(_one_after_the_other(further, 1)) if further else None
         clock.stop()
         return Choice(question, options, videos, selection, planes, clock.seconds["select"])
 
     def _select(self, videos: Sequence[Watched], question: str | None, options: AskOptions) -> Selection:
         encoded = [one.encoded for one in videos]
-        tokens, saliency = torch.cat([one.tokens for one in encoded]), torch.cat([one.saliency for one in encoded])
+        tokens = _one_after_the_other([one.tokens for one in encoded], 0)
+        saliency = torch.cat([one.saliency for one in encoded])
         try:
             return select(
                 tokens,
@@ -729,6 +730,11 @@ def _seconds(choice: Choice) -> dict[str, float]:
         "encode": sum(one.encode_seconds for one in choice.videos),
         "select": choice.seconds,
     }
+
+
+def _one_after_the_other(tensors: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
+    """Features of several videos joined; those of one as they are, because a copy of a long video's takes gigabytes."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=axis)
 
 
 def _is_turn(turn: object) -> bool:

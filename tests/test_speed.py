@@ -183,6 +183,27 @@ def test_a_moment_that_looks_like_an_earlier_one_has_its_tokens(family: str, tmp
     torch.testing.assert_close(changed.saliency, every.saliency, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("which", ENCODES)
+def test_tokens_are_the_same_if_frames_come_one_by_one(
+    demo: VideoQA, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    clip = Path(__file__).parent.parent / "samples" / "sequence.mp4"
+    options = AskOptions(sampling=Sampling(frames=23), encode=which)
+    at_once = demo.watch(clip, options)
+    # Less than a single frame.
+    monkeypatch.setattr("flashvlm.video.AHEAD", 1)
+    one_by_one = demo.decode(clip, options)
+    assert not isinstance(one_by_one.clip.frames, torch.Tensor)
+    seen = demo.encode(one_by_one)
+    assert seen.decode_seconds > one_by_one.seconds
+    assert torch.equal(seen.encoded.tokens, at_once.encoded.tokens)
+    assert torch.equal(seen.encoded.saliency, at_once.encoded.saliency)
+    assert seen.encoded.timestamps == at_once.encoded.timestamps
+    twice = demo.watch(clip, options, look="twice")
+    monkeypatch.undo()
+    assert torch.equal(twice.frames, demo.watch(clip, options, look="twice").frames)
+
+
 def test_noise_of_a_codec_or_a_camera_is_no_change() -> None:
     grain = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 12
     frames = (shown(8).float() * 0.5 + 64 + grain).clamp(0, 255).to(torch.uint8)
