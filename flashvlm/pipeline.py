@@ -314,7 +314,13 @@ class VideoQA:
         return Decoded(clip, None, time.perf_counter() - begin, options, key)
 
     def encode(self, decoded: Decoded, *, on_stage: Callable[[str], None] = lambda stage: None) -> Watched:
-        """The second half of `watch`: the tokens of what `decode` returned, stored in the feature cache if asked."""
+        """The second half of `watch`: the tokens of what `decode` returned, stored in the feature cache if asked.
+
+        It can be done once: of many frames, most are read only now, and dropped.
+
+        Raises:
+            VideoError: such a frame cannot be read.
+        """
         options, clip, found = decoded.options, decoded.clip, decoded.found
         if found is not None:
             took, warnings = (decoded.seconds, 0.0), self.backend.warnings

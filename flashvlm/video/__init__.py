@@ -269,7 +269,6 @@ def _at(source: Source, opened: _Opened, timestamps: Sequence[float]) -> Iterato
     Raises:
         VideoError: this one has no frames at these times.
     """
-    source.restart()
     reader = opened(source)
     chosen = [nearest(reader.starts, moment) for moment in timestamps]
     if any(abs(reader.starts[index] - at) > TIME_TOLERANCE for index, at in zip(chosen, timestamps, strict=True)):
