@@ -47,7 +47,8 @@ def draw_accuracy(table: dict[str, Any], path: Path) -> None:
 
 
 def draw_frames(table: dict[str, Any], path: Path) -> None:
-    """Draw the rows of `frames.summarise` against frames: one line for all tokens, and one per budget and selector."""
+    """Draw the rows of `frames.summarise` against tokens, each with its number of frames: one line for all tokens, and
+    one per budget and selector."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -57,12 +58,14 @@ def draw_frames(table: dict[str, Any], path: Path) -> None:
         name = "all tokens" if row["selector"] is None else f"{row['keep']} by {row['selector']}"
         lines.setdefault(name, []).append(row)
     for place, (name, rows) in enumerate(lines.items()):
-        style = {"color": "0.35", "linestyle": "--"} if rows[0]["selector"] is None else {}
+        style: dict[str, Any] = {"color": "0.35", "linestyle": "--"} if rows[0]["selector"] is None else {}
         shown = [100 * row["accuracy"] for row in rows]
-        axes.plot([row["looked_at"] for row in rows], shown, label=name, marker=MARKERS[place % len(MARKERS)], **style)
+        axes.plot([row["tokens"] for row in rows], shown, label=name, marker=MARKERS[place % len(MARKERS)], **style)
+        for row, right in zip(rows, shown, strict=True):
+            axes.annotate(f"{row['frames']}", (row["tokens"], right), (6, 0), textcoords="offset points", va="center")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda count, _: f"{count:g}")
-    axes.set_xlabel("frames")
+    axes.set_xlabel("visual tokens that the model gets, of so many frames as stand beside")
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:g} %")
     axes.set_ylabel("right answers")
     settings = table["settings"]
