@@ -1,4 +1,4 @@
-"""A model of lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval), for the field's public benchmarks at any budget:
+"""A model of lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval), for public benchmarks at any budget:
 `python -m lmms_eval --model flashvlm --model_args pretrained=qwen2-vl-2b,keep=10% --tasks videomme`.
 
 lmms-eval loads it with every model, so nothing heavy of ours is imported before this one is asked for.

@@ -1,6 +1,7 @@
 """The results of lmms-eval as a table in Markdown: `python -m flashvlm_cli.lmms_table FOLDER`, of its `--output_path`.
 
-Each score stands in the column of its budget, as lmms-eval gives it, and behind it the share of the unpruned score.
+Each score stands in the column of its budget, as lmms-eval gives it, and behind it the share of the same model's score
+with all tokens, which no selector changes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flashvlm.errors import UsageError, sentence_of
-from flashvlm.options import DEFAULT_KEEP, Keep
+from flashvlm.options import DEFAULT_KEEP, DEFAULT_SELECTOR, OPTIONS, TOKENS, Keep
 
 FILES = "*results.json"
 UNPRUNED = "100%"
@@ -22,8 +23,9 @@ UNPRUNED = "100%"
 class Row(NamedTuple):
     """What was measured alike but for the budget."""
 
-    # The arguments of the model, without `keep`.
+    # The arguments of the model, and those that say which tokens are kept but for how many.
     model: str
+    selector: str
     task: str
     metric: str
     documents: int
@@ -56,24 +58,35 @@ def _scores(content: dict) -> Iterator[tuple[Row, str, float]]:
         raise UsageError(f"these are results of {config['model']}, not of flashvlm.")
     arguments = dict(one.partition("=")[::2] for one in config["model_args"].split(",") if one)
     keep = str(Keep.parse(arguments.pop("keep", DEFAULT_KEEP)))
-    model = ",".join(f"{name}={value}" for name, value in sorted(arguments.items()))
+    arguments.setdefault("selector", DEFAULT_SELECTOR)
+    choosing = {name for name in arguments if name in OPTIONS and OPTIONS[name].stage == TOKENS}
+    model = ",".join(f"{name}={arguments[name]}" for name in sorted(arguments.keys() - choosing))
+    selector = ",".join(
+        [arguments["selector"], *(f"{name}={arguments[name]}" for name in sorted(choosing - {"selector"}))]
+    )
     for task, scores in content["results"].items():
         documents = content["n-samples"].get(task, {}).get("effective", 0)
         for name, score in scores.items():
             # `accuracy,none` is a metric with its filter, and `accuracy_stderr,none` its error.
             metric, comma, _ = name.partition(",")
             if comma and "_stderr" not in metric and isinstance(score, int | float):
-                yield Row(model, task, metric, documents), keep, score
+                yield Row(model, selector, task, metric, documents), keep, score
 
 
 def table(rows: dict[Row, dict[str, float]]) -> str:
     """The scores as a table in Markdown, the largest budget first."""
-    budgets = sorted({keep for scores in rows.values() for keep in scores}, key=_size, reverse=True)
-    lines = ["| model | task | metric | documents | " + " | ".join(budgets) + " |", "|---" * (4 + len(budgets)) + "|"]
+    budgets = sorted({keep for scores in rows.values() for keep in scores} - {UNPRUNED}, key=_size, reverse=True)
+    whole = {_unpruned(row): scores[UNPRUNED] for row, scores in rows.items() if UNPRUNED in scores}
+    lines = [[*Row._fields, UNPRUNED, *budgets], ["---"] * (len(Row._fields) + 1 + len(budgets))]
     for row, scores in sorted(rows.items()):
-        cells = [*map(str, row), *(_cell(scores, keep) for keep in budgets)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        before = whole.get(_unpruned(row))
+        cells = [_cell(scores.get(keep), before) for keep in budgets]
+        lines.append([*map(str, row), _cell(before, None), *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _unpruned(row: Row) -> Row:
+    return row._replace(selector="")
 
 
 def _size(budget: str) -> tuple[float, int, str]:
@@ -81,12 +94,10 @@ def _size(budget: str) -> tuple[float, int, str]:
     return float(keep.share or 0), keep.count or 0, budget
 
 
-def _cell(scores: dict[str, float], keep: str) -> str:
-    if keep not in scores:
+def _cell(score: float | None, whole: float | None) -> str:
+    if score is None:
         return ""
-    whole = scores.get(UNPRUNED)
-    retained = f" ({100 * scores[keep] / whole:.1f} %)" if whole and keep != UNPRUNED else ""
-    return f"{scores[keep]:.4g}{retained}"
+    return f"{score:.4g} ({100 * score / whole:.1f} %)" if whole else f"{score:.4g}"
 
 
 def main(arguments: list[str] | None = None) -> int:
