@@ -53,7 +53,7 @@ class Records(Journal):
         # A row may have options of its own; a record of an error shows none.
         shown = [name for name in here if name in there and not (name in OF_ROWS and name in columns)]
         what = difference({name: there[name] for name in shown}, {name: here[name] for name in shown})
-        return what or "the model, its weights, its dtype or an option is another"
+        return what or "the model, its weights, its dtype, an option or the server is another"
 
 
 def _flat(settings: Record) -> Record:
