@@ -33,6 +33,10 @@ CELLS_AT_ONCE = {True: 256, False: 8192}
 SQUARE = 7
 APART = 14.0
 
+# A moment is encoded in part if no more than this share of its cells changed, and after so many such moments whole.
+MOST_CHANGED = 0.5
+PARTS_IN_A_ROW = 8
+
 # The side of a small frame as a share of the full one's: a small frame takes a quarter of the time.
 SMALL = 0.5
 # The share of the moments that a second look encodes again. Of 117 needle questions (tuning clips), with a tenth of the
@@ -147,29 +151,32 @@ def encode(
     if (whole := backend.whole(frames, seconds_per_frame, shown, lasts)) is not None:
         return whole
     groups = _groups_of(frames, backend.frames_per_group)
-    sources = torch.tensor(repeats(groups)) if which == "changed" else torch.arange(len(groups))
-    own = [group for number, group in enumerate(groups) if sources[number] == number]
     cells = backend.cells((frames.shape[2], frames.shape[3]))
+    size = _small_size(frames, cells) if look == "twice" else (frames.shape[2], frames.shape[3])
+    grid = backend.cells(size)
+    sources, parts = torch.arange(len(groups)), [None for _ in groups]
+    if which == "changed":
+        # Where moments go through the encoder many at a time, it does not pay to encode parts of them one by one.
+        in_parts = backend.encodes_parts and backend.device.type == "cpu"
+        found, parts = repeats(groups, grid if in_parts else None)
+        sources = torch.tensor(found)
+    own = [group for number, group in enumerate(groups) if sources[number] == number]
     if look == "twice":
-        size = _small_size(frames, cells)
         own = [F.interpolate(group, size=size, mode="bicubic", antialias=True) for group in own]
-    grid = backend.cells((own[0].shape[2], own[0].shape[3]))
-    few = at_once(backend.device, grid[0] * grid[1])
-    parts = [_features(backend, own[start : start + few], grid) for start in range(0, len(own), few)]
-    planes = [part.planes for part in parts if part.planes is not None]
+    features = _encoded(backend, own, parts, grid)
     # Where each group's features are among the encoded ones.
     places = torch.searchsorted(torch.tensor([n for n in range(len(groups)) if sources[n] == n]), sources)
     places = places.to(backend.device)
     encoded = Encoded(
-        torch.cat([part.tokens for part in parts])[places].flatten(0, 1),
-        torch.cat([part.saliency for part in parts])[places].flatten(),
+        features.tokens[places].flatten(0, 1),
+        features.saliency[places].flatten(),
         (grid,) * len(groups),
         class_tokens=backend.class_tokens,
         seconds_per_group=seconds_per_frame * backend.frames_per_group,
         timestamps=shown,
         duration=lasts,
         sources=None if len(own) == len(groups) else sources,
-        planes=torch.cat(planes, dim=1)[:, places].flatten(1, 2) if planes else None,
+        planes=None if features.planes is None else features.planes[:, places].flatten(1, 2),
         fixed=backend.fixed_tokens(),
         kind=backend.part,
     )
@@ -221,8 +228,46 @@ def _groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
     return frames.split(size)
 
 
-def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int]) -> Features:
-    features = backend.features(torch.cat(list(groups)))
+def _encoded(
+    backend: Backend, groups: Sequence[Tensor], parts: Sequence[Tensor | None], grid: tuple[int, int]
+) -> Features:
+    """The features of G groups, of each all cells or only those of its part: the others are as in the group before."""
+    few, start = at_once(backend.device, grid[0] * grid[1]), 0
+    made: list[Features] = []
+    kept: list[Tensor] = []
+    while start < len(groups):
+        part = parts[start]
+        if part is None:
+            stop = next((n for n in range(start, len(groups)) if parts[n] is not None), len(groups))
+            goes_on = start + few >= stop < len(groups)
+            stop = min(stop, start + few)
+            made.append(_features(backend, groups[start:stop], grid, kept if goes_on else None))
+        else:
+            stop = start + 1
+            made.append(_put_in(made[-1], part, backend.kept_features(groups[start], kept, part)))
+        start = stop
+    planes = [one.planes for one in made if one.planes is not None]
+    return Features(
+        torch.cat([one.tokens for one in made]),
+        torch.cat([one.saliency for one in made]),
+        torch.cat(planes, dim=1) if planes else None,
+    )
+
+
+def _put_in(before: Features, part: Tensor, features: Features) -> Features:
+    """The last group of `before`, with the features of a part of its cells instead of its own."""
+    tokens, saliency = before.tokens[-1:].clone(), before.saliency[-1:].clone()
+    tokens[:, part], saliency[:, part] = features.tokens, features.saliency
+    if before.planes is None or features.planes is None:
+        return Features(tokens, saliency)
+    planes = before.planes[:, -1:].clone()
+    planes[:, :, part] = features.planes
+    return Features(tokens, saliency, planes)
+
+
+def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int], kept: list[Tensor] | None) -> Features:
+    frames = torch.cat(list(groups))
+    features = backend.features(frames) if kept is None else backend.kept_features(frames, kept)
     if not isinstance(features, Features):
         raise ValueError(f"{type(backend).__name__}.features must return Features, not {type(features).__name__}.")
     tokens, saliency, planes = features
@@ -236,26 +281,62 @@ def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int])
     return features
 
 
-def repeats(groups: Sequence[Tensor]) -> list[int]:
-    """For each group, the number of the first one that looks the same: its own, or that of an earlier one.
+def repeats(groups: Sequence[Tensor], grid: tuple[int, int] | None = None) -> tuple[list[int], list[Tensor | None]]:
+    """Which groups look like an earlier one, and what is new in the others.
 
-    Each is compared with all earlier ones that have their own tokens, so that slow change counts as soon as enough of
-    it has added up.
+    Each is compared with what the tokens of all earlier ones show, so that slow change counts as soon as enough of it
+    has added up.
 
     Args:
         groups: (f, 3, h, w) uint8 frames each.
+        grid: the rows and columns of cells, if groups can be encoded in part.
+
+    Returns:
+        For each group, the number of the first one that looks the same, its own or that of an earlier one. For each
+        that has its own, the (rows * columns,) bool cells to encode, None if all: the others look as in the one before.
     """
     own: list[tuple[int, Tensor]] = []
-    sources = []
+    sources: list[int] = []
+    parts: list[Tensor | None] = []
+    in_a_row = 0
     for number, group in enumerate(groups):
         means = F.avg_pool2d(group.float(), SQUARE, ceil_mode=True, count_include_pad=False)
         # The latest first: it is the most likely.
         alike = (earlier for earlier, seen in reversed(own) if (seen - means).abs().max() < APART)
         source = next(alike, number)
         if source == number:
+            part = None
+            if grid is not None and own and in_a_row < PARTS_IN_A_ROW:
+                changed, shown = _changed(own[-1][1], means, (group.shape[2], group.shape[3]), grid)
+                if changed.float().mean() <= MOST_CHANGED:
+                    part, means = changed, shown
+            in_a_row = 0 if part is None else in_a_row + 1
             own.append((number, means))
+            parts.append(part)
         sources.append(source)
-    return sources
+    return sources, parts
+
+
+def _changed(before: Tensor, means: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The (cells,) bool of a group that are not as `before`, or lie beside one; and the means once they are encoded.
+
+    What a cell's token says depends most on the cells beside it, so these are encoded again, too.
+
+    Args:
+        before, means: (f, 3, squares, squares) of frames of this `size`.
+        grid: the rows and columns of cells.
+    """
+    # The cell that the middle of each square lies in.
+    row, column = (
+        ((torch.arange(squares) + 0.5) * SQUARE / side * count).long().clamp(max=count - 1)
+        for squares, side, count in zip(means.shape[2:], size, grid, strict=True)
+    )
+    cell = row[:, None] * grid[1] + column
+    apart = ((before - means).abs() >= APART).flatten(0, 1).any(0)
+    cells = torch.zeros(grid[0] * grid[1]).index_fill_(0, cell[apart], 1).view(1, *grid)
+    beside = torch.maximum(F.max_pool2d(cells, (3, 1), 1, (1, 0)), F.max_pool2d(cells, (1, 3), 1, (0, 1)))
+    encoded = beside.flatten() > 0
+    return encoded, means.where(encoded[cell], before)
 
 
 def _small_size(frames: Tensor, cells: tuple[int, int]) -> tuple[int, int]:
