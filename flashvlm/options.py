@@ -463,7 +463,7 @@ class AskOptions:
     )
     encode: str = option(
         "changed",
-        "changed: a moment that looks like an earlier one reuses its tokens; all: every moment is encoded.",
+        "changed: what looks as before reuses its tokens, moments and parts of one; all: everything is encoded.",
         FRAMES,
         metavar="WHICH",
         **one_of(*ENCODES),
