@@ -1,9 +1,10 @@
 """Encode: frames or a still picture in, visual tokens out.
 
 Four things keep the vision encoder from work that it need not do. A moment that looks like an earlier one takes over
-its tokens, and one that looks like the moment before but for a part has only that part encoded (`repeats`). With `look="twice"`, every moment is encoded from small frames first, and `second_look` encodes
-again, at full size, the moments that matter for the question. And moments go through the encoder a few at a time, as
-many as the processor's cache holds.
+its tokens, and one that looks like the moment before but for a part has only that part encoded (`repeats`). With
+`look="twice"`, every moment is encoded from small frames first, and `second_look` encodes again, at full size, the
+moments that matter for the question. And moments go through the encoder a few at a time, as many as the processor's
+cache holds.
 """
 
 from __future__ import annotations
