@@ -1,16 +1,17 @@
 """Encode: frames or a still picture in, visual tokens out.
 
 Four things keep the vision encoder from work that it need not do. A moment that looks like an earlier one takes over
-its tokens, and one that looks like the moment before but for a part has only that part encoded (`repeats`). With
-`look="twice"`, every moment is encoded from small frames first, and `second_look` encodes again, at full size, the
-moments that matter for the question. And moments go through the encoder a few at a time, as many as the processor's
-cache holds.
+its tokens, and one in which a part changed has only that part encoded (`repeats`). With `look="twice"`, every moment is
+encoded from small frames first, and `second_look` encodes again, at full size, the moments that matter for the
+question. And moments go through the encoder a few at a time, as many as the processor's cache holds. Frames are asked
+for as they are needed, and dropped: memory holds their tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, repeat, tee
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -125,7 +126,7 @@ class Encoded:
 @torch.inference_mode()
 def encode(
     backend: Backend,
-    frames: Tensor,
+    frames: Tensor | Iterator[Tensor],
     *,
     which: str = "all",
     look: str = "once",
@@ -136,7 +137,8 @@ def encode(
     """Encode a video as visual tokens with their saliency.
 
     Args:
-        frames: (F, 3, h, w) uint8 frames of the backend's `frame_size`; the last one is repeated to fill its group.
+        frames: (F, 3, h, w) uint8 frames of the backend's `frame_size`, or an iterator of them; the last one is
+            repeated to fill its group.
         which: `all` groups are encoded, or those that `changed`; the others take over an earlier group's tokens.
         look: `once`, or `twice`: from small frames, but on the grid of the full ones, for a `second_look`.
         seconds_per_frame: how long each frame stands for.
@@ -146,43 +148,36 @@ def encode(
     Raises:
         UsageError: a second look is asked for, and the model cannot look twice.
         ValueError: the family's `features` do not fit its grid.
+        VideoError: the iterator could not read a frame.
     """
     check_look(backend, look)
-    count = len(frames)
-    shown = tuple(timestamps or (number * seconds_per_frame for number in range(count)))
-    lasts = count * seconds_per_frame if duration is None else duration
+    if timestamps is None:
+        frames = together(frames)
+        timestamps = [number * seconds_per_frame for number in range(len(frames))]
+    shown = tuple(timestamps)
+    lasts = len(shown) * seconds_per_frame if duration is None else duration
     if (whole := backend.whole(frames, seconds_per_frame, shown, lasts)) is not None:
         return whole
-    groups = _groups_of(frames, backend.frames_per_group)
-    cells = backend.cells((frames.shape[2], frames.shape[3]))
-    size = _small_size(frames, cells) if look == "twice" else (frames.shape[2], frames.shape[3])
-    grid = backend.cells(size)
-    sources, parts = torch.arange(len(groups)), [None for _ in groups]
-    if which == "changed":
-        # Elsewhere many moments go through the encoder together, as parts, which build on each other, cannot.
-        in_parts = backend.encodes_parts and backend.device.type == "cpu"
-        found, parts = repeats(groups, grid if in_parts else None)
-        sources = torch.tensor(found)
-    own = [group for number, group in enumerate(groups) if sources[number] == number]
-    if look == "twice":
-        own = [F.interpolate(group, size=size, mode="bicubic", antialias=True) for group in own]
-    features = _encoded(backend, own, parts, grid)
-    # Where each group's features are among the encoded ones.
-    places = sources.unique(return_inverse=True)[1].to(backend.device)
+    features, sources, grid, cells = _by_groups(backend, frames, which, look)
     encoded = Encoded(
-        features.tokens[places].flatten(0, 1),
-        features.saliency[places].flatten(),
-        (grid,) * len(groups),
+        features.tokens.flatten(0, 1),
+        features.saliency.flatten(),
+        (grid,) * len(sources),
         class_tokens=backend.class_tokens,
         seconds_per_group=seconds_per_frame * backend.frames_per_group,
         timestamps=shown,
         duration=lasts,
-        sources=None if len(own) == len(groups) else sources,
-        planes=None if features.planes is None else features.planes[:, places].flatten(1, 2),
+        sources=None if _own(sources).all() else sources,
+        planes=None if features.planes is None else features.planes.flatten(1, 2),
         fixed=backend.fixed_tokens(),
         kind=backend.part,
     )
     return _on_grid(encoded, *cells) if look == "twice" else encoded
+
+
+def together(frames: Tensor | Iterator[Tensor]) -> Tensor:
+    """(F, 3, h, w) frames, whether they come one by one or not."""
+    return frames if isinstance(frames, Tensor) else torch.stack(list(frames))
 
 
 def at_once(device: torch.device, cells: int) -> int:
@@ -222,36 +217,51 @@ def as_picture(tiles: Encoded, rows: int, columns: int) -> Encoded:
     )
 
 
-def _groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Frames (F, ...) as temporal groups (size, ...)."""
-    missing = -len(frames) % size
-    if missing:
-        frames = torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])])
-    return frames.split(size)
-
-
-def _encoded(
-    backend: Backend, groups: Sequence[Tensor], parts: Sequence[Tensor | None], grid: tuple[int, int]
-) -> Features:
-    """The features of G groups, of each all cells or only those of its part: the others are as in the group before."""
-    few, start = at_once(backend.device, grid[0] * grid[1]), 0
-    made: list[Features] = []
-    kept: list[Tensor] | None = [] if any(part is not None for part in parts) else None
-    while start < len(groups):
-        part, stop = parts[start], start + 1
+def _by_groups(
+    backend: Backend, frames: Iterable[Tensor], which: str, look: str
+) -> tuple[Features, Tensor, tuple[int, int], tuple[int, int]]:
+    """The features of all groups, the group that each takes them from, (groups,) int64, the grid of cells that was
+    encoded, and that of the frames, which is larger if the first look is at small ones."""
+    waiting: list[Tensor] = []
+    parts: list[Features] = []
+    sources: list[int] = []
+    groups, compared = tee(_groups_of(frames, backend.frames_per_group))
+    # Elsewhere many moments go through the encoder together, as parts, which build on each other, cannot.
+    in_part = which == "changed" and look == "once" and backend.encodes_parts and backend.device.type == "cpu"
+    kept: list[Tensor] | None = [] if in_part else None
+    found = repeats(compared, backend.cells if in_part else None) if which == "changed" else zip(count(), repeat(None))
+    for group, (source, part) in zip(groups, found, strict=False):
+        if not sources:
+            size = (group.shape[2], group.shape[3])
+            grid = cells = backend.cells(size)
+            if look == "twice":
+                size = _small_size(group, cells)
+                grid = backend.cells(size)
+            few = at_once(backend.device, grid[0] * grid[1])
+        if waiting and (part is not None or len(waiting) == few):
+            parts.append(_features(backend, waiting, grid, kept))
+            waiting = []
         if part is not None and kept is not None:
-            made.append(_put_in(made[-1], part, backend.kept_features(groups[start], kept, part)))
-        else:
-            while stop < min(start + few, len(groups)) and parts[stop] is None:
-                stop += 1
-            made.append(_features(backend, groups[start:stop], grid, kept))
-        start = stop
-    planes = [one.planes for one in made if one.planes is not None]
-    return Features(
-        torch.cat([one.tokens for one in made]),
-        torch.cat([one.saliency for one in made]),
-        torch.cat(planes, dim=1) if planes else None,
-    )
+            parts.append(_put_in(parts[-1], part, backend.kept_features(group, kept, part)))
+        elif source == len(sources):
+            small = look == "twice"
+            waiting.append(F.interpolate(group, size=size, mode="bicubic", antialias=True) if small else group)
+        sources.append(source)
+    if waiting:
+        parts.append(_features(backend, waiting, grid, kept))
+    return _joined(parts, torch.tensor(sources)), torch.tensor(sources), grid, cells
+
+
+def _groups_of(frames: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Frames (3, h, w) as temporal groups (size, 3, h, w)."""
+    group: list[Tensor] = []
+    for frame in frames:
+        group.append(frame)
+        if len(group) == size:
+            yield torch.stack(group)
+            group = []
+    if group:
+        yield torch.stack(group + [group[-1]] * (size - len(group)))
 
 
 def _put_in(before: Features, part: Tensor, features: Features) -> Features:
@@ -281,40 +291,59 @@ def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int],
     return features
 
 
-def repeats(groups: Sequence[Tensor], grid: tuple[int, int] | None = None) -> tuple[list[int], list[Tensor | None]]:
-    """Which groups look like an earlier one, and what is new in the others.
+def _joined(parts: list[Features], sources: Tensor) -> Features:
+    """The features of all groups, from those of the groups that have their own, in pieces, which are used up.
 
-    Each is compared with what the tokens of all earlier ones show, so that slow change counts as soon as enough of it
-    has added up.
+    Args:
+        sources: (groups,) int64, the group that each takes its features from.
+    """
+    own = _own(sources)
+    # Where each group's features are among those of the groups that have their own.
+    places = (own.cumsum(0) - 1)[sources].to(parts[0].tokens.device)
+    tokens, saliency = torch.cat([part.tokens for part in parts]), torch.cat([part.saliency for part in parts])
+    planes = [part.planes for part in parts if part.planes is not None]
+    parts.clear()
+    further = torch.cat(planes, dim=1) if planes else None
+    if own.all():
+        return Features(tokens, saliency, further)
+    return Features(tokens[places], saliency[places], None if further is None else further[:, places])
+
+
+def _own(sources: Tensor) -> Tensor:
+    """Which groups (groups,) bool have features of their own."""
+    return sources == torch.arange(len(sources))
+
+
+def repeats(
+    groups: Iterable[Tensor], cells: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+) -> Iterator[tuple[int, Tensor | None]]:
+    """For each group, the number of the first one that looks the same, its own or that of an earlier one, and its part.
+
+    A group with its own number is encoded, all of it or a part: (cells,) bool. The other cells look as in the one that
+    was encoded before. Each group is compared with what the tokens of all earlier ones show, so that slow change counts
+    as soon as enough of it has added up.
 
     Args:
         groups: (f, 3, h, w) uint8 frames each.
-        grid: the rows and columns of cells, if groups can be encoded in part.
-
-    Returns:
-        For each group, the number of the first one that looks the same, its own or that of an earlier one. For each
-        that has its own, the (rows * columns,) bool cells to encode, None if all: the others look as in the one before.
+        cells: gives the rows and columns of cells of a frame of (h, w), if groups can be encoded in part.
     """
     own: list[tuple[int, Tensor]] = []
-    sources: list[int] = []
-    parts: list[Tensor | None] = []
     in_a_row = 0
     for number, group in enumerate(groups):
         means = F.avg_pool2d(group.float(), SQUARE, ceil_mode=True, count_include_pad=False)
         # The latest first: it is the most likely.
         alike = (earlier for earlier, seen in reversed(own) if (seen - means).abs().max() < APART)
         source = next(alike, number)
+        part = None
         if source == number:
-            part = None
-            if grid is not None and own and in_a_row < PARTS_IN_A_ROW:
-                changed, shown = _changed(own[-1][1], means, (group.shape[2], group.shape[3]), grid)
+            if cells is not None and own and in_a_row < PARTS_IN_A_ROW:
+                size = (group.shape[2], group.shape[3])
+                changed, shown = _changed(own[-1][1], means, size, cells(size))
                 if changed.float().mean() <= MOST_CHANGED:
                     part, means = changed, shown
             in_a_row = 0 if part is None else in_a_row + 1
             own.append((number, means))
-            parts.append(part)
-        sources.append(source)
-    return sources, parts
+        yield source, part
 
 
 def _changed(before: Tensor, means: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -380,7 +409,7 @@ def second_look(backend: Backend, encoded: Encoded, frames: Tensor, scores: Tens
     """
     groups = encoded.groups
     sources = torch.arange(groups) if encoded.sources is None else encoded.sources
-    own = sources == torch.arange(groups)
+    own = _own(sources)
     best = scores.view(groups, -1).amax(1).cpu()
     best[sources[[0, -1]]] = torch.inf
     best[~own] = -torch.inf

@@ -162,7 +162,7 @@ def test_rounds_are_medians_and_warm_up_is_thrown_away(tmp_path: Path) -> None:
 
 
 def sources(frames: torch.Tensor, size: int) -> torch.Tensor:
-    return torch.tensor(repeats(frames.split(size))[0])
+    return torch.tensor([source for source, _ in repeats(frames.split(size))])
 
 
 def shown(count: int, side: int = 224) -> torch.Tensor:
@@ -181,6 +181,27 @@ def test_a_moment_that_looks_like_an_earlier_one_has_its_tokens(family: str, tmp
     assert changed.sources.tolist() == [0, 0, 2, 0, 2, 0] and every.sources is None
     torch.testing.assert_close(changed.tokens, every.tokens, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(changed.saliency, every.saliency, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("which", ENCODES)
+def test_tokens_are_the_same_if_frames_come_one_by_one(
+    demo: VideoQA, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    clip = Path(__file__).parent.parent / "samples" / "sequence.mp4"
+    options = AskOptions(sampling=Sampling(frames=23), encode=which)
+    at_once = demo.watch(clip, options)
+    # Less than a single frame.
+    monkeypatch.setattr("flashvlm.video.AHEAD", 1)
+    one_by_one = demo.decode(clip, options)
+    assert not isinstance(one_by_one.clip.frames, torch.Tensor)
+    seen = demo.encode(one_by_one)
+    assert seen.decode_seconds > one_by_one.seconds
+    assert torch.equal(seen.encoded.tokens, at_once.encoded.tokens)
+    assert torch.equal(seen.encoded.saliency, at_once.encoded.saliency)
+    assert seen.encoded.timestamps == at_once.encoded.timestamps
+    twice = demo.watch(clip, options, look="twice")
+    monkeypatch.undo()
+    assert torch.equal(twice.frames, demo.watch(clip, options, look="twice").frames)
 
 
 def test_noise_of_a_codec_or_a_camera_is_no_change() -> None:
@@ -226,18 +247,19 @@ def around(cells: int, *corners: int) -> torch.Tensor:
 
 
 def test_what_changes_is_where_a_thing_was_and_is_and_what_lies_next_to_it() -> None:
-    found, parts = repeats(still_camera(448, 16, None, 3, 8, None, 8).split(2), (16, 16))
-    assert found == [0, 1, 2, 0, 2] and parts[0] is None
+    found = repeats(still_camera(448, 16, None, 3, 8, None, 8).split(2), lambda size: (16, 16))
+    numbers, parts = zip(*found, strict=True)
+    assert numbers == (0, 1, 2, 0, 2) and parts[0] is None
     assert torch.equal(parts[1], around(16, 3)) and torch.equal(parts[2], around(16, 3, 8))
 
 
 def test_after_a_cut_and_after_some_parts_a_moment_is_encoded_whole() -> None:
     cut = torch.cat([still_camera(224, 8, 1, 3), noise(2, 224, 224)])
-    assert [part is None for part in repeats(cut.split(2), (8, 8))[1]] == [True, False, True]
+    assert [part is None for _, part in repeats(cut.split(2), lambda size: (8, 8))] == [True, False, True]
     slides = [frames.clone() for frames in still_camera(224, 8, *[2] * 12).split(2)]
     for number, frames in enumerate(slides):
         frames[:, :, :28, :28] = 20 * number
-    whole = [number for number, part in enumerate(repeats(slides, (8, 8))[1]) if part is None]
+    whole = [number for number, (_, part) in enumerate(repeats(slides, lambda size: (8, 8))) if part is None]
     assert whole == [0, PARTS_IN_A_ROW + 1]
 
 
@@ -246,7 +268,7 @@ def test_only_the_cells_that_changed_are_encoded(family: str, tmp_path: Path) ->
     backend = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype="float32").backend
     frames = still_camera(8 * backend.side, 8, None, 1, 4)
     every, changed = (encode(backend, frames, which=which) for which in ("all", "changed"))
-    _, parts = repeats(frames.split(2), (8, 8))
+    _, parts = zip(*repeats(frames.split(2), backend.cells), strict=True)
     assert parts[0] is None and changed.sources is None
     for number, part in enumerate(parts[1:], start=1):
         for name, axis in (("tokens", 0), ("saliency", 0), ("planes", 1)):
