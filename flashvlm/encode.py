@@ -36,8 +36,7 @@ SQUARE = 7
 APART = 14.0
 
 # A moment is encoded in part if that means no more than this share of its cells, and after so many such moments whole.
-# On 25 tuning clips the cosine of the tokens to those of whole moments is then 0.9998 (99 % are above 0.997). Without
-# the cells beside those that changed, it is 0.988 (99 % are above 0.53).
+# The cosine of the tokens to those of whole moments is then 0.9997 (docs/results.md, "Encoded in part").
 MOST_CHANGED = 0.5
 PARTS_IN_A_ROW = 8
 
@@ -227,9 +226,9 @@ def _by_groups(
     sources: list[int] = []
     groups, compared = tee(_groups_of(frames, backend.frames_per_group))
     # Elsewhere many moments go through the encoder together, as parts, which build on each other, cannot.
-    in_part = which == "changed" and look == "once" and backend.encodes_parts and backend.device.type == "cpu"
+    in_part = which == "cells" and look == "once" and backend.encodes_parts and backend.device.type == "cpu"
     kept: list[Tensor] | None = [] if in_part else None
-    found = repeats(compared, backend.cells if in_part else None) if which == "changed" else zip(count(), repeat(None))
+    found = repeats(compared, backend.cells if in_part else None) if which != "all" else zip(count(), repeat(None))
     for group, (source, part) in zip(groups, found, strict=False):
         if not sources:
             size = (group.shape[2], group.shape[3])
@@ -265,14 +264,14 @@ def _groups_of(frames: Iterable[Tensor], size: int) -> Iterator[Tensor]:
 
 
 def _put_in(before: Features, part: Tensor, features: Features) -> Features:
-    """The last group of `before`, with the features of a part of its cells instead of its own."""
-    tokens, saliency = before.tokens[-1:].clone(), before.saliency[-1:].clone()
-    tokens[:, part], saliency[:, part] = features.tokens, features.saliency
+    """The last group of `before`, with the tokens of a part of its cells instead of its own, and its saliency now."""
+    tokens = before.tokens[-1:].clone()
+    tokens[:, part] = features.tokens
     if before.planes is None or features.planes is None:
-        return Features(tokens, saliency)
+        return Features(tokens, features.saliency)
     planes = before.planes[:, -1:].clone()
     planes[:, :, part] = features.planes
-    return Features(tokens, saliency, planes)
+    return Features(tokens, features.saliency, planes)
 
 
 def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int], kept: list[Tensor] | None) -> Features:

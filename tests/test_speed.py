@@ -267,11 +267,11 @@ def test_after_a_cut_and_after_some_parts_a_moment_is_encoded_whole() -> None:
 def test_only_the_cells_that_changed_are_encoded(family: str, tmp_path: Path) -> None:
     backend = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype="float32").backend
     frames = still_camera(8 * backend.side, 8, None, 1, 4)
-    every, changed = (encode(backend, frames, which=which) for which in ("all", "changed"))
+    every, changed = (encode(backend, frames, which=which) for which in ("all", "cells"))
     _, parts = zip(*repeats(frames.split(2), backend.cells), strict=True)
     assert parts[0] is None and changed.sources is None
     for number, part in enumerate(parts[1:], start=1):
-        for name, axis in (("tokens", 0), ("saliency", 0), ("planes", 1)):
+        for name, axis in (("tokens", 0), ("planes", 1)):
             if getattr(every, name) is None:
                 continue
             ours, theirs = (getattr(one, name).unflatten(axis, (3, 64)).movedim(axis, 0) for one in (changed, every))
@@ -280,6 +280,9 @@ def test_only_the_cells_that_changed_are_encoded(family: str, tmp_path: Path) ->
             # The others are the same to the last bit, and these much as in the whole moment.
             assert torch.equal(now[~part], before[~part])
             assert (now - whole)[part].norm() < 0.2 * (before - whole)[part].norm()
+    # What a moment's cells receive of attention adds up to what it would.
+    sums = [one.saliency.view(3, 64).sum(1) for one in (changed, every)]
+    torch.testing.assert_close(*sums, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
@@ -322,8 +325,8 @@ def test_a_clip_in_which_nothing_happens_is_encoded_once_and_says_so(tmp_path: P
     assert "1 encoded, 5 like an earlier one" in said.stderr
 
 
-def test_which_moments_are_encoded_is_one_of_two() -> None:
-    with pytest.raises(UsageError, match="`encode` is one of changed, all, not 'some'"):
+def test_which_moments_are_encoded_is_one_of_three() -> None:
+    with pytest.raises(UsageError, match="`encode` is one of changed, cells, all, not 'some'"):
         AskOptions(encode="some")
     with pytest.raises(UsageError, match="`seek` is one of fast, exact, not 'slow'"):
         AskOptions(seek="slow")
@@ -331,7 +334,7 @@ def test_which_moments_are_encoded_is_one_of_two() -> None:
 
 def test_a_small_frame_has_as_much_saliency_as_a_full_one(demo: VideoQA) -> None:
     clip = Path(__file__).parent.parent / "samples" / "sequence.mp4"
-    once, twice = (demo.watch(clip, AskOptions(look=look, encode="all")).encoded for look in ("once", "twice"))
+    once, twice = (demo.watch(clip, AskOptions(look=look)).encoded for look in ("once", "twice"))
     sums = [seen.saliency.view(seen.groups, -1).sum(1) for seen in (once, twice)]
     assert torch.allclose(sums[0], sums[1], rtol=0.02)
 

@@ -176,8 +176,8 @@ class Backend(ABC):
 
         Args:
             kept: where it is kept, for groups of one size. Empty at first.
-            changed: (n,) bool, cells of a single group: only these are encoded and returned. The others are taken for
-                what they were in the last group.
+            changed: (n,) bool, cells of a single group: only these are encoded, and their tokens returned, with the
+                saliency of all. The others are taken for what they were in the last group.
         """
         raise NotImplementedError
 

@@ -103,9 +103,9 @@ def forward(
         changed: (P / merge**2,) bool, the tokens that go through; None is all.
 
     Returns:
-        The merged tokens (G, P / merge**2, D), or those that changed. Their saliency is how much attention each
-        received from the others of its group (or of its window, if the last block has windows), averaged over heads and
-        the token's patches.
+        The merged tokens (G, P / merge**2, D), or those that changed; and the saliency of all, which is how much
+        attention each received from the others of its group (or of its window, if the last block has windows), averaged
+        over heads and the token's patches.
     """
     merge = visual.spatial_merge_size**2
     places = None if changed is None else changed.repeat_interleave(merge)[layout.order].nonzero().squeeze(1)
@@ -141,8 +141,7 @@ def forward(
             some += block.mlp(block.norm2(some))
         if number in mergers:
             planes.append(merged(mergers[number]))
-    received = received if places is None else received[:, places]
-    saliency = received[:, back].view(groups, -1, merge).mean(dim=2)
+    saliency = received[:, layout.order.to(patches.device).argsort()].view(groups, -1, merge).mean(dim=2)
     return Features(merged(visual.merger), saliency, torch.stack(planes) if planes else None)
 
 
