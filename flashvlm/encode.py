@@ -1,16 +1,17 @@
 """Encode: frames or a still picture in, visual tokens out.
 
-Three things keep the vision encoder from work that it need not do. A moment that looks like an earlier one takes over
-its tokens (`repeats`). With `look="twice"`, every moment is encoded from small frames first, and `second_look` encodes
-again, at full size, the moments that matter for the question. And moments go through the encoder a few at a time, as
-many as the processor's cache holds. Frames are asked for as they are needed, and dropped: memory holds their tokens.
+Four things keep the vision encoder from work that it need not do. A moment that looks like an earlier one takes over
+its tokens, and one in which a part changed has only that part encoded (`repeats`). With `look="twice"`, every moment is
+encoded from small frames first, and `second_look` encodes again, at full size, the moments that matter for the
+question. And moments go through the encoder a few at a time, as many as the processor's cache holds. Frames are asked
+for as they are needed, and dropped: memory holds their tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, tee
+from itertools import count, repeat, tee
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -33,6 +34,11 @@ CELLS_AT_ONCE = {True: 256, False: 8192}
 # most 10.1; where one object moves, one moment differed by at least 38.7 from the next.
 SQUARE = 7
 APART = 14.0
+
+# A moment is encoded in part if that means no more than this share of its cells, and after so many such moments whole.
+# The cosine of the tokens to those of whole moments is then 0.9997 (docs/results.md, "Encoded in part").
+MOST_CHANGED = 0.5
+PARTS_IN_A_ROW = 8
 
 # The side of a small frame as a share of the full one's: a small frame takes a quarter of the time.
 SMALL = 0.5
@@ -219,7 +225,11 @@ def _by_groups(
     parts: list[Features] = []
     sources: list[int] = []
     groups, compared = tee(_groups_of(frames, backend.frames_per_group))
-    for group, source in zip(groups, repeats(compared) if which == "changed" else count(), strict=False):
+    # Elsewhere many moments go through the encoder together, as parts, which build on each other, cannot.
+    in_part = which == "cells" and look == "once" and backend.encodes_parts and backend.device.type == "cpu"
+    kept: list[Tensor] | None = [] if in_part else None
+    found = repeats(compared, backend.cells if in_part else None) if which != "all" else zip(count(), repeat(None))
+    for group, (source, part) in zip(groups, found, strict=False):
         if not sources:
             size = (group.shape[2], group.shape[3])
             grid = cells = backend.cells(size)
@@ -227,15 +237,17 @@ def _by_groups(
                 size = _small_size(group, cells)
                 grid = backend.cells(size)
             few = at_once(backend.device, grid[0] * grid[1])
-        if source == len(sources):
+        if waiting and (part is not None or len(waiting) == few):
+            parts.append(_features(backend, waiting, grid, kept))
+            waiting = []
+        if part is not None and kept is not None:
+            parts.append(_put_in(parts[-1], part, backend.kept_features(group, kept, part)))
+        elif source == len(sources):
             small = look == "twice"
             waiting.append(F.interpolate(group, size=size, mode="bicubic", antialias=True) if small else group)
         sources.append(source)
-        if len(waiting) == few:
-            parts.append(_features(backend, waiting, grid))
-            waiting = []
     if waiting:
-        parts.append(_features(backend, waiting, grid))
+        parts.append(_features(backend, waiting, grid, kept))
     return _joined(parts, torch.tensor(sources)), torch.tensor(sources), grid, cells
 
 
@@ -251,8 +263,20 @@ def _groups_of(frames: Iterable[Tensor], size: int) -> Iterator[Tensor]:
         yield torch.stack(group + [group[-1]] * (size - len(group)))
 
 
-def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int]) -> Features:
-    features = backend.features(torch.cat(list(groups)))
+def _put_in(before: Features, part: Tensor, features: Features) -> Features:
+    """The last group of `before`, with the tokens of a part of its cells instead of its own, and its saliency now."""
+    tokens = before.tokens[-1:].clone()
+    tokens[:, part] = features.tokens
+    if before.planes is None or features.planes is None:
+        return Features(tokens, features.saliency)
+    planes = before.planes[:, -1:].clone()
+    planes[:, :, part] = features.planes
+    return Features(tokens, features.saliency, planes)
+
+
+def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int], kept: list[Tensor] | None) -> Features:
+    frames = torch.cat(list(groups))
+    features = backend.features(frames) if kept is None else backend.kept_features(frames, kept)
     if not isinstance(features, Features):
         raise ValueError(f"{type(backend).__name__}.features must return Features, not {type(features).__name__}.")
     tokens, saliency, planes = features
@@ -289,24 +313,58 @@ def _own(sources: Tensor) -> Tensor:
     return sources == torch.arange(len(sources))
 
 
-def repeats(groups: Iterable[Tensor]) -> Iterator[int]:
-    """For each group, the number of the first one that looks the same: its own, or that of an earlier one.
+def repeats(
+    groups: Iterable[Tensor], cells: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+) -> Iterator[tuple[int, Tensor | None]]:
+    """For each group, the number of the first one that looks the same, its own or that of an earlier one, and its part.
 
-    Each is compared with all earlier ones that have their own tokens, so that slow change counts as soon as enough of
-    it has added up.
+    A group with its own number is encoded, all of it or a part: (cells,) bool. The other cells look as in the one that
+    was encoded before. Each group is compared with what the tokens of all earlier ones show, so that slow change counts
+    as soon as enough of it has added up.
 
     Args:
         groups: (f, 3, h, w) uint8 frames each.
+        cells: gives the rows and columns of cells of a frame of (h, w), if groups can be encoded in part.
     """
     own: list[tuple[int, Tensor]] = []
+    in_a_row = 0
     for number, group in enumerate(groups):
         means = F.avg_pool2d(group.float(), SQUARE, ceil_mode=True, count_include_pad=False)
         # The latest first: it is the most likely.
         alike = (earlier for earlier, seen in reversed(own) if (seen - means).abs().max() < APART)
         source = next(alike, number)
+        part = None
         if source == number:
+            if cells is not None and own and in_a_row < PARTS_IN_A_ROW:
+                size = (group.shape[2], group.shape[3])
+                changed, shown = _changed(own[-1][1], means, size, cells(size))
+                if changed.float().mean() <= MOST_CHANGED:
+                    part, means = changed, shown
+            in_a_row = 0 if part is None else in_a_row + 1
             own.append((number, means))
-        yield source
+        yield source, part
+
+
+def _changed(before: Tensor, means: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The (cells,) bool of a group that are not as `before`, or lie beside one; and the means once they are encoded.
+
+    What a cell's token says depends most on the cells beside it, so these are encoded again, too.
+
+    Args:
+        before, means: (f, 3, squares, squares) of frames of this `size`.
+        grid: the rows and columns of cells.
+    """
+    # The cell that the middle of each square lies in.
+    row, column = (
+        ((torch.arange(squares) + 0.5) * SQUARE / side * count).long().clamp(max=count - 1)
+        for squares, side, count in zip(means.shape[2:], size, grid, strict=True)
+    )
+    cell = row[:, None] * grid[1] + column
+    apart = ((before - means).abs() >= APART).flatten(0, 1).any(0)
+    cells = torch.zeros(grid[0] * grid[1]).index_fill_(0, cell[apart], 1).view(1, *grid)
+    beside = torch.maximum(F.max_pool2d(cells, (3, 1), 1, (1, 0)), F.max_pool2d(cells, (1, 3), 1, (0, 1)))
+    encoded = beside.flatten() > 0
+    return encoded, means.where(encoded[cell], before)
 
 
 def _small_size(frames: Tensor, cells: tuple[int, int]) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from flashvlm.selection import BY_CONTENT, METRICS, SELECTORS, Selector, name_of
 
 DEFAULT_KEEP = "10%"
 DEFAULT_SELECTOR = BY_CONTENT
-ENCODES = ("changed", "all")
+ENCODES = ("changed", "cells", "all")
 SEEKS = ("fast", "exact")
 LOOKS = ("once", "twice")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -463,7 +463,8 @@ class AskOptions:
     )
     encode: str = option(
         "changed",
-        "changed: a moment that looks like an earlier one reuses its tokens; all: every moment is encoded.",
+        "changed: a moment that looks like an earlier one reuses its tokens; cells: so do the cells of a moment that look "
+        "as before; all: every moment is encoded.",
         FRAMES,
         metavar="WHICH",
         **one_of(*ENCODES),

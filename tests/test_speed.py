@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import FAMILIES, noise, tiny_video_llava
+from checkpoints import FAMILIES, noise, tiny_qwen2_5_vl, tiny_video_llava
 from typer.testing import CliRunner, Result
 
 from flashvlm import VideoQA
 from flashvlm.bench.footage import Footage, film, pictures
 from flashvlm.bench.speed import Settings, SpeedRun, their_encoding
-from flashvlm.encode import encode, repeats
+from flashvlm.encode import PARTS_IN_A_ROW, encode, repeats
 from flashvlm.errors import UsageError
 from flashvlm.options import ENCODES, LOOKS, AskOptions, Sampling
 from flashvlm.pipeline import Decoded
@@ -162,7 +162,7 @@ def test_rounds_are_medians_and_warm_up_is_thrown_away(tmp_path: Path) -> None:
 
 
 def sources(frames: torch.Tensor, size: int) -> torch.Tensor:
-    return torch.tensor(list(repeats(frames.split(size))))
+    return torch.tensor([source for source, _ in repeats(frames.split(size))])
 
 
 def shown(count: int, side: int = 224) -> torch.Tensor:
@@ -225,6 +225,96 @@ def test_what_changes_slowly_is_a_change_in_the_end() -> None:
     assert found == [0, 0, 0, 0, 4, 4, 4, 4]
 
 
+def still_camera(side: int, cells: int, *corners: int | None) -> torch.Tensor:
+    """Two frames for each corner of the same picture of cells x cells, on which a thing of 2 x 2 cells covers the cells
+    from (corner, corner) on."""
+    cell = side // cells
+    frames = shown(2 * len(corners), side) // 4 + 96
+    for number, corner in enumerate(corners):
+        if corner is not None:
+            place = slice(corner * cell, (corner + 2) * cell)
+            frames[2 * number : 2 * number + 2, :, place, place] = noise(1, 2 * cell, 2 * cell)
+    return frames
+
+
+def around(cells: int, *corners: int) -> torch.Tensor:
+    """(cells * cells,) bool: where the thing of `still_camera` is with these corners, and the cells beside it."""
+    found = torch.zeros(cells, cells, dtype=torch.bool)
+    for corner in corners:
+        there, beside = slice(corner, corner + 2), slice(corner - 1, corner + 3)
+        found[there, beside] = found[beside, there] = True
+    return found.flatten()
+
+
+def test_what_changes_is_where_a_thing_was_and_is_and_what_lies_next_to_it() -> None:
+    found = repeats(still_camera(448, 16, None, 3, 8, None, 8).split(2), lambda size: (16, 16))
+    numbers, parts = zip(*found, strict=True)
+    assert numbers == (0, 1, 2, 0, 2) and parts[0] is None
+    assert torch.equal(parts[1], around(16, 3)) and torch.equal(parts[2], around(16, 3, 8))
+
+
+def test_after_a_cut_and_after_some_parts_a_moment_is_encoded_whole() -> None:
+    cut = torch.cat([still_camera(224, 8, 1, 3), noise(2, 224, 224)])
+    assert [part is None for _, part in repeats(cut.split(2), lambda size: (8, 8))] == [True, False, True]
+    slides = [frames.clone() for frames in still_camera(224, 8, *[2] * 12).split(2)]
+    for number, frames in enumerate(slides):
+        frames[:, :, :28, :28] = 20 * number
+    whole = [number for number, (_, part) in enumerate(repeats(slides, lambda size: (8, 8))) if part is None]
+    assert whole == [0, PARTS_IN_A_ROW + 1]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_only_the_cells_that_changed_are_encoded(family: str, tmp_path: Path) -> None:
+    backend = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype="float32").backend
+    frames = still_camera(8 * backend.side, 8, None, 1, 4)
+    every, changed = (encode(backend, frames, which=which) for which in ("all", "cells"))
+    _, parts = zip(*repeats(frames.split(2), backend.cells), strict=True)
+    assert parts[0] is None and changed.sources is None
+    for number, part in enumerate(parts[1:], start=1):
+        for name, axis in (("tokens", 0), ("planes", 1)):
+            if getattr(every, name) is None:
+                continue
+            ours, theirs = (getattr(one, name).unflatten(axis, (3, 64)).movedim(axis, 0) for one in (changed, every))
+            before, now = (ours[place].movedim(axis, 0) for place in (number - 1, number))
+            whole = theirs[number].movedim(axis, 0)
+            # The others are the same to the last bit, and these much as in the whole moment.
+            assert torch.equal(now[~part], before[~part])
+            assert (now - whole)[part].norm() < 0.2 * (before - whole)[part].norm()
+    # What a moment's cells receive of attention adds up to what it would.
+    sums = [one.saliency.view(3, 64).sum(1) for one in (changed, every)]
+    torch.testing.assert_close(*sums, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_moment_of_which_all_cells_changed_is_encoded_as_ever(family: str, tmp_path: Path) -> None:
+    backend = VideoQA.from_pretrained(FAMILIES[family](tmp_path), device="cpu", dtype="float32").backend
+    one, other = noise(4, 5 * backend.side, 6 * backend.side).split(2)
+    kept: list[torch.Tensor] = []
+    with torch.inference_mode():
+        backend.kept_features(one, kept)
+        again = backend.kept_features(other, kept, torch.ones(30, dtype=torch.bool))
+        expected = backend.features(other)
+    for ours, theirs in zip(again, expected, strict=True):
+        assert ours is theirs or torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_windows_without_a_change_cost_nothing_exactly(tmp_path: Path) -> None:
+    folder = tiny_qwen2_5_vl(tmp_path, fullatt_block_indexes=[])
+    backend = VideoQA.from_pretrained(folder, device="cpu", dtype="float32").backend
+    frames = still_camera(224, 8, None, 2)
+    # Two windows of 2 x 2 cells: the thing's, and one that looks as before.
+    windows = torch.zeros(8, 8, dtype=torch.bool)
+    windows[2:4, 2:4] = windows[6:, 4:6] = True
+    kept: list[torch.Tensor] = []
+    with torch.inference_mode():
+        before = backend.kept_features(frames[:2], kept)
+        part = backend.kept_features(frames[2:], kept, windows.flatten())
+        whole = backend.features(frames[2:])
+    tokens = before.tokens.clone()
+    tokens[:, windows.flatten()] = part.tokens
+    torch.testing.assert_close(tokens, whole.tokens, atol=1e-5, rtol=1e-4)
+
+
 def test_a_clip_in_which_nothing_happens_is_encoded_once_and_says_so(tmp_path: Path) -> None:
     clip = film(Footage("screen", 224, 224, 6.0, 8, key_every=5), tmp_path / "still.mp4")
     qa = VideoQA.from_pretrained("demo", device="cpu", dtype="float32")
@@ -235,8 +325,8 @@ def test_a_clip_in_which_nothing_happens_is_encoded_once_and_says_so(tmp_path: P
     assert "1 encoded, 5 like an earlier one" in said.stderr
 
 
-def test_which_moments_are_encoded_is_one_of_two() -> None:
-    with pytest.raises(UsageError, match="`encode` is one of changed, all, not 'some'"):
+def test_which_moments_are_encoded_is_one_of_three() -> None:
+    with pytest.raises(UsageError, match="`encode` is one of changed, cells, all, not 'some'"):
         AskOptions(encode="some")
     with pytest.raises(UsageError, match="`seek` is one of fast, exact, not 'slow'"):
         AskOptions(seek="slow")

@@ -66,7 +66,8 @@ class Backend(ABC):
 
     A family's class sets `model_class` and implements what is abstract here. Where the defaults do not fit, it also
     overrides `class_tokens`, `area`, `default_frames`, `chat_template`, `template_part`, `visual_tokens`, `markers`,
-    `placeholders`, `fit`, `tiles`, `picture`, `looks_twice`, `fixed_tokens`, `encoder_output` and `position_ids`.
+    `placeholders`, `fit`, `tiles`, `picture`, `looks_twice`, `encodes_parts`, `kept_features`, `fixed_tokens`,
+    `encoder_output` and `position_ids`.
     """
 
     # The name of transformers' class.
@@ -83,6 +84,8 @@ class Backend(ABC):
     class_tokens: ClassVar[int] = 0
     # Whether frames may have any size, so that a video can be seen in small ones first; and no class tokens.
     looks_twice: ClassVar[bool] = False
+    # Whether cells of a group can be encoded without the others (see `kept_features`).
+    encodes_parts: ClassVar[bool] = False
     # Whether linear layers have int8 weights; all else is in `dtype`.
     int8: bool = False
     # What there is to say of the checkpoint.
@@ -167,6 +170,16 @@ class Backend(ABC):
         """
 
     # What a family may define.
+
+    def kept_features(self, frames: Tensor, kept: list[Tensor], changed: Tensor | None = None) -> Features:
+        """`features` of a family that `encodes_parts`: what the vision encoder computed for the last group is kept.
+
+        Args:
+            kept: where it is kept, for groups of one size. Empty at first.
+            changed: (n,) bool, cells of a single group: only these are encoded, and their tokens returned, with the
+                saliency of all. The others are taken for what they were in the last group.
+        """
+        raise NotImplementedError
 
     def fit(self, frame: Tensor, options: AskOptions, frames: int) -> Tensor:
         """A (3, H, W) uint8 frame of a video, of which this many are looked at, resized to `frame_size`."""

@@ -29,6 +29,7 @@ class Qwen2VL(Backend):
     default_pixels: ClassVar[tuple[int, int]] = (128 * 28 * 28, 768 * 28 * 28)
     default_picture_pixels: ClassVar[tuple[int, int]] = (56 * 56, 1280 * 28 * 28)
     looks_twice = True
+    encodes_parts = True
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path) -> None:
         super().__init__(model, tokenizer, folder)
@@ -87,6 +88,12 @@ class Qwen2VL(Backend):
         return {"pixel_values_videos": pixel_values, "video_grid_thw": grid_thw}
 
     def features(self, frames: Tensor) -> Features:
+        return self._features(frames)
+
+    def kept_features(self, frames: Tensor, kept: list[Tensor], changed: Tensor | None = None) -> Features:
+        return self._features(frames, kept=kept, changed=changed)
+
+    def _features(self, frames: Tensor, **kept: Any) -> Features:
         inputs = self.pixels(frames)
         groups, height, width = inputs["video_grid_thw"][0].tolist()
         patches = inputs["pixel_values_videos"].to(self.device, self.dtype).view(groups, height * width, -1)
@@ -95,7 +102,7 @@ class Qwen2VL(Backend):
         axes = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         places = [axis.view(height // merge, merge, width // merge, merge).transpose(1, 2).flatten() for axis in axes]
         more = self.further(height, width)
-        return forward(self.encoder, patches, torch.stack(places, dim=1), self.layout(height, width), **more)
+        return forward(self.encoder, patches, torch.stack(places, dim=1), self.layout(height, width), **more, **kept)
 
     def further(self, height: int, width: int) -> dict[str, Any]:
         """What else the vision encoder needs for groups of height x width patches (see `forward`)."""

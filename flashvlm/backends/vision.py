@@ -47,6 +47,12 @@ class Layout:
         """The runs that apply in this block."""
         return ((1, len(self.order)),) if self.whole[block] else self.runs
 
+    def part(self, places: Tensor) -> Layout:
+        """The layout of only the patches at these ascending places of the order; windows may be empty."""
+        sizes = torch.tensor([size for count, size in self.runs for _ in range(count)])
+        left = torch.bucketize(places, sizes.cumsum(0), right=True).bincount(minlength=len(sizes))
+        return Layout(self.order[places], tuple((1, size) for size in left.tolist()), self.whole)
+
 
 def layout(rows: int, columns: int, merge: int, whole: Sequence[bool], side: int | None = None) -> Layout:
     """The layout of a group of `rows` x `columns` merged tokens, `merge`**2 patches each, in windows of `side` tokens.
@@ -74,32 +80,44 @@ def layout(rows: int, columns: int, merge: int, whole: Sequence[bool], side: int
 def forward(
     visual: Any,
     patches: Tensor,
-    places: Tensor,
+    axes: Tensor,
     layout: Layout,
     learned: Tensor | None = None,
     mergers: Mapping[int, Any] = MappingProxyType({}),
+    kept: list[Tensor] | None = None,
+    changed: Tensor | None = None,
 ) -> Features:
     """Run the vision encoder of Qwen2-VL, Qwen2.5-VL or Qwen3-VL on groups of the same size.
+
+    With `changed`, only those tokens of a single group go through it. They attend to each other, and to the keys and
+    values that the others had when they went through last (Eventful Transformers, arXiv 2308.13494).
 
     Args:
         visual: the encoder, a transformers module.
         patches: (G, P, values), those of one merged token adjacent.
-        places: (P, 2) int64, row and column of each.
+        axes: (P, 2) int64, row and column of each.
         learned: (P, C), learned positions that are added to the patches, if the encoder has any.
         mergers: modules that make a further plane of features of what comes out of a block, by the block's number.
+        kept: for each block (P, 2, heads, d), the keys and values of the last group's patches in the layout's order;
+            for the last block (P, 3, heads, d), queries too. It is written to, and empty before the first group.
+        changed: (P / merge**2,) bool, the tokens that go through; None is all.
 
     Returns:
-        The merged tokens (G, P / merge**2, D). Their saliency is how much attention each received from the others of
-        its group (or of its window, if the last block has windows), averaged over heads and the token's patches.
+        The merged tokens (G, P / merge**2, D), or those that changed; and the saliency of all, which is how much
+        attention each received from the others of its group (or of its window, if the last block has windows), averaged
+        over heads and the token's patches.
     """
-    order = layout.order.to(patches.device)
-    groups, count, _ = patches.shape
+    merge = visual.spatial_merge_size**2
+    places = None if changed is None else changed.repeat_interleave(merge)[layout.order].nonzero().squeeze(1)
+    part = layout if places is None else layout.part(places)
+    order = part.order.to(patches.device)
+    groups, count = len(patches), len(order)
     embed = visual.patch_embed.proj
     hidden = F.linear(patches[:, order], embed.weight.flatten(1), embed.bias)
     if learned is not None:
         hidden += learned[order]
-    cos, sin = (turn[:, None, None] for turn in visual.rotary_pos_emb(hidden, places.to(patches.device)[order]))
-    back, merge, planes = order.argsort(), visual.spatial_merge_size**2, []
+    cos, sin = (turn[:, None, None] for turn in visual.rotary_pos_emb(hidden, axes.to(patches.device)[order]))
+    back, planes = order.argsort(), []
 
     def merged(merger: Any) -> Tensor:
         # A token's patches stay together, so every merge-th patch says where its token moves back to.
@@ -112,17 +130,18 @@ def forward(
         # (G, P, 3, heads, head width)
         states = attention.qkv(block.norm1(hidden)).view(groups, count, 3, attention.num_heads, -1)
         step = max(1, at_once // groups)
-        for part, *angles in zip(states.split(step, 1), cos.split(step), sin.split(step), strict=True):
-            rotate_(part[:, :, :2], *angles)
-        query, key, value = states.unbind(2)
+        for some, *angles in zip(states.split(step, 1), cos.split(step), sin.split(step), strict=True):
+            rotate_(some[:, :, :2], *angles)
+        every = states if kept is None else _keep(kept, number, states[:, :, 0 if number == last else 1 :], places)
+        *_, key, value = every.unbind(2)
         if number == last:
-            received = attention_received(query, key, attention.scaling, runs)
-        hidden += attention.proj(attend(query, key, value, attention.scaling, runs))
-        for part in hidden.flatten(0, 1).split(at_once):
-            part += block.mlp(block.norm2(part))
+            received = attention_received(every[:, :, 0], key, attention.scaling, runs)
+        hidden += attention.proj(attend(states[:, :, 0], key, value, attention.scaling, runs, part.seen(number)))
+        for some in hidden.flatten(0, 1).split(at_once):
+            some += block.mlp(block.norm2(some))
         if number in mergers:
             planes.append(merged(mergers[number]))
-    saliency = received[:, back].view(groups, -1, merge).mean(dim=2)
+    saliency = received[:, layout.order.to(patches.device).argsort()].view(groups, -1, merge).mean(dim=2)
     return Features(merged(visual.merger), saliency, torch.stack(planes) if planes else None)
 
 
@@ -136,12 +155,39 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     x[..., :half], x[..., half:] = turned
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
-    """Attention within each window, from (G, P, heads, d) each to (G, P, heads * d)."""
+def _keep(kept: list[Tensor], block: int, states: Tensor, places: Tensor | None) -> Tensor:
+    """Keep a block's states (G, P, n, heads, d) of the last group, and return them; at `places`, complete the kept."""
+    if places is not None:
+        kept[block][places] = states[0]
+        return kept[block][None]
+    if block == len(kept):
+        kept.append(torch.empty_like(states[-1]))
+    kept[block].copy_(states[-1])
+    return states
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    runs: Sequence[tuple[int, int]],
+    asking: Sequence[tuple[int, int]] | None = None,
+) -> Tensor:
+    """Attention within each window, from (G, P, heads, d) each to (G, P, heads * d).
+
+    `asking` are the runs of the queries, if these are of a part (see `Layout.part`).
+    """
+    if asking is None:
+        asking = runs
+    elif asking != runs:
+        runs = [(1, size) for count, size in runs for _ in range(count)]
     parts = []
     quick = query.dtype == torch.bfloat16 and quick_dtype(query.device) == torch.bfloat16
     written_out = quick and query.device.type == "cpu"
-    for q, k, v in _windows((query, key, value), runs):
+    for (q,), (k, v) in zip(_windows((query,), asking), _windows((key, value), runs), strict=True):
+        if not q.shape[2]:
+            continue
         mixed = _mix(q, k, v, scaling) if written_out else F.scaled_dot_product_attention(q, k, v, scale=scaling)
         parts.append(mixed.transpose(1, 2).reshape(len(query), -1, query.shape[2] * query.shape[3]))
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
@@ -152,7 +198,7 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
 
     It takes two thirds of the time of torch's own on a CPU with AVX512-bf16.
     """
-    (heads, rows), mixed = heads_and_rows_at_once(query), []
+    (heads, rows), mixed = heads_and_rows_at_once(query, key), []
     states = (x.flatten(0, 1).contiguous().split(heads) for x in (query * scaling, key, value))
     for q, k, v in zip(*states, strict=True):
         parts = [torch.bmm(torch.bmm(part, k.transpose(1, 2)).softmax(dim=-1), v) for part in q.split(rows, 1)]
@@ -160,10 +206,10 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     return torch.cat(mixed).view(query.shape)
 
 
-def heads_and_rows_at_once(query: Tensor) -> tuple[int, int]:
-    """For how many heads of (B, heads, P, d), and patches of each, attention scores are written out together."""
-    scores, patches = SCORES_AT_ONCE[query.device.type == "cpu"], query.shape[2]
-    return max(1, scores // patches**2), max(1, scores // patches)
+def heads_and_rows_at_once(query: Tensor, key: Tensor) -> tuple[int, int]:
+    """For how many heads of (B, heads, P, d), and queries of each, attention scores are written out together."""
+    scores = SCORES_AT_ONCE[query.device.type == "cpu"]
+    return max(1, scores // (query.shape[2] * key.shape[2])), max(1, scores // key.shape[2])
 
 
 def attention_received(query: Tensor, key: Tensor, scaling: float, runs: Sequence[tuple[int, int]]) -> Tensor:
@@ -177,7 +223,7 @@ def attention_received(query: Tensor, key: Tensor, scaling: float, runs: Sequenc
     """
     parts = []
     for queries, keys in _windows((query, key), runs):
-        (heads, rows), received = heads_and_rows_at_once(queries), []
+        (heads, rows), received = heads_and_rows_at_once(queries, keys), []
         for q, k in zip(*(x.flatten(0, 1).split(heads) for x in (queries, keys)), strict=True):
             received.append(torch.zeros(k.shape[:2], device=k.device))
             for begin in range(0, q.shape[1], rows):
