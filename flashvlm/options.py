@@ -463,8 +463,8 @@ class AskOptions:
     )
     encode: str = option(
         "changed",
-        "changed: a moment that looks like an earlier one reuses its tokens; cells: so do the cells of a moment that look "
-        "as before; all: every moment is encoded.",
+        "changed: a moment that looks like an earlier one reuses its tokens; cells: so do the cells of a moment that "
+        "look as before; all: every moment is encoded.",
         FRAMES,
         metavar="WHICH",
         **one_of(*ENCODES),
