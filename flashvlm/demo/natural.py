@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -42,17 +43,15 @@ Footage = Callable[[float, Window, tuple[int, int]], Image.Image]
 Source = Callable[[np.random.Generator, tuple[int, int]], Footage]
 
 
-def make_natural_scene(rng: np.random.Generator, brief: bool = False, frames: int | None = None) -> Scene:
+def make_natural_scene(rng: np.random.Generator, brief: bool = False, **settings: Any) -> Scene:
     """Generate a scene in a shape that phones film; if `brief`, with an object visible for 1 to 2 s of 60 s.
 
-    The `brief` object comes after one or two others and before one or two more.
+    The brief object comes after one or two others and before one or two more. `settings` are those of `make_scene`.
     """
-    aspect = ASPECTS[rng.integers(len(ASPECTS))]
-    zoom = float(rng.uniform(*ZOOMS))
-    if not brief:
-        return make_scene(rng, frames=frames, aspect=aspect, zoom=zoom)
-    spans = brief_spans(rng)
-    return make_scene(rng, frames=BRIEF_FRAMES, aspect=aspect, zoom=zoom, sequence=True, spans=spans)
+    settings = {"aspect": ASPECTS[rng.integers(len(ASPECTS))], "zoom": float(rng.uniform(*ZOOMS)), **settings}
+    if brief:
+        settings |= {"frames": BRIEF_FRAMES, "sequence": True, "spans": brief_spans(rng)}
+    return make_scene(rng, **settings)
 
 
 def brief_spans(rng: np.random.Generator) -> list[tuple[float, float]]:
