@@ -39,7 +39,11 @@ def through_codec(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_scene(
-    rng: np.random.Generator, frames: int, aspect: tuple[int, int], make: Callable[..., Scene] = make_scene, **settings: Any
+    rng: np.random.Generator,
+    frames: int,
+    aspect: tuple[int, int],
+    make: Callable[..., Scene] = make_scene,
+    **settings: Any,
 ) -> tuple[Scene, np.ndarray]:
     """A scene and its sampling times: as planned, or each a little early or late."""
     scene = make(rng, frames=frames, aspect=aspect, **settings)

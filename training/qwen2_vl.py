@@ -32,7 +32,7 @@ PATCH, MERGE, TEMPORAL_PATCH = 14, 2, 2
 CELL = PATCH * MERGE
 # Pixels of a frame: about 224 x 224 at any aspect ratio, 52 to 64 tokens per group.
 MIN_PIXELS, MAX_PIXELS = 52 * CELL**2, 64 * CELL**2
-# Grids (rows, columns of tokens) that `pixels.smart_resize` gives the ratios of width and height at the demo's pixel limits.
+# Grids (rows, columns of tokens) that `pixels.smart_resize` gives pictures of these shapes at the demo's pixel limits.
 GRIDS = {
     (1, 1): (8, 8), (4, 3): (6, 9), (3, 4): (9, 6), (16, 9): (6, 10), (9, 16): (10, 6),
     (5, 4): (7, 8), (4, 5): (8, 7), (3, 2): (6, 9), (13, 6): (5, 11), (6, 13): (11, 5),

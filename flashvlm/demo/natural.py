@@ -11,6 +11,7 @@ Everything is deterministic by seed, and any moment can be drawn without those b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,8 +26,8 @@ from flashvlm.demo.world import Scene, draw_things, make_scene
 ASPECTS = ((16, 9), (9, 16), (4, 3), (3, 4), (1, 1), (13, 6), (6, 13))
 # Objects are at least this much of their usual size, and at most.
 ZOOMS = (0.85, 1.05)
-# A clip with a brief object lasts a minute and is sampled at 64 frames, so an object of a second is in one of them.
-BRIEF_FRAMES, BRIEF_SECONDS, BRIEF_LENGTHS = 64, 60.0, (1.0, 2.0)
+# A clip with a brief object lasts a minute and is sampled at 64 frames: an object of a second is just in one of them.
+BRIEF_FRAMES, BRIEF_SECONDS, BRIEF_LENGTHS = 64, 60.0, (1.1, 2.0)
 # How many seconds lie between two frames that a scene was planned for.
 FRAME_SECONDS = 0.5
 # The share of clips that have each condition; several come together.
@@ -58,20 +59,23 @@ def brief_spans(rng: np.random.Generator) -> list[tuple[float, float]]:
     """When each object is visible, as fractions of the clip: the brief one, and one or two at either side of it."""
     length = float(rng.uniform(*BRIEF_LENGTHS)) / BRIEF_SECONDS
     before, after = rng.permutation([1, int(rng.integers(1, 3))]).tolist()
-    # Each of the others has a tenth of the clip or more, with gaps between them that hold a frame.
+    # Each of the others has about a tenth of the clip or more.
     begin = float(rng.uniform(0.12 * before, 1 - length - 0.12 * after))
-    ends = [0.0, *([begin / 2] if before == 2 else []), begin]
-    spans = [(a + float(rng.uniform(0.01, 0.03)), b - 0.01) for a, b in pairwise(ends)]
-    spans.append((begin, begin + length))
     rest = begin + length
-    ends = [rest, *([(rest + 1) / 2] if after == 2 else []), 1.0]
-    spans += [(a + float(rng.uniform(0.01, 0.03)), b - 0.01 if b < 1 else 1.0) for a, b in pairwise(ends)]
+    parts = [*pairwise(np.linspace(0, begin, before + 1)), (begin, rest), *pairwise(np.linspace(rest, 1, after + 1))]
+    last, spans = BRIEF_FRAMES - 1, []
+    for place, (low, high) in enumerate(parts):
+        if place != before:
+            # From one frame to another, with a gap of one or two before; a file's frames may be a little off.
+            low = (math.ceil(low * last) + int(rng.integers(1, 3)) - 0.2) / last
+            high = (math.floor(high * last) + (0.2 if high == 1 else -0.8)) / last
+        spans.append((float(low), float(min(high, 1.0))))
     return spans
 
 
 def is_brief(scene: Scene) -> bool:
     """Whether an object of the scene is visible for as short a time as in a `brief` one."""
-    shortest = min(thing.vanishes - thing.appears for thing in scene.things)
+    shortest = min((thing.vanishes - thing.appears for thing in scene.things), default=1.0)
     return scene.frames == BRIEF_FRAMES and shortest <= BRIEF_LENGTHS[1] / BRIEF_SECONDS
 
 
@@ -133,7 +137,8 @@ class _Camera:
         a, b, c, d, e = self.phases
         size = self.size * (1 + self.zoom * float(np.sin(0.7 * seconds + e)))
         shake = [
-            self.shake * float(np.sin(9.1 * seconds + one) + np.sin(5.3 * seconds + two)) for one, two in ((a, b), (c, d))
+            self.shake * float(np.sin(9.1 * seconds + one) + np.sin(5.3 * seconds + two))
+            for one, two in ((a, b), (c, d))
         ]
         # At the edge of the footage the camera turns back.
         left, top = (
@@ -362,7 +367,10 @@ def _water(rng: np.random.Generator, size: tuple[int, int]) -> Footage:
         left, top, across, down = window
         seen = []
         for field, (x, y) in zip(fields, speeds, strict=True):
-            drift = ((1 - across) * _there_and_back(left + x * seconds), (1 - down) * _there_and_back(top + y * seconds))
+            drift = (
+                (1 - across) * _there_and_back(left + x * seconds),
+                (1 - down) * _there_and_back(top + y * seconds),
+            )
             seen.append(np.asarray(_look(field, (*drift, across, down), shown), dtype=np.uint16))
         return Image.fromarray(colours[(seen[0] + seen[1]) // 2])
 
