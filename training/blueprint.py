@@ -30,7 +30,7 @@ WIDTH = 256
 # How often easy-vqa's images are drawn instead of clips, and how many of them such a batch of questions is about.
 SHAPES_SHARE, SHAPES_AT_ONCE = 0.16, 12
 # How often a clip is in natural conditions, and how often such clips have a brief object.
-NATURAL_SHARE, BRIEF_SHARE = 0.5, 0.15
+NATURAL_SHARE, BRIEF_SHARE = 0.5, 0.25
 # How many special tokens each family has, so that the words after them have the same ids and codes in all families.
 SPECIAL = 8
 

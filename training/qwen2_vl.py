@@ -140,11 +140,15 @@ class Qwen2VL(Blueprint):
         for _ in range(clips):
             frames = int(rng.choice([1, 4, 8, 8, 16, 32, 64]))
             natural = rng.random() < NATURAL_SHARE
-            settings = {"zoom": ZOOM, "count": 1} if small else {}
-            scene, times = draw_scene(rng, frames, aspect, _maker(natural), **settings)
+            brief = natural and not small and rng.random() < BRIEF_SHARE
+            settings: dict[str, Any] = {"zoom": ZOOM, "count": 1} if small else {"brief": True} if brief else {}
+            scene, times = draw_scene(rng, BRIEF_FRAMES if brief else frames, aspect, _maker(natural), **settings)
             # Four groups of a clip teach nearly as much as all of them.
             if len(times) > 8:
                 starts = 2 * rng.choice(len(times) // 2, size=4, replace=False)
+                if brief:
+                    thing = min(scene.things, key=lambda thing: thing.vanishes - thing.appears)
+                    starts[0] = np.searchsorted(times, thing.appears) // 2 * 2
                 times = times[np.sort(np.concatenate([starts, starts + 1]))]
             patches = draw_patches(scene, times, grid, rng, natural=natural)
             drawn.append(Shown(cell_labels(scene, times, *grid), [], patches))
