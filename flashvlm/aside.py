@@ -10,6 +10,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def compute_alone() -> None:
+    """Let torch use one core in this thread.
+
+    OpenMP keeps as many threads as there are cores for each thread that computes. Once there are more of them than
+    cores, they sleep between any two steps, and a quick answer of the model takes half as long again.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def begin(work: Callable[[], T], name: str) -> Future[T]:
     """Begin `work` in a daemon thread of this name; the future gets its result or its error."""
     future: Future[T] = Future()

@@ -3,13 +3,14 @@
 Three things keep the vision encoder from work that it need not do. A moment that looks like an earlier one takes over
 its tokens (`repeats`). With `look="twice"`, every moment is encoded from small frames first, and `second_look` encodes
 again, at full size, the moments that matter for the question. And moments go through the encoder a few at a time, as
-many as the processor's cache holds.
+many as the processor's cache holds. Frames are asked for as they are needed, and dropped: memory holds their tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, tee
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -118,7 +119,7 @@ class Encoded:
 @torch.inference_mode()
 def encode(
     backend: Backend,
-    frames: Tensor,
+    frames: Tensor | Iterator[Tensor],
     *,
     which: str = "all",
     look: str = "once",
@@ -129,7 +130,8 @@ def encode(
     """Encode a video as visual tokens with their saliency.
 
     Args:
-        frames: (F, 3, h, w) uint8 frames of the backend's `frame_size`; the last one is repeated to fill its group.
+        frames: (F, 3, h, w) uint8 frames of the backend's `frame_size`, or an iterator of them; the last one is
+            repeated to fill its group.
         which: `all` groups are encoded, or those that `changed`; the others take over an earlier group's tokens.
         look: `once`, or `twice`: from small frames, but on the grid of the full ones, for a `second_look`.
         seconds_per_frame: how long each frame stands for.
@@ -139,41 +141,36 @@ def encode(
     Raises:
         UsageError: a second look is asked for, and the model cannot look twice.
         ValueError: the family's `features` do not fit its grid.
+        VideoError: the iterator could not read a frame.
     """
     check_look(backend, look)
-    count = len(frames)
-    shown = tuple(timestamps or (number * seconds_per_frame for number in range(count)))
-    lasts = count * seconds_per_frame if duration is None else duration
+    if timestamps is None:
+        frames = together(frames)
+        timestamps = [number * seconds_per_frame for number in range(len(frames))]
+    shown = tuple(timestamps)
+    lasts = len(shown) * seconds_per_frame if duration is None else duration
     if (whole := backend.whole(frames, seconds_per_frame, shown, lasts)) is not None:
         return whole
-    groups = _groups_of(frames, backend.frames_per_group)
-    sources = torch.tensor(repeats(groups)) if which == "changed" else torch.arange(len(groups))
-    own = [group for number, group in enumerate(groups) if sources[number] == number]
-    cells = backend.cells((frames.shape[2], frames.shape[3]))
-    if look == "twice":
-        size = _small_size(frames, cells)
-        own = [F.interpolate(group, size=size, mode="bicubic", antialias=True) for group in own]
-    grid = backend.cells((own[0].shape[2], own[0].shape[3]))
-    few = at_once(backend.device, grid[0] * grid[1])
-    parts = [_features(backend, own[start : start + few], grid) for start in range(0, len(own), few)]
-    planes = [part.planes for part in parts if part.planes is not None]
-    # Where each group's features are among the encoded ones.
-    places = torch.searchsorted(torch.tensor([n for n in range(len(groups)) if sources[n] == n]), sources)
-    places = places.to(backend.device)
+    features, sources, grid, cells = _by_groups(backend, frames, which, look)
     encoded = Encoded(
-        torch.cat([part.tokens for part in parts])[places].flatten(0, 1),
-        torch.cat([part.saliency for part in parts])[places].flatten(),
-        (grid,) * len(groups),
+        features.tokens.flatten(0, 1),
+        features.saliency.flatten(),
+        (grid,) * len(sources),
         class_tokens=backend.class_tokens,
         seconds_per_group=seconds_per_frame * backend.frames_per_group,
         timestamps=shown,
         duration=lasts,
-        sources=None if len(own) == len(groups) else sources,
-        planes=torch.cat(planes, dim=1)[:, places].flatten(1, 2) if planes else None,
+        sources=None if _own(sources).all() else sources,
+        planes=None if features.planes is None else features.planes.flatten(1, 2),
         fixed=backend.fixed_tokens(),
         kind=backend.part,
     )
     return _on_grid(encoded, *cells) if look == "twice" else encoded
+
+
+def together(frames: Tensor | Iterator[Tensor]) -> Tensor:
+    """(F, 3, h, w) frames, whether they come one by one or not."""
+    return frames if isinstance(frames, Tensor) else torch.stack(list(frames))
 
 
 def at_once(device: torch.device, cells: int) -> int:
@@ -213,12 +210,45 @@ def as_picture(tiles: Encoded, rows: int, columns: int) -> Encoded:
     )
 
 
-def _groups_of(frames: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Frames (F, ...) as temporal groups (size, ...)."""
-    missing = -len(frames) % size
-    if missing:
-        frames = torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])])
-    return frames.split(size)
+def _by_groups(
+    backend: Backend, frames: Iterable[Tensor], which: str, look: str
+) -> tuple[Features, Tensor, tuple[int, int], tuple[int, int]]:
+    """The features of all groups, the group that each takes them from, (groups,) int64, the grid of cells that was
+    encoded, and that of the frames, which is larger if the first look is at small ones."""
+    waiting: list[Tensor] = []
+    parts: list[Features] = []
+    sources: list[int] = []
+    groups, compared = tee(_groups_of(frames, backend.frames_per_group))
+    for group, source in zip(groups, repeats(compared) if which == "changed" else count(), strict=False):
+        if not sources:
+            size = (group.shape[2], group.shape[3])
+            grid = cells = backend.cells(size)
+            if look == "twice":
+                size = _small_size(group, cells)
+                grid = backend.cells(size)
+            few = at_once(backend.device, grid[0] * grid[1])
+        if source == len(sources):
+            small = look == "twice"
+            waiting.append(F.interpolate(group, size=size, mode="bicubic", antialias=True) if small else group)
+        sources.append(source)
+        if len(waiting) == few:
+            parts.append(_features(backend, waiting, grid))
+            waiting = []
+    if waiting:
+        parts.append(_features(backend, waiting, grid))
+    return _joined(parts, torch.tensor(sources)), torch.tensor(sources), grid, cells
+
+
+def _groups_of(frames: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Frames (3, h, w) as temporal groups (size, 3, h, w)."""
+    group: list[Tensor] = []
+    for frame in frames:
+        group.append(frame)
+        if len(group) == size:
+            yield torch.stack(group)
+            group = []
+    if group:
+        yield torch.stack(group + [group[-1]] * (size - len(group)))
 
 
 def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int]) -> Features:
@@ -236,7 +266,30 @@ def _features(backend: Backend, groups: Sequence[Tensor], grid: tuple[int, int])
     return features
 
 
-def repeats(groups: Sequence[Tensor]) -> list[int]:
+def _joined(parts: list[Features], sources: Tensor) -> Features:
+    """The features of all groups, from those of the groups that have their own, in pieces, which are used up.
+
+    Args:
+        sources: (groups,) int64, the group that each takes its features from.
+    """
+    own = _own(sources)
+    # Where each group's features are among those of the groups that have their own.
+    places = (own.cumsum(0) - 1)[sources].to(parts[0].tokens.device)
+    tokens, saliency = torch.cat([part.tokens for part in parts]), torch.cat([part.saliency for part in parts])
+    planes = [part.planes for part in parts if part.planes is not None]
+    parts.clear()
+    further = torch.cat(planes, dim=1) if planes else None
+    if own.all():
+        return Features(tokens, saliency, further)
+    return Features(tokens[places], saliency[places], None if further is None else further[:, places])
+
+
+def _own(sources: Tensor) -> Tensor:
+    """Which groups (groups,) bool have features of their own."""
+    return sources == torch.arange(len(sources))
+
+
+def repeats(groups: Iterable[Tensor]) -> Iterator[int]:
     """For each group, the number of the first one that looks the same: its own, or that of an earlier one.
 
     Each is compared with all earlier ones that have their own tokens, so that slow change counts as soon as enough of
@@ -246,7 +299,6 @@ def repeats(groups: Sequence[Tensor]) -> list[int]:
         groups: (f, 3, h, w) uint8 frames each.
     """
     own: list[tuple[int, Tensor]] = []
-    sources = []
     for number, group in enumerate(groups):
         means = F.avg_pool2d(group.float(), SQUARE, ceil_mode=True, count_include_pad=False)
         # The latest first: it is the most likely.
@@ -254,8 +306,7 @@ def repeats(groups: Sequence[Tensor]) -> list[int]:
         source = next(alike, number)
         if source == number:
             own.append((number, means))
-        sources.append(source)
-    return sources
+        yield source
 
 
 def _small_size(frames: Tensor, cells: tuple[int, int]) -> tuple[int, int]:
@@ -299,7 +350,7 @@ def second_look(backend: Backend, encoded: Encoded, frames: Tensor, scores: Tens
     """
     groups = encoded.groups
     sources = torch.arange(groups) if encoded.sources is None else encoded.sources
-    own = sources == torch.arange(groups)
+    own = _own(sources)
     best = scores.view(groups, -1).amax(1).cpu()
     best[sources[[0, -1]]] = torch.inf
     best[~own] = -torch.inf

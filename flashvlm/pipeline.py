@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from flashvlm import backends, models, subtitles, units
 from flashvlm.backends.base import Backend, Prompt
 from flashvlm.cache import CachedVideo, FeatureCache, entry_key
-from flashvlm.encode import Encoded, check_look, encode, second_look
+from flashvlm.encode import Encoded, check_look, encode, second_look, together
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.files import check_video
 from flashvlm.forcing import everything, first_difference, force
@@ -58,7 +58,7 @@ History = Sequence[tuple[str, str]]
 class Decoded:
     """A video that was read and is not yet encoded, or one whose tokens the feature cache had."""
 
-    # Its frames, unless the cache had its tokens.
+    # Its frames, unless the cache had its tokens; if they are many, most are read only as they are encoded.
     clip: Clip | None
     # What the cache had.
     found: CachedVideo | None
@@ -314,7 +314,13 @@ class VideoQA:
         return Decoded(clip, None, time.perf_counter() - begin, options, key)
 
     def encode(self, decoded: Decoded, *, on_stage: Callable[[str], None] = lambda stage: None) -> Watched:
-        """The second half of `watch`: the tokens of what `decode` returned, stored in the feature cache if asked."""
+        """The second half of `watch`: the tokens of what `decode` returned, stored in the feature cache if asked.
+
+        It can be done once: of many frames, most are read only now, and dropped.
+
+        Raises:
+            VideoError: such a frame cannot be read.
+        """
         options, clip, found = decoded.options, decoded.clip, decoded.found
         if found is not None:
             took, warnings = (decoded.seconds, 0.0), self.backend.warnings
@@ -322,12 +328,15 @@ class VideoQA:
         assert clip is not None
         clock = _Clock(on_stage, self.backend)
         clock.start("encode")
+        reading = _Timed(clip.frames)
+        # A second look needs all frames.
+        frames = together(reading) if options.look == "twice" and not clip.facts.still else None
         if clip.facts.still:
-            encoded = self.backend.picture(clip.frames[0], options)
+            encoded = self.backend.picture(next(reading), options)
         else:
             encoded = encode(
                 self.backend,
-                clip.frames,
+                reading if frames is None else frames,
                 which=options.encode,
                 look=options.look,
                 seconds_per_frame=clip.seconds_per_frame,
@@ -342,8 +351,7 @@ class VideoQA:
             except OSError as error:
                 told = f"The feature cache {self._cache.folder} cannot be written: {error.strerror or error}."
                 warnings = (*warnings, told)
-        frames = clip.frames if options.look == "twice" and not clip.facts.still else None
-        seconds = decoded.seconds, clock.seconds["encode"]
+        seconds = decoded.seconds + reading.seconds, clock.seconds["encode"] - reading.seconds
         return Watched(clip.facts, encoded, *seconds, options, warnings=warnings, frames=frames)
 
     def look_again(
@@ -432,13 +440,14 @@ class VideoQA:
         if options.merge:
             selection = selection.merged()
         further = [one.encoded.planes for one in videos if one.encoded.planes is not None]
-        planes = selection.pooled(torch.cat(further, dim=1)) if further else None
+        planes = selection.pooled(_one_after_the_other(further, 1)) if further else None
         clock.stop()
         return Choice(question, options, videos, selection, planes, clock.seconds["select"])
 
     def _select(self, videos: Sequence[Watched], question: str | None, options: AskOptions) -> Selection:
         encoded = [one.encoded for one in videos]
-        tokens, saliency = torch.cat([one.tokens for one in encoded]), torch.cat([one.saliency for one in encoded])
+        tokens = _one_after_the_other([one.tokens for one in encoded], 0)
+        saliency = torch.cat([one.saliency for one in encoded])
         try:
             return select(
                 tokens,
@@ -679,6 +688,24 @@ class VideoQA:
         )
 
 
+class _Timed:
+    """Frames one by one, and the seconds that they took to come."""
+
+    def __init__(self, frames: torch.Tensor | Iterator[torch.Tensor]) -> None:
+        self.seconds = 0.0
+        self._frames = iter(frames)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        begin = time.perf_counter()
+        try:
+            return next(self._frames)
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+
 class _Clock:
     """Wall-clock seconds of consecutive stages; waits for the device before it reads the time."""
 
@@ -709,6 +736,11 @@ def _seconds(choice: Choice) -> dict[str, float]:
         "encode": sum(one.encode_seconds for one in choice.videos),
         "select": choice.seconds,
     }
+
+
+def _one_after_the_other(tensors: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
+    """Features of several videos joined; those of one as they are, because a copy of a long video's takes gigabytes."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=axis)
 
 
 def _is_turn(turn: object) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashvlm.errors import UsageError
-from flashvlm.options import AskOptions, allowed, among, at_least, declared, one_of, option, some_of
+from flashvlm.options import FRAMES, AskOptions, allowed, among, at_least, declared, one_of, option, some_of
 from flashvlm.selection import SELECTORS
 from flashvlm_cli import output
 from flashvlm_cli.options import (
@@ -57,6 +57,14 @@ def share(text: str, name: str) -> float:
     if math.isnan(value) or (value > 1 and not text.endswith("%")):
         raise UsageError(f"{name} takes a share such as 5% or 0.05, not {text!r}.")
     return value / 100 if text.endswith("%") else value
+
+
+def frame_counts(text: str, name: str) -> tuple[int, ...]:
+    """The numbers of frames in a comma-separated list."""
+    parts = split(text)
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(f"{name} takes numbers of frames such as 8 or 8,16,32, not {text!r}.")
+    return tuple(map(int, parts))
 
 
 def sides(text: str, name: str) -> tuple[int, int]:
@@ -127,6 +135,15 @@ class Accuracy(Compared):
     """What `bench accuracy` takes, besides options of `ask`."""
 
     questions: int = option(1, "Questions per generated clip.", MEASURED, metavar="N", check=at_least(1))
+    frames: tuple[int, ...] = option(
+        "",
+        "Exactly this many frames, instead of --fps and --max-frames. Of several numbers, each is measured at each "
+        "budget, and compared with few frames unpruned.",
+        FRAMES,
+        metavar="N,M,...",
+        unset="as --fps says",
+        parse=frame_counts,
+    )
     words: str = option(
         "question",
         "unrelated: the selectors get the words of another question; the model does not.",
@@ -226,28 +243,32 @@ compared_options = partial(
 
 
 @bench.command()
-@takes(own=options_of(Accuracy), options=compared_options(max_new_tokens=32), loading=demo_options)
+@takes(own=options_of(Accuracy), options=compared_options("frames", max_new_tokens=32), loading=demo_options)
 def accuracy(own: Accuracy, options: AskOptions, loading: dict[str, Any], yes: Yes = False) -> None:
     """Accuracy and retention of every selector at every budget, with 95 % intervals.
 
     Every question is answered from each selection; retention is the share of the accuracy with all tokens. On a CPU,
     --dtype auto is float32.
     """
-    from flashvlm.bench.accuracy import Settings
+    from flashvlm.bench import accuracy, frames
     from flashvlm.bench.data_sets import data_set
-    from flashvlm.bench.plot import draw_accuracy
-    from flashvlm_cli.tables import print_accuracy
+    from flashvlm.bench.plot import draw_accuracy, draw_frames
+    from flashvlm_cli.tables import print_accuracy, print_frames
 
-    settings = Settings(
+    measured: dict[str, Any] = {
         **loading,
-        selectors=with_ablations(own.selectors) or SELECTORS,
-        keep=own.keep,
-        options=options,
-        words=own.words,
-        noise=own.noise,
-    )
+        "selectors": with_ablations(own.selectors) or SELECTORS,
+        "keep": own.keep,
+        "words": own.words,
+        "noise": own.noise,
+    }
     asked = data_set(own.data or DEFAULT_DATA, own.questions)
-    compare(own, settings, asked, yes, print_accuracy, draw_accuracy)
+    if len(own.frames) > 1:
+        several = frames.Settings(**measured, options=options, frames=own.frames)
+        compare(own, several, asked, yes, print_frames, draw_frames)
+        return
+    options = options.changed(frames=own.frames[0]) if own.frames else options
+    compare(own, accuracy.Settings(**measured, options=options), asked, yes, print_accuracy, draw_accuracy)
 
 
 @bench.command()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
 
 from flashvlm.defaults import LASTING, config_file, defaults, key_of
+from flashvlm.remote import VARIABLE
 from flashvlm_cli import output
 
 # `cache` has another default in some commands.
@@ -21,7 +23,7 @@ def config(
     Every option of a question and of the model can be set by an environment variable (FLASHVLM_KEEP=5%,
     FLASHVLM_MAX_FRAMES=32) or in the file config.toml (keep = "5%", max-frames = 32), which stands in
     $XDG_CONFIG_HOME/flashvlm or ~/.config/flashvlm. The command line comes first, then the environment, then the file.
-    They apply to all commands but bench.
+    They apply to all commands but bench. A server is set in the environment alone (FLASHVLM_SERVER).
     """
     path, found = config_file(), defaults()
     settings: dict[str, dict[str, Any]] = {
@@ -31,6 +33,9 @@ def config(
         }
         for name, one in LASTING.items()
     }
+    # Not in the file: a server that is away must not keep every command from working.
+    server = os.environ.get(VARIABLE) or None
+    settings["server"] = {"value": server, "from": VARIABLE if server else "default"}
     if as_json:
         plain = {
             key_of(name): one | {"value": one["value"] if isinstance(one["value"], PLAIN) else str(one["value"])}
@@ -50,8 +55,9 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 def _shown(name: str, value: Any) -> str:
-    if value is LASTING[name].default and name in ELSEWHERE:
+    one = LASTING.get(name)
+    if name in ELSEWHERE and one and value is one.default:
         return ELSEWHERE[name]
     if value is None:
-        return LASTING[name].unset or "not set"
+        return (one and one.unset) or "not set"
     return ("on" if value else "off") if isinstance(value, bool) else str(value)

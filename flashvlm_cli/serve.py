@@ -57,13 +57,18 @@ def serve(
     prepare_libraries()
     allow_download(loading["model"], loading["revision"], yes)
     from flashvlm import VideoQA
+    from flashvlm.models import fetch
+    from flashvlm.serve.engine import model_thread
     from flashvlm.serve.run import serve as run
     from flashvlm_cli.console import Progress
 
+    thread = model_thread()
     with listening:
         with Progress() as progress:
             show_loading(progress, loading)
-            loaded = VideoQA.from_pretrained(**loading)
+            # Not in the thread, which an interrupt would have to wait for.
+            fetch(loading["model"], loading["revision"], loading["on_download"])
+            loaded = thread.submit(VideoQA.from_pretrained, **loading).result()
         address = address_of(listening)
         if settings.api_key is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
             output.warn("Whoever reaches this machine may ask: there is no --api-key.")
@@ -74,5 +79,6 @@ def serve(
             options,
             media or [],
             media_host or [],
+            model=thread,
             on_start=lambda end: output.say(f"{loaded.name} answers at {address}"),
         )

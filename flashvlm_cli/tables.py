@@ -56,6 +56,23 @@ def print_accuracy(table: Row) -> None:
         print_families(budget, families)
 
 
+def print_frames(table: Row) -> None:
+    """Print what `bench.run.Run.table` returns for an accuracy run over several numbers of frames."""
+    settings, rows = table["settings"], table["rows"]
+    title = (
+        f"{measured_on(table)}: {units.plural(table['questions'], 'question')}, "
+        f"{settings['dtype']} on {settings['device']}{left_out(table)}"
+    )
+    measured = {
+        "tokens": cells(rows, "tokens", "{:,.0f}".format),
+        "right": [with_interval(row, "accuracy") for row in rows],
+        "against": ["" if row["selector"] is None else f"all of {row['reference']} frames" for row in rows],
+        "times": [with_interval(row, "times", "{:.2f}") for row in rows],
+        "tie": ["tie" if row.get("tie") else "" for row in rows],
+    }
+    print_table(title, {"frames": cells(rows, "frames", str)} | budgets_and_selectors(rows) | measured, keys=3)
+
+
 def notes(table: Row) -> list[str]:
     """What there are too few questions for, and how many it would take."""
     said, overall = [], table["sections"][0]

@@ -395,6 +395,47 @@ def test_a_run_scores_a_file_of_questions(three: Path, capsys: pytest.CaptureFix
     assert table["settings"]["dtype"] == "float32"
 
 
+def test_frames_grow_while_the_number_of_tokens_stays(
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = ["--frames", "2,8", "--keep", "40", "--selectors", "uniform", "--workers", "1", "--device", "cpu"]
+    command = ["bench", "accuracy", "--data", str(three), *several, "-o", str(tmp_path / "results.jsonl")]
+    assert main([*command, "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    few, few_kept, many, many_kept = table["rows"]
+    assert [row["frames"] for row in table["rows"]] == [2, 2, 8, 8] and table["settings"]["frames"] == [2, 8]
+    assert many["tokens"] == 4 * few["tokens"] and few_kept["tokens"] == many_kept["tokens"] == 40
+    # That is nearer to the tokens of two frames than to those of eight.
+    assert few_kept["reference"] == many_kept["reference"] == 2
+    assert many_kept["difference"] == pytest.approx(many_kept["accuracy"] - few["accuracy"])
+    # As each number of frames by itself.
+    one = ["--frames", "8", *several[2:]]
+    assert main(["bench", "accuracy", "--data", str(three), *one, "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)["sections"][0]["rows"]
+    assert [row["accuracy"] for row in alone] == [many["accuracy"], many_kept["accuracy"]]
+
+    plot = tmp_path / "frames.png"
+    assert main([*command, "--plot", str(plot)]) == 0
+    assert "all of 2 frames" in capsys.readouterr().out and plot.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--frames", "8,x"], "--frames takes numbers of frames such as 8 or 8,16,32, not '8,x'."),
+        (["--frames", "8,8"], "--frames takes several numbers of frames, each once"),
+        (["--frames", "8,16", "--fps", "1"], "Give --fps or --frames, not both."),
+        (["--frames", "8", "--fps", "1"], "Give --fps or --frames, not both."),
+        (["--frames", "8,16", "--keep", "100%"], "--keep takes budgets that prune"),
+    ],
+)
+def test_numbers_of_frames_that_make_no_sense_are_refused(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "accuracy", "--selectors", "uniform", *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_lines_end_at_line_feeds_alone_and_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     rows = [
         {"video": str(SAMPLES / "one.mp4"), "question": f"What\u2028is\x85number {number}?", "answer": "?"}

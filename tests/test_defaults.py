@@ -228,10 +228,12 @@ def test_config_shows_all_that_applies_and_where_it_is_from(
     assert flash("config")[1].startswith(f"file  {file} (not there)\n\nmodel ")
     file.write_text('keep = "5%"\nsystem = "Be brief."\n')
     monkeypatch.setenv("FLASHVLM_KEEP", "256")
+    monkeypatch.setenv("FLASHVLM_SERVER", "http://localhost:8642")
     code, out, err = flash("config")
     rows = [line.split("  ") for line in out.splitlines()[2:]]
     shown = {row[0]: (row[-1].strip(), "  ".join(row[1:-1]).strip()) for row in rows}
     assert (code, err, out.splitlines()[0]) == (0, "", f"file  {file}")
-    assert list(shown) == [key_of(name) for name in LASTING]
+    assert list(shown) == [*(key_of(name) for name in LASTING), "server"]
+    assert shown["server"] == ("FLASHVLM_SERVER", "http://localhost:8642")
     assert shown["keep"] == ("FLASHVLM_KEEP", "256") and shown["system"] == (str(file), "Be brief.")
     assert shown["model"] == ("default", "qwen2-vl-2b") and shown["merge"] == ("default", "off")

@@ -162,7 +162,7 @@ def test_rounds_are_medians_and_warm_up_is_thrown_away(tmp_path: Path) -> None:
 
 
 def sources(frames: torch.Tensor, size: int) -> torch.Tensor:
-    return torch.tensor(repeats(frames.split(size)))
+    return torch.tensor(list(repeats(frames.split(size))))
 
 
 def shown(count: int, side: int = 224) -> torch.Tensor:
@@ -181,6 +181,27 @@ def test_a_moment_that_looks_like_an_earlier_one_has_its_tokens(family: str, tmp
     assert changed.sources.tolist() == [0, 0, 2, 0, 2, 0] and every.sources is None
     torch.testing.assert_close(changed.tokens, every.tokens, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(changed.saliency, every.saliency, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("which", ENCODES)
+def test_tokens_are_the_same_if_frames_come_one_by_one(
+    demo: VideoQA, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    clip = Path(__file__).parent.parent / "samples" / "sequence.mp4"
+    options = AskOptions(sampling=Sampling(frames=23), encode=which)
+    at_once = demo.watch(clip, options)
+    # Less than a single frame.
+    monkeypatch.setattr("flashvlm.video.AHEAD", 1)
+    one_by_one = demo.decode(clip, options)
+    assert not isinstance(one_by_one.clip.frames, torch.Tensor)
+    seen = demo.encode(one_by_one)
+    assert seen.decode_seconds > one_by_one.seconds
+    assert torch.equal(seen.encoded.tokens, at_once.encoded.tokens)
+    assert torch.equal(seen.encoded.saliency, at_once.encoded.saliency)
+    assert seen.encoded.timestamps == at_once.encoded.timestamps
+    twice = demo.watch(clip, options, look="twice")
+    monkeypatch.undo()
+    assert torch.equal(twice.frames, demo.watch(clip, options, look="twice").frames)
 
 
 def test_noise_of_a_codec_or_a_camera_is_no_change() -> None:

@@ -417,6 +417,49 @@ def test_a_clip_that_decord_gives_up_on_is_read_anew(tmp_path, monkeypatch):
     assert len(tried) == 1 and read.timestamps == whole.timestamps and len(read.frames) == len(whole.frames)
 
 
+@pytest.fixture
+def read_as_encoded(monkeypatch):
+    """Nothing more than three frames is read ahead."""
+    monkeypatch.setattr(video, "AHEAD", 2 * 3 * 96 * 160)
+
+
+@pytest.mark.parametrize("seek", ["exact", "fast"])
+def test_many_frames_are_read_when_they_are_asked_for(tmp_path, read_as_encoded, seek):
+    path, fitted = write_clip(tmp_path / "clip.mp4", steady(75)), []
+
+    def counted(frame, frames):
+        fitted.append(frames)
+        return frame
+
+    clip = decode(path, Sampling(frames=20), counted, seek)
+    assert fitted == [20] * 3
+    next(clip.frames)
+    assert len(fitted) == 3
+    assert len(list(clip.frames)) == 19 and fitted == [20] * 20
+    again = decode(path, Sampling(frames=20), unchanged, seek)
+    assert_frames_match_their_times(again)
+
+
+def test_another_reader_reads_on_where_one_gives_up(tmp_path, monkeypatch, read_as_encoded):
+    path, read_some = write_clip(tmp_path / "clip.mp4", steady(75)), DecordReader.read
+
+    def give_up(reader, chosen):
+        yield from read_some(reader, chosen[:7])
+        raise InexactError
+
+    monkeypatch.setattr(DecordReader, "read", give_up)
+    clip = decode(path, Sampling(frames=20), unchanged)
+    assert len(clip.timestamps) == 20
+    assert_frames_match_their_times(clip)
+
+
+def test_damage_in_frames_that_are_read_later_is_told(tmp_path, no_decord, read_as_encoded):
+    path = tmp_path / "clip.mp4"
+    damaged_at_a_fifth_second(path)
+    with pytest.raises(VideoError, match="the video is damaged"):
+        list(decode(path, Sampling(frames=60), unchanged, "fast").frames)
+
+
 def damaged_at_a_fifth_second(path, between="0"):
     """Two groups of pictures of 30 frames, the sixth damaged; 25 frames a second, `between` B-frames."""
     write_clip(path, steady(60), key_every=30, picture=noisy, options={"bf": between, "x264-params": "b-adapt=0"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from pathlib import Path
@@ -190,12 +190,16 @@ class Backend(ABC):
         return as_picture(encode(self, tiles, seconds_per_frame=0.0), rows, columns)
 
     def whole(
-        self, frames: Tensor, seconds_per_frame: float, timestamps: tuple[float, ...], duration: float
+        self,
+        frames: Tensor | Iterator[Tensor],
+        seconds_per_frame: float,
+        timestamps: tuple[float, ...],
+        duration: float,
     ) -> Encoded | None:
         """A whole video encoded at once, if it cannot be encoded group by group; else None.
 
         Args:
-            frames: (F, 3, h, w) uint8 frames of `frame_size`.
+            frames: (F, 3, h, w) uint8 frames of `frame_size`, or an iterator of them, which is left untouched for None.
             seconds_per_frame: how long each stands for.
             timestamps: the second at which each appears.
             duration: how long the video lasts, in seconds.

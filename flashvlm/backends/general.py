@@ -11,7 +11,7 @@ without fused kernels: more than 10 GB for 24 frames of a SigLIP tower.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
@@ -27,7 +27,7 @@ from torch import Tensor
 from flashvlm.backends.base import Backend, Prompt
 from flashvlm.backends.checks import blaming
 from flashvlm.backends.loading import no_progress_bars
-from flashvlm.encode import Encoded, Features
+from flashvlm.encode import Encoded, Features, together
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import AskOptions
 from flashvlm.pixels import resize, within
@@ -167,9 +167,14 @@ class General(Backend):
         return getattr(self.model.base_model, f"get_{kind}_features", None)
 
     def whole(
-        self, frames: Tensor, seconds_per_frame: float, timestamps: tuple[float, ...], duration: float
+        self,
+        frames: Tensor | Iterator[Tensor],
+        seconds_per_frame: float,
+        timestamps: tuple[float, ...],
+        duration: float,
     ) -> Encoded:
         """All frames through the processor and the vision encoder at once."""
+        frames = together(frames)
         groups = -(-len(frames) // self.frames_per_group)
         encoded = self._encoded(self.part, frames, timestamps, groups)
         return replace(encoded, seconds_per_group=seconds_per_frame * len(frames) / groups, duration=duration)

@@ -60,8 +60,12 @@ class Answering:
         if self._ahead and self._ahead[0][0].view == group[0].view:
             ahead, self._ahead = self._ahead[1], None
             return ahead
-        self._last = aside.begin(lambda: self.qa.decode(group[0].video, group[0].options), "decode")
+        self._last = aside.begin(lambda: self._decoded(group), "decode")
         return self._last
+
+    def _decoded(self, group: Group) -> Decoded:
+        aside.compute_alone()
+        return self.qa.decode(group[0].video, group[0].options)
 
 
 def answered(qa: VideoQA, groups: Sequence[Group]) -> Iterator[Record]:

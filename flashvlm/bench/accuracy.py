@@ -64,7 +64,14 @@ def measure(
         VideoError: the video cannot be read.
     """
     with tempfile.TemporaryDirectory() as folder:
-        watched = qa.watch(data.video(number, Path(folder)), settings.options)
+        return measured(qa, settings, data, data.video(number, Path(folder)), number, places)
+
+
+def measured(
+    qa: VideoQA, settings: Settings, data: DataSet, video: Path, number: int, places: Sequence[int] | None
+) -> list[Record]:
+    """The same, for a video that lies there."""
+    watched = qa.watch(video, settings.options)
     questions = data.questions(number)
     records = []
     for place in range(len(questions)) if places is None else places:
@@ -77,6 +84,7 @@ def measure(
                 "clip": number,
                 "question": place,
                 **asdict(asked),
+                "frames": len(seen.timestamps),
                 "tokens": len(seen.encoded.tokens),
                 "unpruned": unpruned,
                 "pruned": pruned,

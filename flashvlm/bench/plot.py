@@ -46,6 +46,35 @@ def draw_accuracy(table: dict[str, Any], path: Path) -> None:
     _save(figure, axes, path)
 
 
+def draw_frames(table: dict[str, Any], path: Path) -> None:
+    """Draw the rows of `frames.summarise` against tokens, each with its number of frames: one line for all tokens, and
+    one per budget and selector."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(table["rows"], key=lambda row: row["frames"]):
+        name = "all tokens" if row["selector"] is None else f"{row['keep']} by {row['selector']}"
+        lines.setdefault(name, []).append(row)
+    for place, (name, rows) in enumerate(lines.items()):
+        style: dict[str, Any] = {"color": "0.35", "linestyle": "--"} if rows[0]["selector"] is None else {}
+        shown = [100 * row["accuracy"] for row in rows]
+        axes.plot([row["tokens"] for row in rows], shown, label=name, marker=MARKERS[place % len(MARKERS)], **style)
+        for row, right in zip(rows, shown, strict=True):
+            axes.annotate(f"{row['frames']}", (row["tokens"], right), (6, 0), textcoords="offset points", va="center")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda count, _: f"{count:g}")
+    axes.set_xlabel("visual tokens that the model gets, of so many frames as stand beside")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:g} %")
+    axes.set_ylabel("right answers")
+    settings = table["settings"]
+    axes.set_title(f"{settings['model']} on {settings['data']}, {table['questions']} questions", loc="left")
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, axes, path)
+
+
 def draw_fidelity(table: dict[str, Any], path: Path) -> None:
     """Draw the KL divergence of `fidelity.summarise`: one line per selector, and the first's interval as a band."""
     figure, axes = _curves(table, table["rows"], "kl", 1)

@@ -231,22 +231,22 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
     """The tokens that transformers' own encoder makes; it has no saliency, so that is set to ones."""
     import torch
 
-    from flashvlm.encode import Encoded
+    from flashvlm.encode import Encoded, together
 
     clip = decoded.clip
     assert clip is not None
     if clip.facts.still:
         raise UsageError("bench speed times videos, not pictures.")
-    times = clip.timestamps, clip.facts.duration
+    frames, times = together(clip.frames), (clip.timestamps, clip.facts.duration)
     with torch.inference_mode():
-        if (whole := backend.whole(clip.frames, clip.seconds_per_frame, *times)) is not None:
+        if (whole := backend.whole(frames, clip.seconds_per_frame, *times)) is not None:
             return whole
     # For some families, the frames of a video are pictures.
     kind = next(iter(backend.visual_tokens.values()))
     with torch.inference_mode():
         inputs = {
             name: value.to(backend.device, backend.dtype if value.is_floating_point() else value.dtype)
-            for name, value in backend.pixels(clip.frames).items()
+            for name, value in backend.pixels(frames).items()
         }
         encoder = getattr(backend.model.model, f"get_{kind}_features")
         wanted = [name for name, one in signature(encoder).parameters.items() if one.default is one.empty]
@@ -263,7 +263,7 @@ def their_encoding(backend: Backend, decoded: Decoded) -> Encoded:
         if fixed is not None:
             tokens = tokens[: -len(fixed)]
     backend.wait()
-    height, width = backend.cells((clip.frames.shape[2], clip.frames.shape[3]))
+    height, width = backend.cells((frames.shape[2], frames.shape[3]))
     groups = len(tokens) // (height * width + backend.class_tokens)
     saliency = torch.ones(len(tokens), device=tokens.device)
     seconds = clip.seconds_per_frame * backend.frames_per_group

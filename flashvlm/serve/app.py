@@ -9,6 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -52,9 +53,11 @@ CHAT = "/v1/chat/completions"
 class Service:
     """A loaded model behind the routes."""
 
-    def __init__(self, qa: VideoQA, options: AskOptions, settings: Serving, files: media.Media) -> None:
+    def __init__(
+        self, qa: VideoQA, options: AskOptions, settings: Serving, files: media.Media, model: ThreadPoolExecutor
+    ) -> None:
         self.options, self.settings, self.media = options, settings, files
-        self.engine = Engine(qa, settings.feature_memory)
+        self.engine = Engine(qa, settings.feature_memory, model)
         self.metrics = Metrics(self.engine.memory)
         self.ending = asyncio.Event()
         # What clients call the model: not where it lies on this machine.

@@ -15,7 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import torch
+
 from flashvlm import page
+from flashvlm.aside import compute_alone
 from flashvlm.errors import FlashVLMError
 from flashvlm.options import AskOptions, watching
 from flashvlm.pipeline import Decoded, VideoQA, Watched
@@ -27,6 +30,11 @@ from flashvlm.serve.refusals import renamed
 
 T = TypeVar("T")
 S = TypeVar("S", Answer, Inspection)
+
+
+def model_thread() -> ThreadPoolExecutor:
+    """The thread in which the model works; best, it is loaded there too, for the reason that `compute_alone` has."""
+    return ThreadPoolExecutor(1, "model", torch.set_num_threads, (torch.get_num_threads(),))
 
 
 class GivenUp(Exception):
@@ -46,10 +54,10 @@ class Looking:
 class Engine:
     """Answers requests with one loaded model. Its methods belong to one event loop."""
 
-    def __init__(self, qa: VideoQA, memory: int) -> None:
-        self.qa, self.memory = qa, Memory(memory)
-        self._reader = ThreadPoolExecutor(1, "decode")
-        self._model = ThreadPoolExecutor(1, "model")
+    def __init__(self, qa: VideoQA, memory: int, model: ThreadPoolExecutor) -> None:
+        """`model` is the thread of the model (see `model_thread`)."""
+        self.qa, self.memory, self._model = qa, Memory(memory), model
+        self._reader = ThreadPoolExecutor(1, "decode", compute_alone)
         self._looking: dict[str, Looking] = {}
 
     def close(self) -> None:

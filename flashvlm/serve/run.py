@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -66,6 +67,7 @@ def serve(
     folders: Sequence[str] = (),
     hosts: Sequence[str] = (),
     *,
+    model: ThreadPoolExecutor | None = None,
     on_start: Callable[[Callable[[], None]], None] = lambda end: None,
 ) -> None:
     """Answer requests until SIGTERM or an interrupt; answers that the model has begun are finished.
@@ -75,15 +77,17 @@ def serve(
         options: what applies to a request unless it says otherwise.
         folders: whose files may be asked about.
         hosts: from which videos may be fetched.
+        model: the thread in which the model was loaded, and is to work (`engine.model_thread`).
         on_start: called once requests are taken, with what ends the server, from any thread, as SIGTERM does.
     """
     from flashvlm.serve.app import Service, make_app
+    from flashvlm.serve.engine import model_thread
     from flashvlm.serve.media import Media
 
     files = Media(folders, hosts, settings.max_upload)
 
     async def run() -> None:
-        service = Service(qa, options, settings, files)
+        service = Service(qa, options, settings, files, model or model_thread())
         try:
             await _server(make_app(service), service.ending, settings, on_start).serve(sockets=[listening])
         finally:

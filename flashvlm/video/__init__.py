@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashvlm.errors import VideoError
-from flashvlm.options import Sampling
+from flashvlm.options import FRAME_PIXELS, Sampling
 from flashvlm.report import VideoFacts
 from flashvlm.video.containers import checked
 from flashvlm.video.memory import Frames
@@ -35,6 +37,9 @@ __all__ = ["Clip", "Frames", "Limits", "Video", "choose_frames", "decode", "fram
 Video = str | os.PathLike[str] | Frames
 # How far the length that a file gives may be from the time of its last frame, in seconds.
 ROUGHLY = 1.0
+# How many bytes of frames `decode` reads before it returns: what is looked at by default. Further frames wait until
+# they are asked for, so that memory does not grow with their number.
+AHEAD = Sampling.max_frames * FRAME_PIXELS * 3
 # The status of what is no file.
 NO_FILE = os.stat_result((0,) * 10)
 
@@ -43,14 +48,15 @@ NO_FILE = os.stat_result((0,) * 10)
 class Clip:
     """The frames that were looked at, (F, 3, h, w) uint8 as displayed, and the second at which each of them appears.
 
-    A still picture is a single frame of its own size (`facts.still`).
+    If these are more than `AHEAD` bytes, `frames` goes through them once and reads them on the way, one by one; it may
+    raise VideoError. A still picture is a single frame of its own size (`facts.still`).
 
     Time counts from the beginning of the video; timestamps are those of the file, even if its frame rate varies.
     `seconds_per_frame` is the length of what was looked at over the number of frames: what Qwen calls 1 / sample fps.
     """
 
     facts: VideoFacts
-    frames: torch.Tensor
+    frames: torch.Tensor | Iterator[torch.Tensor]
     timestamps: tuple[float, ...]
     seconds_per_frame: float
 
@@ -65,9 +71,9 @@ def decode(
     """Read the frames that `sampling` asks for (see `choose_frames`) from a video or a still picture.
 
     Every frame is decoded at its own size, turned upright, passed to `fit` as (3, H, W) uint8 with the number of
-    frames in all, and dropped: memory holds what `fit` returned, which must be of one size, and what decord decodes
-    ahead in the meantime. A picture (JPEG, PNG, WebP) stays as it is; it has no duration and no frame rate. An animated
-    one, as a GIF, is a video. `facts.rotation` is how far frames had to be turned for display.
+    frames in all, and dropped: memory holds what `fit` returned, which must be of one size, up to `AHEAD` bytes of it,
+    and what decord decodes ahead in the meantime. A picture (JPEG, PNG, WebP) stays as it is; it has no duration and no
+    frame rate. An animated one, as a GIF, is a video. `facts.rotation` is how far frames had to be turned for display.
 
     Args:
         seek: `exact`, or `fast`: if every frame asked for has a key frame of its own within the mean time from one of
@@ -81,15 +87,15 @@ def decode(
         UsageError: `sampling.start` is at or past the end of the video.
     """
     source = _source(path, limits)
+    readers = _readers(source, [ForwardReader] if seek == "fast" else [DecordReader, ForwardReader], PyAVReader)
 
-    def read(opened: _Opened) -> Clip:
-        return _clip(path, source, opened(source), sampling, fit, seek)
+    def read(number: int) -> Clip:
+        return _clip(path, source, readers[number](source), readers[number + 1 :], sampling, fit, seek)
 
-    *others, last = _readers(source, [ForwardReader] if seek == "fast" else [DecordReader, ForwardReader], PyAVReader)
-    for opened in others:
+    for number in range(len(readers) - 1):
         with contextlib.suppress(InexactError, VideoError):
-            return read(opened)
-    return read(last)
+            return read(number)
+    return read(len(readers) - 1)
 
 
 def glance(path: str | os.PathLike[str], sampling: Sampling, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -181,10 +187,12 @@ def _clip(
     given: Video,
     source: Source,
     reader: Reader,
+    others: Sequence[_Opened],
     sampling: Sampling,
     fit: Callable[[torch.Tensor, int], torch.Tensor],
     seek: str,
 ) -> Clip:
+    """What one reader makes of a file; `others` read on where it fails later."""
     import torch
 
     count, duration = len(reader.starts), reader.duration
@@ -193,10 +201,20 @@ def _clip(
         # Nothing outside the part that is asked about is looked at.
         keys = [key for key in reader.keys if chosen[0] <= key <= chosen[-1]]
         chosen = near_keys(reader.starts, keys, chosen) or chosen
-    frames = []
-    for frame in _frames(source, reader, chosen):
-        height, width = frame.shape[1:]
-        frames.append(fit(frame, len(chosen)) if duration else frame)
+    height = width = size = 0
+
+    def fitted(frames: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        nonlocal height, width
+        for frame in frames:
+            height, width = frame.shape[1:]
+            yield fit(frame, len(chosen)) if duration else frame
+
+    coming, ahead = fitted(_frames(source, reader, chosen)), deque[torch.Tensor]()
+    for frame in coming:
+        ahead.append(frame)
+        size += frame.nbytes
+        if size > AHEAD:
+            break
     facts = VideoFacts(
         path="",
         width=width,
@@ -208,5 +226,51 @@ def _clip(
     ).of(given, source.status)
     end = duration if sampling.end is None else min(sampling.end, duration)
     length = max(end - (sampling.start or 0.0), 0.0)
-    seconds_per_frame = length / len(chosen)
-    return Clip(facts, torch.stack(frames), tuple(reader.starts[index] for index in chosen), seconds_per_frame)
+    timestamps = tuple(reader.starts[index] for index in chosen)
+    frames: torch.Tensor | Iterator[torch.Tensor]
+    if len(ahead) == len(chosen):
+        frames = torch.stack(list(ahead))
+    else:
+        frames = _read_on(source, ahead, coming, others, timestamps, fitted)
+    return Clip(facts, frames, timestamps, length / len(chosen))
+
+
+def _read_on(
+    source: Source,
+    ahead: deque[torch.Tensor],
+    coming: Iterator[torch.Tensor],
+    others: Sequence[_Opened],
+    timestamps: Sequence[float],
+    fitted: Callable[[Iterator[torch.Tensor]], Iterator[torch.Tensor]],
+) -> Iterator[torch.Tensor]:
+    """The frames that were read `ahead`, those `coming`, and where reading these fails, what the `others` make of them.
+
+    Another one reads all frames again, so that it sees all damage that it would have seen alone.
+    """
+    given = len(ahead)
+    while ahead:
+        yield ahead.popleft()
+    while True:
+        try:
+            for frame in coming:
+                yield frame
+                given += 1
+            return
+        except (InexactError, VideoError):
+            if not others:
+                raise
+        opened, *others = others
+        coming = islice(fitted(_at(source, opened, timestamps)), given, None)
+
+
+def _at(source: Source, opened: _Opened, timestamps: Sequence[float]) -> Iterator[torch.Tensor]:
+    """The frames at the times that another reader gave.
+
+    Raises:
+        VideoError: this one has no frames at these times.
+    """
+    reader = opened(source)
+    chosen = [nearest(reader.starts, moment) for moment in timestamps]
+    if any(abs(reader.starts[index] - at) > TIME_TOLERANCE for index, at in zip(chosen, timestamps, strict=True)):
+        raise VideoError(f"{source.path}: the video is damaged; it does not say for certain when its frames appear.")
+    yield from _frames(source, reader, chosen)
