@@ -87,7 +87,7 @@ class Compared:
 
     data: str | None = option(
         None,
-        "clips, eight-looks, needle, crowd, easy-vqa, or a .jsonl file of questions.",
+        "clips, eight-looks, needle, crowd, natural, natural-eight-looks, easy-vqa, or a .jsonl file of questions.",
         MEASURED,
         metavar="NAME|FILE",
         unset=DEFAULT_DATA,

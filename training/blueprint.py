@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,8 @@ from training.shapes import COLOURS, SHAPE_WORDS, SHAPES, ShapeImage, shape_labe
 WIDTH = 256
 # How often easy-vqa's images are drawn instead of clips, and how many of them such a batch of questions is about.
 SHAPES_SHARE, SHAPES_AT_ONCE = 0.16, 12
+# How often a clip is in natural conditions, and how often such clips have a brief object.
+NATURAL_SHARE, BRIEF_SHARE = 0.5, 0.25
 # How many special tokens each family has, so that the words after them have the same ids and codes in all families.
 SPECIAL = 8
 
@@ -97,6 +100,13 @@ class Codes:
         self.things = torch.stack([*things, *map(of, SHAPES), of("nothing")])
         self.motions = torch.stack([*(of(way) for way in DIRECTIONS), torch.zeros(WIDTH)])
         self.colours = torch.stack([*map(of, COLOURS), torch.zeros(WIDTH)])
+
+    def turned(self, turn: Tensor) -> Codes:
+        """The same words, and everything that stands for what tokens show multiplied by an orthogonal matrix."""
+        other = copy(self)
+        for name in ("rows", "columns", "names", "things", "motions", "colours"):
+            setattr(other, name, getattr(self, name) @ turn.T)
+        return other
 
     def _shares(self, at: Tensor) -> Tensor:
         """The weight of each anchor for these coordinates in 0..1, (..., ANCHORS); at most two neighbours have any."""
@@ -179,6 +189,13 @@ class Blueprint(ABC):
     @abstractmethod
     def eyes(self, model: Any) -> torch.nn.Module:
         """What the stage `eyes` trains: the encoder and the projection of its features to the language model."""
+
+    def reader(self, model: Any) -> torch.nn.Module:
+        """What the stages `words` and `answers` train."""
+        return model.model.language_model
+
+    def progress(self, stage: str, share: float) -> None:  # noqa: B027
+        """Note, before each step of a stage, what share of it is done."""
 
     @abstractmethod
     def see(self, model: Any, pixels: Tensor, grid: tuple[int, int]) -> Tensor:

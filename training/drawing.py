@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flashvlm.demo.natural import is_brief, procedural, render_natural
 from flashvlm.demo.questions import FAMILIES, Question, ask
 from flashvlm.demo.world import Scene, make_scene, render, sample_times
 from training.shapes import ShapeImage, shape_images
@@ -24,7 +27,7 @@ def through_codec(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     with av.open(buffer, "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=4)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        stream.options = {"preset": "ultrafast", "crf": str(int(rng.integers(16, 33)))}
+        stream.options = {"preset": "ultrafast", "crf": str(int(rng.integers(16, 36)))}
         stream.thread_count = 1
         for frame in frames:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -36,21 +39,32 @@ def through_codec(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_scene(
-    rng: np.random.Generator, frames: int, aspect: tuple[int, int], **settings: Any
+    rng: np.random.Generator,
+    frames: int,
+    aspect: tuple[int, int],
+    make: Callable[..., Scene] = make_scene,
+    **settings: Any,
 ) -> tuple[Scene, np.ndarray]:
     """A scene and its sampling times: as planned, or each a little early or late."""
-    scene = make_scene(rng, frames=frames, aspect=aspect, **settings)
+    scene = make(rng, frames=frames, aspect=aspect, **settings)
     times = sample_times(frames)
-    if frames > 1 and rng.random() < 0.5:
+    # A second of a minute is only just in one frame.
+    if frames > 1 and not is_brief(scene) and rng.random() < 0.5:
         times = np.clip(times + rng.uniform(-0.35, 0.35, frames) / frames, 0, 1)
     return scene, times
 
 
-def draw_frames(scene: Scene, times: np.ndarray, height: int, width: int, rng: np.random.Generator) -> Tensor:
-    """A scene at these times, (F, 3, height, width) uint8, as from a file: some are resized, some have been encoded."""
+def draw_frames(
+    scene: Scene, times: np.ndarray, height: int, width: int, rng: np.random.Generator, *, natural: bool = False
+) -> Tensor:
+    """A scene at these times, (F, 3, height, width) uint8, as from a file: some are resized, some have been encoded.
+
+    If `natural`, in natural conditions with procedural footage, and half of them have been encoded.
+    """
     larger = 2 if rng.random() < 0.15 else 1
-    frames = render(scene, times, height * larger, width * larger)
-    if rng.random() < 0.3:
+    draw = partial(render_natural, source=procedural) if natural else render
+    frames = draw(scene, times, height * larger, width * larger)
+    if rng.random() < (0.5 if natural else 0.3):
         frames = through_codec(frames, rng)
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     if larger > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from flashvlm.demo.world import ASPECTS, Scene
+from flashvlm.demo.natural import BRIEF_FRAMES, make_natural_scene
+from flashvlm.demo.world import Scene, make_scene
 from flashvlm.pixels import qwen2_vl_patches
 from training.blueprint import (
+    BRIEF_SHARE,
+    NATURAL_SHARE,
     SHAPES_AT_ONCE,
     SHAPES_SHARE,
     WIDTH,
@@ -28,10 +32,10 @@ PATCH, MERGE, TEMPORAL_PATCH = 14, 2, 2
 CELL = PATCH * MERGE
 # Pixels of a frame: about 224 x 224 at any aspect ratio, 52 to 64 tokens per group.
 MIN_PIXELS, MAX_PIXELS = 52 * CELL**2, 64 * CELL**2
-# Grids (rows, columns of tokens) that `pixels.smart_resize` gives the ratios in `ASPECTS` at the demo's pixel limits.
+# Grids (rows, columns of tokens) that `pixels.smart_resize` gives pictures of these shapes at the demo's pixel limits.
 GRIDS = {
     (1, 1): (8, 8), (4, 3): (6, 9), (3, 4): (9, 6), (16, 9): (6, 10), (9, 16): (10, 6),
-    (5, 4): (7, 8), (4, 5): (8, 7), (3, 2): (6, 9),
+    (5, 4): (7, 8), (4, 5): (8, 7), (3, 2): (6, 9), (13, 6): (5, 11), (6, 13): (11, 5),
 }  # fmt: skip
 # How often a clip has this many frames. A stage starts with short clips, which teach nearly as much in a fraction of
 # the time.
@@ -135,12 +139,19 @@ class Qwen2VL(Blueprint):
         grid = grids[aspect]
         for _ in range(clips):
             frames = int(rng.choice([1, 4, 8, 8, 16, 32, 64]))
-            scene, times = draw_scene(rng, frames, aspect, **({"zoom": ZOOM, "count": 1} if small else {}))
+            natural = rng.random() < NATURAL_SHARE
+            brief = natural and not small and rng.random() < BRIEF_SHARE
+            settings: dict[str, Any] = {"zoom": ZOOM, "count": 1} if small else {"brief": True} if brief else {}
+            scene, times = draw_scene(rng, BRIEF_FRAMES if brief else frames, aspect, _maker(natural), **settings)
             # Four groups of a clip teach nearly as much as all of them.
             if len(times) > 8:
                 starts = 2 * rng.choice(len(times) // 2, size=4, replace=False)
+                if brief:
+                    thing = min(scene.things, key=lambda thing: thing.vanishes - thing.appears)
+                    starts[0] = np.searchsorted(times, thing.appears) // 2 * 2
                 times = times[np.sort(np.concatenate([starts, starts + 1]))]
-            drawn.append(Shown(cell_labels(scene, times, *grid), [], draw_patches(scene, times, grid, rng)))
+            patches = draw_patches(scene, times, grid, rng, natural=natural)
+            drawn.append(Shown(cell_labels(scene, times, *grid), [], patches))
         return grid, drawn
 
     def draw_clips(
@@ -152,14 +163,17 @@ class Qwen2VL(Blueprint):
         choice = SHORT_FRAMES if small else FRAMES
         chances = np.array(list(choice.values()), dtype=float)
         frames = int(rng.choice(list(choice), p=chances / chances.sum()))
-        aspect = ASPECTS[rng.integers(len(ASPECTS))]
+        brief = not small and rng.random() < NATURAL_SHARE * BRIEF_SHARE
+        frames = BRIEF_FRAMES if brief else frames
+        aspect = list(GRIDS)[rng.integers(len(GRIDS))]
         grid, groups = GRIDS[aspect], (frames + 1) // 2
         if small:
             grid = _zoomed(grid)
         drawn = []
         for _ in range(max(2, min(4, 40 // groups))):
-            scene, times = draw_scene(rng, frames, aspect)
-            patches = draw_patches(scene, times, grid, rng) if pixels else None
+            natural = brief or rng.random() < NATURAL_SHARE
+            scene, times = draw_scene(rng, frames, aspect, _maker(natural), **({"brief": True} if brief else {}))
+            patches = draw_patches(scene, times, grid, rng, natural=natural) if pixels else None
             asked = draw_questions(scene, rng, questions, WEIGHTS)
             drawn.append(Shown(cell_labels(scene, times, *grid), asked, patches))
         return grid, drawn
@@ -199,9 +213,15 @@ class Qwen2VL(Blueprint):
         }
 
 
-def draw_patches(scene: Scene, times: np.ndarray, grid: tuple[int, int], rng: np.random.Generator) -> Tensor:
+def draw_patches(
+    scene: Scene, times: np.ndarray, grid: tuple[int, int], rng: np.random.Generator, *, natural: bool = False
+) -> Tensor:
     """The encoder's input for a scene."""
-    return _patches(draw_frames(scene, times, grid[0] * CELL, grid[1] * CELL, rng), grid)
+    return _patches(draw_frames(scene, times, grid[0] * CELL, grid[1] * CELL, rng, natural=natural), grid)
+
+
+def _maker(natural: bool) -> Callable[..., Scene]:
+    return make_natural_scene if natural else make_scene
 
 
 def _patches(pixels: Tensor, grid: tuple[int, int]) -> Tensor:

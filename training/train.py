@@ -33,9 +33,10 @@ from training.blueprint import Blueprint
 from training.labels import CellLabels
 from training.muon import Muon
 from training.qwen2_vl import Qwen2VL
+from training.unaligned import Unaligned
 from training.video_llava import VideoLlava
 
-BLUEPRINTS: dict[str, type[Blueprint]] = {"qwen2-vl": Qwen2VL, "video-llava": VideoLlava}
+BLUEPRINTS: dict[str, type[Blueprint]] = {"qwen2-vl": Qwen2VL, "video-llava": VideoLlava, "unaligned": Unaligned}
 STAGES = ("eyes", "words", "answers")
 LEARNING_RATES = {"eyes": 4e-3, "words": 3e-3, "answers": 1.5e-3}
 SEEDS = {"eyes": 1, "words": 2, "answers": 3}
@@ -198,8 +199,8 @@ def answer_loss(
         video = torch.stack([ideal_tokens(blueprint, shown.labels, rng) for shown in drawn]).to(model.device)
     else:
         pixels = torch.cat([shown.pixels for shown in drawn if shown.pixels is not None]).to(model.device)
-        with torch.no_grad():
-            video = blueprint.see(model, pixels, grid).view(len(drawn), -1, blueprint.codes.words.shape[1])
+        # What is not trained gets no gradients: the encoder, apart from what belongs to `Blueprint.reader`.
+        video = blueprint.see(model, pixels, grid).view(len(drawn), -1, blueprint.codes.words.shape[1])
     questions = [shown.questions for shown in drawn]
     texts, labels = (x.to(model.device) for x in conversation.texts(questions))
     before = model.get_input_embeddings()(torch.tensor(conversation.before, device=model.device))
@@ -301,13 +302,13 @@ def train(
         begin_from(model, start)
     small_until = 0 if start is not None else SMALL_SHARE[stage] * steps
     eyes, text = blueprint.eyes(model), model.model.language_model
+    reader = blueprint.reader(model)
+    trained = eyes if stage == "eyes" else reader
     model.requires_grad_(False)
-    part = eyes if stage == "eyes" else text.layers
-    part.requires_grad_(True)
-    text.norm.requires_grad_(stage != "eyes")
+    trained.requires_grad_(True)
+    text.embed_tokens.requires_grad_(False)
     if stage == "answers":
-        load_trained({"eyes": eyes, "words": text}, out, start)
-    trained = eyes if stage == "eyes" else text
+        load_trained({"eyes": eyes, "words": reader}, out, start)
     model.to(device)
     tools = optimizers(model, lr, blueprint.patch_rate, torch.bfloat16 if quick else torch.float32)
     begin, path = 0, out / f"{stage}.pt"
@@ -324,6 +325,7 @@ def train(
     for step in range(begin, stop):
         rng = np.random.default_rng([SEEDS[stage], step])
         torch.manual_seed(step)
+        blueprint.progress(stage, step / steps)
         with torch.autocast(device, torch.bfloat16, enabled=quick):
             small = step < small_until
             if stage == "eyes":
@@ -378,7 +380,7 @@ def main() -> None:
         model = blueprint.build_model()
         if arguments.start is not None:
             begin_from(model, arguments.start)
-        load_trained({"eyes": blueprint.eyes(model), "answers": model.model.language_model}, out, arguments.start)
+        load_trained({"eyes": blueprint.eyes(model), "answers": blueprint.reader(model)}, out, arguments.start)
         blueprint.save(model, out / "checkpoint")
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast, VideoLlavaConfig, VideoLlavaFo
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flashvlm.backends.video_llava import VideoLlava as Backend
+from flashvlm.demo.natural import ZOOMS
 from flashvlm.demo.world import (
     DIRECTIONS,
     NAMES,
@@ -24,6 +25,7 @@ from flashvlm.demo.world import (
 from flashvlm.models import fetch
 from flashvlm.pixels import clip_pixels
 from training.blueprint import (
+    NATURAL_SHARE,
     SHAPES_AT_ONCE,
     SHAPES_SHARE,
     WIDTH,
@@ -41,7 +43,7 @@ SMALL_GRID = (5, 5)
 PER_FRAME = 1 + GRID[0] * GRID[1]
 LOOKS = 8
 # How often a clip is sampled at this many frames.
-LOOKS_SHARE = {LOOKS: 0.88, 6: 0.04, 4: 0.04, 1: 0.04}
+LOOKS_SHARE = {1: 0.05, 3: 0.05, 4: 0.08, 5: 0.08, 6: 0.1, 7: 0.08, LOOKS: 0.56}
 # How often a clip was planned for this many frames: the more, the shorter its objects are visible.
 PLANNED = {4: 14, 8: 24, 12: 24, 16: 12, 24: 10, 32: 6, 48: 2, 64: 2}
 # The language model starts from the first demo's, whose time axis counts groups, up to 32 of them. This many positions
@@ -150,10 +152,13 @@ class VideoLlava(Blueprint):
                 drawn += self.draw_shapes(rng, 2, 0, GRID, pixels=True)
                 continue
             # Many objects at a time: a cell of background teaches little.
-            scene = make_scene(rng, frames=8, aspect=(1, 1), sequence=bool(rng.random() < 0.15), count=_count(rng))
+            natural, sequence = rng.random() < NATURAL_SHARE, bool(rng.random() < 0.15)
+            scene = make_scene(
+                rng, frames=8, aspect=(1, 1), sequence=sequence, count=_count(rng), zoom=_zoom(rng, natural)
+            )
             times = np.sort(rng.random(2))
             labels = cell_labels(scene, times, *GRID, frames_per_group=1)
-            drawn.append(Shown(labels, [], _pixels(draw_frames(scene, times, SIDE, SIDE, rng))))
+            drawn.append(Shown(labels, [], _pixels(draw_frames(scene, times, SIDE, SIDE, rng, natural=natural))))
         return GRID, drawn
 
     def draw_clips(
@@ -168,8 +173,9 @@ class VideoLlava(Blueprint):
         for _ in range(8 if looks == 1 else 4):
             frames = 1 if looks == 1 else int(rng.choice(list(PLANNED), p=chances / chances.sum()))
             times = _look_times(rng, looks)
-            scene = make_told_scene(rng, times, frames=frames)
-            seen = _pixels(draw_frames(scene, times, SIDE, SIDE, rng)) if pixels else None
+            natural = rng.random() < NATURAL_SHARE
+            scene = make_told_scene(rng, times, frames=frames, zoom=_zoom(rng, natural))
+            seen = _pixels(draw_frames(scene, times, SIDE, SIDE, rng, natural=natural)) if pixels else None
             asked = draw_questions(scene, rng, questions, WEIGHTS)
             labels = cell_labels(scene, times, *grid, frames_per_group=1)
             drawn.append(Shown(labels, asked, seen, _ways(scene, labels)))
@@ -291,6 +297,10 @@ def _ways(scene: Scene, labels: CellLabels) -> Tensor:
 
 def _count(rng: np.random.Generator) -> int:
     return int(rng.choice([1, 2, 3, 4], p=[0.1, 0.2, 0.3, 0.4]))
+
+
+def _zoom(rng: np.random.Generator, natural: bool) -> float:
+    return float(rng.uniform(*ZOOMS)) if natural else 1.0
 
 
 def _look_times(rng: np.random.Generator, looks: int) -> np.ndarray:

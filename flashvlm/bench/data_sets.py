@@ -7,9 +7,12 @@ from pathlib import Path
 from flashvlm.bench.clips import Clips, Crowd, EightLooks, Generated, Needle
 from flashvlm.bench.data import DataSet, Lines
 from flashvlm.bench.easy_vqa import EasyVQA
+from flashvlm.bench.natural import Natural, NaturalEightLooks
 from flashvlm.errors import UsageError
 
-GENERATED: dict[str, type[Generated]] = {kind.name: kind for kind in (Clips, EightLooks, Needle, Crowd)}
+GENERATED: dict[str, type[Generated]] = {
+    kind.name: kind for kind in (Clips, EightLooks, Needle, Crowd, Natural, NaturalEightLooks)
+}
 NAMES = (*GENERATED, EasyVQA.name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def write_clip(
     seconds: float | None = None,
     rotation: int = 0,
     times: np.ndarray | None = None,
+    draw: Callable[[Scene, np.ndarray, int, int], np.ndarray] = render,
 ) -> None:
     """Write a scene as a video file.
 
@@ -47,13 +49,14 @@ def write_clip(
         seconds: length of the clip (default: as planned).
         rotation: degrees clockwise by which a player has to turn the frames, which are stored turned the other way.
         times: (F,) seconds at which frames are shown, rising; for a variable frame rate.
+        draw: what makes the frames, like `world.render`.
     """
     import av
 
     seconds = seconds or duration_of(scene)
     times = np.arange(round(seconds * fps)) / fps if times is None else times
     height, width = picture_size(scene, area)
-    pictures = render(scene, times / times[-1], height, width)
+    pictures = draw(scene, times / times[-1], height, width)
     base = Fraction(1, 1000)
     with av.open(str(path), "w") as out:
         stream: Any = out.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options=options or {})

@@ -274,25 +274,30 @@ def render(scene: Scene, times: np.ndarray, height: int, width: int) -> np.ndarr
     Returns:
         (len(times), height, width, 3) uint8.
     """
-    unit = (height * width) ** 0.5
     empty = background(scene.background_seed, height, width)
     frames = np.empty((len(times), height, width, 3), dtype=np.uint8)
     for frame, when in zip(frames, times.tolist(), strict=True):
         picture = empty.copy()
-        for thing in scene.things:
-            if not thing.visible(when):
-                continue
-            pixels = max(4, round(thing.size * unit))
-            x, y = thing.centre(when)
-            left = min(max(round(x * width - pixels / 2), 0), width - pixels)
-            top = min(max(round(y * height - pixels / 2), 0), height - pixels)
-            colours, through = _sprite(thing.name, pixels)
-            spot = picture[top : top + pixels, left : left + pixels]
-            spot *= through
-            spot += colours
+        draw_things(scene, when, picture)
         np.clip(picture, 0, 255, out=picture)
         frame[:] = picture
     return frames
+
+
+def draw_things(scene: Scene, when: float, picture: np.ndarray) -> None:
+    """Draw the objects that are visible at `when` onto the picture, (height, width, 3) float32, in place."""
+    height, width = picture.shape[:2]
+    for thing in scene.things:
+        if not thing.visible(when):
+            continue
+        pixels = max(4, round(thing.size * (height * width) ** 0.5))
+        x, y = thing.centre(when)
+        left = min(max(round(x * width - pixels / 2), 0), width - pixels)
+        top = min(max(round(y * height - pixels / 2), 0), height - pixels)
+        colours, through = _sprite(thing.name, pixels)
+        spot = picture[top : top + pixels, left : left + pixels]
+        spot *= through
+        spot += colours
 
 
 def tells(scene: Scene, times: np.ndarray) -> bool:
