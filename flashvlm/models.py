@@ -46,6 +46,12 @@ ALIASES = {
             "demo", "checkpoint", "A small trained Qwen2-VL that comes with flashvlm; knows 26 objects.", bundled=True
         ),
         Alias(
+            "demo-natural",
+            "checkpoint-natural",
+            "The first one, trained further in front of natural footage; worse elsewhere.",
+            bundled=True,
+        ),
+        Alias(
             "demo-video-llava",
             "checkpoint-video-llava",
             "A small trained Video-LLaVA that comes with flashvlm; knows the same objects.",
