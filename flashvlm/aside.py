@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def compute_alone() -> None:
-    """Let torch use one core in this thread.
+    """Let torch use one core in this thread, beside a model that computes on the CPU.
 
     OpenMP keeps as many threads as there are cores for each thread that computes. Once there are more of them than
     cores, they sleep between any two steps, and a quick answer of the model takes half as long again.

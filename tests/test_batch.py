@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from flashvlm import VideoQA
 from flashvlm.batch.here import Answering, answered
@@ -620,6 +621,9 @@ def test_a_run_that_is_to_outlive_its_terminal_does(tmp_path: Path) -> None:
 # The engines
 
 
+BACKEND = SimpleNamespace(device=torch.device("cpu"))
+
+
 class Seen:
     """A video that was watched."""
 
@@ -634,7 +638,7 @@ def test_one_video_is_decoded_ahead_and_no_more() -> None:
         decoded.append(video)
         return video
 
-    qa: Any = SimpleNamespace(decode=decode, encode=lambda video: Seen())
+    qa: Any = SimpleNamespace(decode=decode, encode=lambda video: Seen(), backend=BACKEND)
     qa.answer = lambda *_: SimpleNamespace(to_json=lambda: {"answer": "yes"})
     seen = []
     for record in answered(qa, plan_of(16).groups(set())):
@@ -649,7 +653,7 @@ def test_an_error_that_nobody_expects_is_its_rows_own() -> None:
             raise RuntimeError("CUDA out of memory")
         return Seen()
 
-    qa: Any = SimpleNamespace(decode=lambda video, options: video, encode=encode)
+    qa: Any = SimpleNamespace(decode=lambda video, options: video, encode=encode, backend=BACKEND)
     qa.answer = lambda *_: SimpleNamespace(to_json=lambda: {"answer": "yes"})
     records = [record for group in plan_of(4).groups(set()) for record in Answering(qa).records(group)]
     errors = [record.get("error", {}).get("message", "") for record in records]

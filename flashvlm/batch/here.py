@@ -64,7 +64,8 @@ class Answering:
         return self._last
 
     def _decoded(self, group: Group) -> Decoded:
-        aside.compute_alone()
+        if self.qa.backend.device.type == "cpu":
+            aside.compute_alone()
         return self.qa.decode(group[0].video, group[0].options)
 
 

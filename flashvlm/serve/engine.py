@@ -57,7 +57,8 @@ class Engine:
     def __init__(self, qa: VideoQA, memory: int, model: ThreadPoolExecutor) -> None:
         """`model` is the thread of the model (see `model_thread`)."""
         self.qa, self.memory, self._model = qa, Memory(memory), model
-        self._reader = ThreadPoolExecutor(1, "decode", compute_alone)
+        on_cpu = qa.backend.device.type == "cpu"
+        self._reader = ThreadPoolExecutor(1, "decode", compute_alone if on_cpu else None)
         self._looking: dict[str, Looking] = {}
 
     def close(self) -> None:
