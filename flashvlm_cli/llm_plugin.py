@@ -19,6 +19,7 @@ from pydantic import Field, ValidationInfo, create_model, field_validator
 from flashvlm.defaults import LASTING, applying
 from flashvlm.errors import UsageError
 from flashvlm.options import AskOptions, Loading, Option, checked, watching
+from flashvlm_cli.turns import turns
 
 if TYPE_CHECKING:
     from flashvlm import VideoQA
@@ -136,20 +137,12 @@ REPORTED = ("model", "tokens", "prompt_tokens", "selection", "seconds", "warning
 
 def _conversation(messages: list[Any]) -> tuple[str | None, list[tuple[str, str]], str, list[llm.Attachment]]:
     """The system prompt, the earlier questions with their answers, the newest question, and all that is attached."""
-    system, said, attachments = None, [""], []
+    said, attachments = [], []
     for message in messages:
-        text = "\n".join(part.text for part in message.parts if isinstance(part, TextPart))
+        said.append((message.role, "\n".join(part.text for part in message.parts if isinstance(part, TextPart))))
         attached = (part.attachment for part in message.parts if isinstance(part, AttachmentPart))
         attachments += [one for one in attached if one is not None]
-        if message.role == "system":
-            system = text
-        elif (message.role == "assistant") == (len(said) % 2 == 1):
-            said.append(text)
-        else:
-            # Two messages of one side in a row.
-            said[-1] = f"{said[-1]}\n{text}".strip()
-    *earlier, question = said
-    return system, list(zip(earlier[::2], earlier[1::2], strict=True)), question, attachments
+    return *turns(said), attachments
 
 
 def _file(attachment: llm.Attachment, stack: contextlib.ExitStack) -> Path:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from flashvlm.errors import UsageError, known
 from flashvlm.models import DEFAULT_MODEL
 from flashvlm.options import OPTIONS, AskOptions, Loading, declared
+from flashvlm_cli.turns import turns
 
 if TYPE_CHECKING:
     from flashvlm.pipeline import Watched
@@ -188,20 +189,12 @@ def _asked(messages: Any) -> _Asked:
     """What messages of lmms-eval ask. Videos and pictures come before the question, wherever they stand in it."""
     from lmms_eval.protocol import ChatMessages
 
-    system, said = None, [""]
     media: list[Media] = []
+    said: list[tuple[str, str]] = []
     for message in ChatMessages(messages=messages).messages:
-        text = "\n".join(part.text for part in message.content if part.type == "text")
+        said.append((message.role, "\n".join(part.text for part in message.content if part.type == "text")))
         media += [_media(part) for part in message.content if part.type != "text"]
-        if message.role == "system":
-            system = text
-        elif (message.role == "assistant") == (len(said) % 2 == 1):
-            said.append(text)
-        else:
-            # Two messages of one side in a row.
-            said[-1] = f"{said[-1]}\n{text}".strip()
-    *earlier, question = said
-    return _Asked(system, list(zip(earlier[::2], earlier[1::2], strict=True)), question, media)
+    return _Asked(*turns(said), media)
 
 
 def _media(part: Any) -> Media:
