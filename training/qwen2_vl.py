@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -116,6 +117,7 @@ class Qwen2VL(Blueprint):
             tie_word_embeddings=True,
         )
         model: Any = Qwen2VLForConditionalGeneration(config)
+        _embed_by_a_product(model.model.visual.patch_embed)
         with torch.no_grad():
             model.get_input_embeddings().weight.copy_(self.codes.words)
             _let_words_find_their_like(model)
@@ -239,6 +241,11 @@ def _patches(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def _zoomed(grid: tuple[int, int]) -> tuple[int, int]:
     return round(grid[0] / ZOOM), round(grid[1] / ZOOM)
+
+
+def _embed_by_a_product(embed: Any) -> None:
+    """Have each patch multiplied by the kernel as a matrix: the same sum, a tenth of the time in the backward pass."""
+    embed.forward = lambda patches: F.linear(patches, embed.proj.weight.flatten(1))
 
 
 def _let_words_find_their_like(model: Any) -> None:
