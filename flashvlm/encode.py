@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flashvlm import units
 from flashvlm.errors import UsageError
 from flashvlm.options import DEFAULT_FPS
 
@@ -100,6 +101,9 @@ class Encoded:
     placed: bool = True
     # What else the general backend has to know of the video for its prompt, as JSON.
     notes: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Encoded {self.kind}: {len(self.tokens)} tokens in {units.plural(self.groups, 'group')}>"
 
     @property
     def groups(self) -> int:

@@ -329,7 +329,7 @@ def test_bytes_that_are_no_video_are_told(demo: VideoQA) -> None:
 def test_results_are_short_in_a_console_and_reports_in_a_notebook(demo: VideoQA, one: Watched) -> None:
     choice = demo.choose(one, QUESTION)
     answer, inspection = demo.respond(choice), demo.inspect(choice)
-    shown = [repr(value) for value in (demo, one, choice, answer, inspection, choice.selection)]
+    shown = [repr(value) for value in (demo, one, choice, answer, inspection, choice.selection, one.encoded)]
     assert all(len(text) < 200 for text in shown)
     assert shown[3].startswith(f"<Answer {answer.answer!r} to 'What happens?' on one.mp4: ")
     for seen in (answer, inspection):

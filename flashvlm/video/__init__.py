@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashvlm import units
 from flashvlm.errors import VideoError
 from flashvlm.options import FRAME_PIXELS, Sampling
 from flashvlm.report import VideoFacts
@@ -59,6 +60,9 @@ class Clip:
     frames: torch.Tensor | Iterator[torch.Tensor]
     timestamps: tuple[float, ...]
     seconds_per_frame: float
+
+    def __repr__(self) -> str:
+        return f"<Clip of {Path(self.facts.path).name}: {units.plural(len(self.timestamps), 'frame')}>"
 
 
 def decode(
