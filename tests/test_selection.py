@@ -334,7 +334,22 @@ def test_holitom_merges_as_its_published_code_does_if_it_rounds_as_that_does(cas
     assert_merged_as_published(holitom.compress(inputs, parts, counts), expected)
 
 
-@pytest.mark.parametrize("selector", ["flashvlm", "tome", "holitom", "fastvid", "flashvid"])
+def test_visionzip_keeps_salient_tokens_and_merges_the_others_into_the_most_similar_evenly_spaced_one():
+    # Two frames of 20: ten salient tokens after ten that point one of two ways.
+    one, other = [0, 2, 3, 7, 9], [1, 4, 5, 6, 8]
+    frame = torch.zeros(20, 3).index_fill(0, torch.arange(10, 20), 1.0)
+    frame[one, 0], frame[other, 1] = torch.arange(1.0, 6), torch.arange(2.0, 7)
+    saliency = torch.tensor([0.1] * 10 + [0.9] * 10).repeat(2)
+    selection = select(
+        frame.repeat(2, 1), saliency, torch.empty(0, 3), group_sizes=[20, 20], budget=24, selector="visionzip"
+    )
+    kept = [0, 5, *range(10, 20)]
+    assert selection.indices.tolist() == kept + [20 + place for place in kept]
+    expected = torch.cat([frame[one].mean(0)[None], frame[other].mean(0)[None], frame[10:]])
+    assert torch.allclose(selection.vectors, expected.repeat(2, 1))
+
+
+@pytest.mark.parametrize("selector", ["flashvlm", "tome", "visionzip", "holitom", "fastvid", "flashvid"])
 @pytest.mark.parametrize("merged", [False, True], ids=["as chosen", "merged"])
 def test_other_values_of_the_tokens_are_reduced_as_the_tokens_are(selector, merged):
     tokens, saliency, words = clip(41)

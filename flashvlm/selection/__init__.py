@@ -31,6 +31,7 @@ _REGISTRY = {
     "cdpruner": ("published.cdpruner", "cdpruner"),
     "mmtok": ("published.mmtok", "mmtok"),
     "tome": ("published.tome", "tome"),
+    "visionzip": ("published.visionzip", "visionzip"),
     "vidcom2": ("published.vidcom2", "vidcom2"),
     "holitom": ("published.holitom", "holitom"),
     "fastvid": ("published.fastvid", "fastvid"),
