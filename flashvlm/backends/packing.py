@@ -46,11 +46,15 @@ def quick_single_rows(model: nn.Module) -> None:
 def align(model: Any) -> None:
     """Copy the language model's weights to where a CPU reads them at full speed, if they do not begin there.
 
-    Those that are mapped from a file begin anywhere.
+    Those that are mapped from a file begin anywhere. They stay as they are if memory is short.
     """
-    for layer in (*model.get_decoder().modules(), model.get_output_embeddings()):
-        if type(layer) is _SingleRowLinear and layer.weight.data_ptr() % LINE:
-            layer.weight.data = layer.weight.data.clone()
+    layers = [*model.get_decoder().modules(), model.get_output_embeddings()]
+    layers = [layer for layer in layers if type(layer) is _SingleRowLinear and layer.weight.data_ptr() % LINE]
+    free = free_memory("cpu")
+    if free is not None and free < 2 * sum(layer.weight.nbytes for layer in layers):
+        return
+    for layer in layers:
+        layer.weight.data = layer.weight.data.clone()
 
 
 def _gains(weight: Tensor) -> bool:
