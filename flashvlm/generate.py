@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers.cache_utils import DynamicLayer
 from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from flashvlm.backends.base import Backend, Prompt
@@ -173,8 +174,46 @@ def _generate(
         config.top_k = top_k or (0 if lifts_top_k(backend) else config.top_k)
     else:
         config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
-    output = backend.model.generate(**inputs, generation_config=config, logits_processor=processors, streamer=streamer)
+    output = backend.model.generate(
+        **inputs,
+        past_key_values=roomy_cache(backend, max_new_tokens),
+        generation_config=config,
+        logits_processor=processors,
+        streamer=streamer,
+    )
     return output[:, pruned:]
+
+
+def roomy_cache(backend: Backend, room: int) -> DynamicCache | None:
+    """transformers' own cache of keys and values, with room for this many tokens after the prompt.
+
+    Without the room, all keys and values are copied for every token. None if the model brings a cache of its own kind.
+    """
+    if not backend.model._supports_default_dynamic_cache():
+        return None
+    cache = DynamicCache(config=backend.text_config)
+    cache.layers = [_RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class _RoomyLayer(DynamicLayer):
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self._held: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add (B, heads, T, d) keys and values; returns all."""
+        states = key_states, value_states
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[-2]
+        if not begin:
+            self.lazy_initialization(*states)
+            self._held = [new.new_empty(*new.shape[:-2], end + self.room, new.shape[-1]) for new in states]
+        for held, new in zip(self._held, states, strict=True):
+            held[..., begin:end, :] = new
+        self.keys, self.values = (held[..., :end, :] for held in self._held)
+        return self.keys, self.values
 
 
 def _text(backend: Backend, ids: Tensor) -> str:

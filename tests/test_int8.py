@@ -58,6 +58,15 @@ def test_a_row_alone_gives_what_it_gives_among_others() -> None:
     assert quantised(x.view(5, 1, 256)).shape == (5, 1, 128)
 
 
+@pytest.mark.parametrize("rows", [1, 300])
+@torch.inference_mode()
+def test_layers_that_share_their_input_give_what_each_gives_alone(rows: int) -> None:
+    one, other = (Int8Linear(exact, exact.weight, torch.float32) for exact in (nn.Linear(256, 128), nn.Linear(256, 32)))
+    x = with_outliers(rows, 256, torch.float32)
+    one(x)
+    assert torch.equal(other(x), other(x.clone()))
+
+
 @torch.inference_mode()
 def test_rows_of_zeros_give_the_bias() -> None:
     exact = layer(64, 32, torch.bfloat16)
@@ -121,6 +130,14 @@ def test_weights_that_do_not_fit_are_told_in_int8_too(damage: str, message: str,
     save_file(weights, path, {"format": "pt"})
     with pytest.raises(ModelError, match=message):
         VideoQA.from_pretrained(folder, device="cpu", dtype="int8")
+
+
+def test_weights_that_meet_single_rows_begin_where_they_are_read_quickly(tmp_path: Path) -> None:
+    model = VideoQA.from_pretrained(FAMILIES["qwen2_vl"](tmp_path), device="cpu", dtype="bfloat16").backend.model
+    layers = [layer for layer in model.get_decoder().modules() if isinstance(layer, nn.Linear)]
+    if type(layers[0]) is nn.Linear:
+        pytest.skip("this CPU has no quick products in bfloat16")
+    assert all(layer.weight.data_ptr() % 64 == 0 for layer in [*layers, model.lm_head])
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

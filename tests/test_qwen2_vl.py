@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import around, noise, our_inputs, our_text
-from transformers import AttentionInterface, Qwen2VLForConditionalGeneration
+from transformers import AttentionInterface, DynamicCache, Qwen2VLForConditionalGeneration
 
 from flashvlm import VideoQA
 from flashvlm.bench.footage import Footage, film
 from flashvlm.encode import encode
 from flashvlm.errors import UsageError
+from flashvlm.generate import roomy_cache
 from flashvlm.models import fetch
 from flashvlm.options import AskOptions
 from flashvlm.pixels import qwen2_vl_patches
@@ -46,6 +47,16 @@ def transformers_inputs(qa: VideoQA, video: torch.Tensor) -> dict[str, torch.Ten
         "video_grid_thw": grid,
         "mm_token_type_ids": (ids == video_id).int() * 2,
     }
+
+
+@torch.inference_mode()
+def test_keys_and_values_stay_where_they_are_while_tokens_follow(demo: VideoQA) -> None:
+    cache, theirs, places = roomy_cache(demo.backend, 2), DynamicCache(), set()
+    for count in (3, 1, 1):
+        states = torch.randn(2, 1, 2, count, 8)
+        assert all(map(torch.equal, cache.update(*states, 0), theirs.update(*states, 0)))
+        places.add(cache.layers[0].keys.data_ptr())
+    assert len(places) == 1
 
 
 @pytest.mark.parametrize("count", [1, 4, 8], ids=["still", "two moments", "four moments"])

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from flashvlm import units
 from flashvlm.backends.loading import INT8, choose_device, choose_dtype, load_tokenizer, load_weights
-from flashvlm.backends.packing import quick_single_rows
+from flashvlm.backends.packing import align, quick_single_rows
 from flashvlm.encode import Encoded, Features, as_picture, encode
 from flashvlm.errors import ModelError, UsageError
 from flashvlm.options import AskOptions, Sampling
@@ -112,6 +112,7 @@ class Backend(ABC):
         tokenizer = load_tokenizer(folder, cls.chat_template)
         model, warnings = load_weights(folder, cls.model_class, device=device, dtype=chosen, int8=int8)
         quick_single_rows(model)
+        align(model)
         backend = cls(model, tokenizer, folder)
         backend.int8 = int8
         backend.warnings = warnings

@@ -34,12 +34,16 @@ from flashvlm.models import weight_files
 METHOD = "flashvlm-int8"
 # Layers of a stack, by their names in every family's weights.
 STACKED = re.compile(r"\.(layers|blocks|layer)\.\d+\.(.*\.)?(?!gate\.)\w+\.weight$")
-# Rows that pass through a layer at once, so that what is made between its steps stays in the processor's cache.
+# Rows that are multiplied at once, so that the product stays in the processor's cache; and how many values are
+# quantised at once, since that takes several passes over them.
 ROWS = 256
+VALUES = 2**18
 # The most channels that are turned together.
 BLOCK = 128
 # Activations are unsigned to oneDNN, which has quick products for these on every processor.
 ZERO = 128
+# The attribute of a tensor under which its rows in int8 are kept.
+SEEN = "_flashvlm_int8"
 # The least scale: of a row of zeros.
 SMALLEST = 1e-30
 
@@ -84,7 +88,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bias = layer.bias
-        self.turn = turning(self.in_features).to(dtype)
+        self.turn = turning(self.in_features, dtype)
+        # For one row, products in float32 are much quicker than those of oneDNN.
+        self.turn_one = turning(self.in_features, torch.float32)
         # A part at a time, which stays in the processor's cache.
         parts = [self._quantised_weight(part) for part in weight.to(dtype).split(ROWS)]
         quantised, self.scales = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -96,24 +102,34 @@ class Int8Linear(nn.Module):
         self.zeros = torch.zeros(self.out_features, dtype=torch.long)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features)
+        rows, scale = self._quantised(x)
         if len(rows) == 1:
-            quantised, scale = quantise(self._turned(rows))
             bias = None if self.bias is None else self.bias.float()
-            made = _product(quantised, scale.item(), self.weight, self.scales, self.zeros, bias, x.dtype)
+            made = _product(rows, scale.item(), self.weight, self.scales, self.zeros, bias, x.dtype)
         else:
-            made = rows.new_empty(len(rows), self.out_features)
-            for some, out in zip(rows.split(ROWS), made.split(ROWS), strict=True):
-                self._multiply(some, out)
+            made = x.new_empty(len(rows), self.out_features)
+            for some, each, out in zip(rows.split(ROWS), scale.to(x.dtype).split(ROWS), made.split(ROWS), strict=True):
+                product = _product(some, 1.0, self.weight, self.scales, self.zeros, None, x.dtype)
+                if self.bias is None:
+                    torch.mul(product, each, out=out)
+                else:
+                    torch.addcmul(self.bias, product, each, out=out)
         return made.view(*x.shape[:-1], self.out_features)
 
-    def _multiply(self, rows: Tensor, out: Tensor) -> None:
-        quantised, scale = quantise(self._turned(rows))
-        product = _product(quantised, 1.0, self.weight, self.scales, self.zeros, None, rows.dtype)
-        if self.bias is None:
-            torch.mul(product, scale.to(rows.dtype), out=out)
-        else:
-            torch.addcmul(self.bias, product, scale.to(rows.dtype), out=out)
+    def _quantised(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`quantise` of the turned rows of `x`, made once for all layers that get this very tensor (as query, key and
+        value do), with which it is given up.
+        """
+        if (made := getattr(x, SEEN, None)) is None:
+            rows = x.reshape(-1, self.in_features)
+            if len(rows) == 1:
+                made = quantise(self._turned(rows))
+            else:
+                at_once = max(1, VALUES // self.in_features)
+                parts = [quantise(self._turned(some)) for some in rows.split(at_once)]
+                made = tuple(torch.cat(part) for part in zip(*parts, strict=True))
+            setattr(x, SEEN, made)
+        return made
 
     def _quantised_weight(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         turned = self._turned(weight).float()
@@ -121,8 +137,9 @@ class Int8Linear(nn.Module):
         return turned.mul_(scales.reciprocal()[:, None]).round_().to(torch.int8), scales
 
     def _turned(self, rows: Tensor) -> Tensor:
+        turn = self.turn if len(rows) > 1 else self.turn_one
         # The matrix is symmetric, and its own inverse.
-        return (rows.reshape(-1, len(self.turn)) @ self.turn).view(rows.shape)
+        return (rows.reshape(-1, len(turn)).to(turn.dtype) @ turn).view(rows.shape)
 
 
 def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,8 +153,8 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def turning(channels: int) -> Tensor:
-    """The orthogonal matrix that blocks of the channels are multiplied by: a discrete Hartley transform, (B, B) double.
+def turning(channels: int, dtype: torch.dtype) -> Tensor:
+    """The orthogonal matrix that blocks of the channels are multiplied by: a discrete Hartley transform, (B, B).
 
     B is the largest number up to `BLOCK` that divides `channels`. No entry is larger than sqrt(2 / B), so that a
     single large channel is spread over all B.
@@ -145,7 +162,7 @@ def turning(channels: int) -> Tensor:
     size = next(number for number in range(min(BLOCK, channels), 0, -1) if channels % number == 0)
     count = torch.arange(size, dtype=torch.float64)
     angles = 2 * math.pi / size * (count[:, None] * count[None] % size)
-    return (angles.cos() + angles.sin()) / math.sqrt(size)
+    return ((angles.cos() + angles.sin()) / math.sqrt(size)).to(dtype)
 
 
 def _product(

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from flashvlm.backends.loading import free_memory
 from flashvlm.precision import quick_dtype
 
+# Bytes of a line of the processor's cache, of which a read should not need two.
+LINE = 64
+
 
 def packed(module: Any) -> Any:
     """A twin of `module` whose linear layers hold their weights in oneDNN's layout; it shares everything else.
@@ -38,6 +41,20 @@ def quick_single_rows(model: nn.Module) -> None:
     for layer in model.modules():
         if type(layer) is nn.Linear and _gains(layer.weight):
             layer.__class__ = _SingleRowLinear
+
+
+def align(model: Any) -> None:
+    """Copy the language model's weights to where a CPU reads them at full speed, if they do not begin there.
+
+    Those that are mapped from a file begin anywhere. They stay as they are if memory is short.
+    """
+    layers = [*model.get_decoder().modules(), model.get_output_embeddings()]
+    layers = [layer for layer in layers if type(layer) is _SingleRowLinear and layer.weight.data_ptr() % LINE]
+    free = free_memory("cpu")
+    if free is not None and free < 2 * sum(layer.weight.nbytes for layer in layers):
+        return
+    for layer in layers:
+        layer.weight.data = layer.weight.data.clone()
 
 
 def _gains(weight: Tensor) -> bool:
