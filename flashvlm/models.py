@@ -52,6 +52,12 @@ ALIASES = {
             bundled=True,
         ),
         Alias(
+            "demo-unaligned",
+            "checkpoint-unaligned",
+            "For benches: its visual tokens do not resemble words, so that relevance finds nothing.",
+            bundled=True,
+        ),
+        Alias(
             "demo-video-llava",
             "checkpoint-video-llava",
             "A small trained Video-LLaVA that comes with flashvlm; knows the same objects.",

@@ -214,7 +214,9 @@ def test_tokens_of_the_unaligned_model_do_not_resemble_what_they_show_but_are_as
     torch.testing.assert_close(seen, saved, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "alias"), [("qwen2-vl", "demo"), ("video-llava", "demo-video-llava")])
+@pytest.mark.parametrize(
+    ("name", "alias"), [("qwen2-vl", "demo"), ("video-llava", "demo-video-llava"), ("unaligned", "demo-unaligned")]
+)
 def test_a_checkpoint_has_the_words_of_its_training(name: str, alias: str) -> None:
     given = AutoTokenizer.from_pretrained(models.fetch(alias))
     assert given.get_vocab() == train.BLUEPRINTS[name]().tokenizer.get_vocab()

@@ -31,7 +31,7 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(fetch("demo"), tmp_path / "model"))
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-video-llava"])
+@pytest.mark.parametrize("name", ["demo", "demo-natural", "demo-unaligned", "demo-video-llava"])
 def test_the_demos_are_always_here(name: str) -> None:
     assert present(name) and (fetch(name) / "model.safetensors").stat().st_size < 15_000_000
 
