@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from flashvlm.bench.natural import BRIEF, VIDEOS, Natural, NaturalEightLooks, _frames, real
 from flashvlm.demo.clips import write_clip
 from flashvlm.demo.natural import BRIEF_SECONDS, is_brief, make_natural_scene, procedural, render_natural
 from flashvlm.demo.world import KIND_OF, make_scene, sample_times, tells
 from flashvlm.errors import UsageError
+from training import photographs
 from training.blueprint import BRIEF_SHARE
 from training.labels import cell_labels
 from training.qwen2_vl import Qwen2VL
@@ -100,3 +102,25 @@ def test_training_draws_natural_scenes(share: float, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("training.qwen2_vl.BRIEF_SHARE", share)
     _, shown = Qwen2VL().draw_clips(np.random.default_rng(5), 2, small=False, pixels=False)
     assert 0 < BRIEF_SHARE < 1 and (len(shown[0].labels.thing) == 32) == bool(share)
+
+
+def test_training_puts_photographs_behind_objects_where_scikit_image_is_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = tmp_path / "skimage" / "data"
+    data.mkdir(parents=True)
+    (tmp_path / "skimage" / "__init__.py").write_text("raise ImportError('only its files are wanted')")
+    for name in photographs.NAMES:
+        Image.new("RGB", (60, 40), (200, 200, 200)).save(data / name)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "skimage", raising=False)
+    for known in (photographs._folder, photographs._photograph):
+        known.cache_clear()
+    assert photographs.are_there()
+    for seed in range(4):
+        footage = photographs.photographs(np.random.default_rng(seed), (90, 160))
+        seen = np.asarray(footage(0.5, (0.2, 0.2, 0.6, 0.6), (90, 160)))
+        # One grey, each channel lighter or darker.
+        assert seen.shape == (160, 90, 3) and seen.min() > 150
+    for known in (photographs._folder, photographs._photograph):
+        known.cache_clear()
