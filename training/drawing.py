@@ -16,7 +16,11 @@ from torch.nn import functional as F
 from flashvlm.demo.natural import is_brief, procedural, render_natural
 from flashvlm.demo.questions import FAMILIES, Question, ask
 from flashvlm.demo.world import Scene, make_scene, render, sample_times
+from training.photographs import are_there, photographs
 from training.shapes import ShapeImage, shape_images
+
+# The share of natural footage that is made of photographs, if these are there.
+PHOTOGRAPHS_SHARE = 0.5
 
 
 def through_codec(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -59,10 +63,12 @@ def draw_frames(
 ) -> Tensor:
     """A scene at these times, (F, 3, height, width) uint8, as from a file: some are resized, some have been encoded.
 
-    If `natural`, in natural conditions with procedural footage, and half of them have been encoded.
+    If `natural`, in natural conditions, and half of them have been encoded. Footage is procedural, and half of it
+    photographs if these are there.
     """
     larger = 2 if rng.random() < 0.15 else 1
-    draw = partial(render_natural, source=procedural) if natural else render
+    source = photographs if natural and are_there() and rng.random() < PHOTOGRAPHS_SHARE else procedural
+    draw = partial(render_natural, source=source) if natural else render
     frames = draw(scene, times, height * larger, width * larger)
     if rng.random() < (0.5 if natural else 0.3):
         frames = through_codec(frames, rng)

@@ -42,6 +42,8 @@ Window = tuple[float, float, float, float]
 Footage = Callable[[float, Window, tuple[int, int]], Image.Image]
 # Generates footage to be seen at about this size (width, height).
 Source = Callable[[np.random.Generator, tuple[int, int]], Footage]
+# Makes a canvas of this size, for a camera to look at.
+Painter = Callable[[np.random.Generator, tuple[int, int]], Image.Image]
 
 
 def make_natural_scene(rng: np.random.Generator, brief: bool = False, **settings: Any) -> Scene:
@@ -268,11 +270,12 @@ CANVAS = 1.6
 
 def procedural(rng: np.random.Generator, size: tuple[int, int]) -> Footage:
     """Generate footage: a textured place, layers at several depths, water, or a crowd."""
-    kind = (_place, _layers, _water, _crowd)[int(rng.choice(4, p=[0.35, 0.25, 0.2, 0.2]))]
+    kind = (_place, layered, _water, _crowd)[int(rng.choice(4, p=[0.35, 0.25, 0.2, 0.2]))]
     return kind(rng, (round(size[0] * CANVAS), round(size[1] * CANVAS)))
 
 
-def _look(canvas: Image.Image, window: Window, size: tuple[int, int]) -> Image.Image:
+def look(canvas: Image.Image, window: Window, size: tuple[int, int]) -> Image.Image:
+    """The part of a canvas that is in the window, resized."""
     left, top, across, down = window
     width, height = canvas.size
     box = (left * width, top * height, min(left + across, 1.0) * width, min(top + down, 1.0) * height)
@@ -336,23 +339,23 @@ def _painted(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
 
 def _place(rng: np.random.Generator, size: tuple[int, int]) -> Footage:
     canvas = _painted(rng, size)
-    return lambda seconds, window, shown: _look(canvas, window, shown)
+    return lambda seconds, window, shown: look(canvas, window, shown)
 
 
-def _layers(rng: np.random.Generator, size: tuple[int, int]) -> Footage:
+def layered(rng: np.random.Generator, size: tuple[int, int], paint: Painter = _painted) -> Footage:
     """Layers at several depths: the nearer, the faster they pass the camera."""
-    far = _painted(rng, size)
+    far = paint(rng, size)
     near = []
     for _ in range(int(rng.integers(1, 3))):
         mask = Image.fromarray(((_field(rng, size) > rng.uniform(0.5, 0.65)) * 255).astype(np.uint8))
-        near.append((_painted(rng, size), mask, float(rng.uniform(0.02, 0.2)), float(rng.uniform(0, 2))))
+        near.append((paint(rng, size), mask, float(rng.uniform(0.02, 0.2)), float(rng.uniform(0, 2))))
 
     def footage(seconds: float, window: Window, shown: tuple[int, int]) -> Image.Image:
-        picture = _look(far, window, shown)
+        picture = look(far, window, shown)
         left, top, across, down = window
         for canvas, mask, speed, begin in near:
             passing = ((1 - across) * _there_and_back(begin + left + speed * seconds), top, across, down)
-            picture.paste(_look(canvas, passing, shown), (0, 0), _look(mask, passing, shown))
+            picture.paste(look(canvas, passing, shown), (0, 0), look(mask, passing, shown))
         return picture
 
     return footage
@@ -371,7 +374,7 @@ def _water(rng: np.random.Generator, size: tuple[int, int]) -> Footage:
                 (1 - across) * _there_and_back(left + x * seconds),
                 (1 - down) * _there_and_back(top + y * seconds),
             )
-            seen.append(np.asarray(_look(field, (*drift, across, down), shown), dtype=np.uint16))
+            seen.append(np.asarray(look(field, (*drift, across, down), shown), dtype=np.uint16))
         return Image.fromarray(colours[(seen[0] + seen[1]) // 2])
 
     return footage
@@ -387,7 +390,7 @@ def _crowd(rng: np.random.Generator, size: tuple[int, int]) -> Footage:
     tints = rng.integers(0, 256, (many, 3, 3)).tolist()
 
     def footage(seconds: float, window: Window, shown: tuple[int, int]) -> Image.Image:
-        picture = _look(canvas, window, shown)
+        picture = look(canvas, window, shown)
         pen = ImageDraw.Draw(picture)
         left, top, across, down = window
         for start, way, share, (head, body, legs) in zip(starts, ways, tall, tints, strict=True):
