@@ -22,6 +22,8 @@ from transformers.generation import NoRepeatNGramLogitsProcessor, RepetitionPena
 from flashvlm.backends.base import Backend, Prompt
 from flashvlm.report import BeforeAfter
 
+# The most tokens that the cache has room for at once: an answer may be allowed any number, and mostly ends early.
+MOST_ROOM = 512
 # Held while torch's random generators are a sampled answer's own.
 SAMPLING = threading.RLock()
 
@@ -176,7 +178,7 @@ def _generate(
         config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
     output = backend.model.generate(
         **inputs,
-        past_key_values=roomy_cache(backend, max_new_tokens),
+        past_key_values=roomy_cache(backend, min(max_new_tokens, MOST_ROOM)),
         generation_config=config,
         logits_processor=processors,
         streamer=streamer,
@@ -187,7 +189,8 @@ def _generate(
 def roomy_cache(backend: Backend, room: int) -> DynamicCache | None:
     """transformers' own cache of keys and values, with room for this many tokens after the prompt.
 
-    Without the room, all keys and values are copied for every token. None if the model brings a cache of its own kind.
+    Without it, all keys and values are copied for every token; now they are when the room is full, to have as much
+    again. None if the model brings a cache of its own kind.
     """
     if not backend.model._supports_default_dynamic_cache():
         return None
@@ -209,7 +212,11 @@ class _RoomyLayer(DynamicLayer):
         end = begin + key_states.shape[-2]
         if not begin:
             self.lazy_initialization(*states)
+        if not begin or end > self._held[0].shape[-2]:
+            full = [held[..., :begin, :] for held in self._held]
             self._held = [new.new_empty(*new.shape[:-2], end + self.room, new.shape[-1]) for new in states]
+            for held, before in zip(self._held, full, strict=bool(begin)):
+                held[..., :begin, :] = before
         for held, new in zip(self._held, states, strict=True):
             held[..., begin:end, :] = new
         self.keys, self.values = (held[..., :end, :] for held in self._held)

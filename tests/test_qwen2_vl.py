@@ -59,6 +59,14 @@ def test_keys_and_values_stay_where_they_are_while_tokens_follow(demo: VideoQA) 
     assert len(places) == 1
 
 
+@torch.inference_mode()
+def test_keys_and_values_move_on_when_their_room_is_full(demo: VideoQA) -> None:
+    cache, theirs = roomy_cache(demo.backend, 1), DynamicCache()
+    for count in (3, 1, 1, 4):
+        states = torch.randn(2, 1, 2, count, 8)
+        assert all(map(torch.equal, cache.update(*states, 0), theirs.update(*states, 0)))
+
+
 @pytest.mark.parametrize("count", [1, 4, 8], ids=["still", "two moments", "four moments"])
 def test_all_tokens_give_the_logits_of_transformers(demo: VideoQA, count: int) -> None:
     with torch.inference_mode():

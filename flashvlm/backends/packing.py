@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,8 +25,7 @@ def packed(module: Any) -> Any:
     weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
     if not all(map(_gains, weights)):
         return module
-    free = free_memory("cpu")
-    if free is not None and free < 2 * sum(weight.nbytes for weight in weights):
+    if not _have_room(weights):
         return module
     with torch.inference_mode():
         return _twin(module)
@@ -50,11 +50,15 @@ def align(model: Any) -> None:
     """
     layers = [*model.get_decoder().modules(), model.get_output_embeddings()]
     layers = [layer for layer in layers if type(layer) is _SingleRowLinear and layer.weight.data_ptr() % LINE]
+    if _have_room([layer.weight for layer in layers]):
+        for layer in layers:
+            layer.weight.data = layer.weight.data.clone()
+
+
+def _have_room(weights: Sequence[Tensor]) -> bool:
+    """Whether a second copy of the weights leaves as much memory free as it takes; if that is unknown, it does."""
     free = free_memory("cpu")
-    if free is not None and free < 2 * sum(layer.weight.nbytes for layer in layers):
-        return
-    for layer in layers:
-        layer.weight.data = layer.weight.data.clone()
+    return free is None or free >= 2 * sum(weight.nbytes for weight in weights)
 
 
 def _gains(weight: Tensor) -> bool:
