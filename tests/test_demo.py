@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,24 @@ def test_training_starts_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.M
         train.train(blueprint, "words", tmp_path, steps=2, lr=0.0)
     with pytest.raises(SystemExit, match="is of another model"):
         train.begin_from(blueprint.build_model(), models.fetch("demo-video-llava"))
+
+
+def test_training_begins_with_the_batch_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    blueprint = train.BLUEPRINTS["qwen2-vl"]()
+    draw = blueprint.draw_clips
+    monkeypatch.setattr("training.qwen2_vl.SHAPES_SHARE", 0.0)
+    monkeypatch.setattr("training.qwen2_vl.SHORT_FRAMES", {1: 1})
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        drawn.append(draw(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(blueprint, "draw_clips", noted)
+    train.train(blueprint, "words", tmp_path / "two", steps=2, lr=1e-3)
+    train.train(blueprint, "words", tmp_path / "second", steps=1, lr=1e-3, first_batch=1)
+    first, second, again = ([clip.questions for clip in clips] for _, clips in drawn)
+    assert first != second == again
 
 
 def test_what_tells_a_scene_is_seen_in_time() -> None:

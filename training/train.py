@@ -286,10 +286,12 @@ def train(
     lr: float,
     stop_after: int | None = None,
     start: Path | None = None,
+    first_batch: int = 0,
 ) -> None:
     """Run or resume one stage of `steps` (this time up to step `stop_after`); its state is kept in `out`/`stage`.pt.
 
-    With `start`, training begins with the weights of this checkpoint, and no step uses small clips.
+    With `start`, training begins with the weights of this checkpoint, and no step uses small clips. The batches are
+    those from number `first_batch` on: a checkpoint that was trained on the first ones would learn little from them.
     """
     out.mkdir(parents=True, exist_ok=True)
     stop = steps if stop_after is None else stop_after
@@ -323,8 +325,8 @@ def train(
     seen: dict[str, list[float]] = {}
     since = time.monotonic()
     for step in range(begin, stop):
-        rng = np.random.default_rng([SEEDS[stage], step])
-        torch.manual_seed(step)
+        rng = np.random.default_rng([SEEDS[stage], first_batch + step])
+        torch.manual_seed(first_batch + step)
         blueprint.progress(stage, step / steps)
         with torch.autocast(device, torch.bfloat16, enabled=quick):
             small = step < small_until
@@ -366,6 +368,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="begin with the weights of this checkpoint folder, not with chance")
     parser.add_argument("--steps", type=int, help="steps of the stage, for a shorter run than the checkpoint's")
     parser.add_argument("--lr", type=float, help="learning rate of the stage")
+    parser.add_argument("--first-batch", type=int, default=0, metavar="N", help="train on batches from this number on")
     parser.add_argument("--threads", type=int, help="CPU threads")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -375,7 +378,8 @@ def main() -> None:
     for stage in STAGES if arguments.stage == "all" else [arguments.stage]:
         if stage in STAGES:
             steps = arguments.steps or blueprint.steps[stage]
-            train(blueprint, stage, out, steps, arguments.lr or LEARNING_RATES[stage], start=arguments.start)
+            lr = arguments.lr or LEARNING_RATES[stage]
+            train(blueprint, stage, out, steps, lr, start=arguments.start, first_batch=arguments.first_batch)
     if arguments.stage in ("save", "all", "answers"):
         model = blueprint.build_model()
         if arguments.start is not None:
