@@ -63,6 +63,12 @@ ALIASES = {
             "A small trained Video-LLaVA that comes with flashvlm; knows the same objects.",
             bundled=True,
         ),
+        Alias(
+            "demo-video-llava-natural",
+            "checkpoint-video-llava-natural",
+            "That one, trained further in front of natural footage.",
+            bundled=True,
+        ),
         Alias("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "Qwen2-VL, 2 B parameters. The default."),
         Alias("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "Qwen2-VL, 7 B parameters."),
         Alias("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL, 3 B parameters."),

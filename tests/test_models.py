@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from flashvlm import VideoQA
 from flashvlm.backends.loading import free_memory, weight_bytes
 from flashvlm.errors import FlashVLMError, ModelError, UsageError
-from flashvlm.models import DEFAULT_MODEL, fetch, fingerprint, present, revision_of, state
+from flashvlm.models import ALIASES, DEFAULT_MODEL, fetch, fingerprint, present, revision_of, state
 from flashvlm.options import AskOptions
 from flashvlm.samples import samples_dir
 from flashvlm_cli.app import main
@@ -31,7 +31,7 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(fetch("demo"), tmp_path / "model"))
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-natural", "demo-unaligned", "demo-video-llava"])
+@pytest.mark.parametrize("name", [alias.name for alias in ALIASES.values() if alias.bundled])
 def test_the_demos_are_always_here(name: str) -> None:
     assert present(name) and (fetch(name) / "model.safetensors").stat().st_size < 15_000_000
 
