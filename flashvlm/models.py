@@ -48,7 +48,7 @@ ALIASES = {
         Alias(
             "demo-natural",
             "checkpoint-natural",
-            "The first one, trained further in front of natural footage; worse elsewhere.",
+            "The first one, trained further in front of natural footage.",
             bundled=True,
         ),
         Alias(

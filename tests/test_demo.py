@@ -234,7 +234,14 @@ def test_tokens_of_the_unaligned_model_do_not_resemble_what_they_show_but_are_as
 
 
 @pytest.mark.parametrize(
-    ("name", "alias"), [("qwen2-vl", "demo"), ("video-llava", "demo-video-llava"), ("unaligned", "demo-unaligned")]
+    ("name", "alias"),
+    [
+        ("qwen2-vl", "demo"),
+        ("qwen2-vl", "demo-natural"),
+        ("unaligned", "demo-unaligned"),
+        ("video-llava", "demo-video-llava"),
+        ("video-llava", "demo-video-llava-natural"),
+    ],
 )
 def test_a_checkpoint_has_the_words_of_its_training(name: str, alias: str) -> None:
     given = AutoTokenizer.from_pretrained(models.fetch(alias))
