@@ -48,13 +48,13 @@ ALIASES = {
         Alias(
             "demo-natural",
             "checkpoint-natural",
-            "The first one, trained further in front of natural footage.",
+            "demo, trained further in front of natural footage.",
             bundled=True,
         ),
         Alias(
             "demo-unaligned",
             "checkpoint-unaligned",
-            "For benches: its visual tokens do not resemble words, so that relevance finds nothing.",
+            "For benches: its visual tokens do not resemble words, so that relevance finds little.",
             bundled=True,
         ),
         Alias(
@@ -66,7 +66,7 @@ ALIASES = {
         Alias(
             "demo-video-llava-natural",
             "checkpoint-video-llava-natural",
-            "That one, trained further in front of natural footage.",
+            "demo-video-llava, trained further in front of natural footage.",
             bundled=True,
         ),
         Alias("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "Qwen2-VL, 2 B parameters. The default."),
