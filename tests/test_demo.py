@@ -131,6 +131,8 @@ def test_training_begins_with_the_batch_that_is_asked_for(tmp_path: Path, monkey
     train.train(blueprint, "words", tmp_path / "second", steps=1, lr=1e-3, first_batch=1)
     first, second, again = ([clip.questions for clip in clips] for _, clips in drawn)
     assert first != second == again
+    with pytest.raises(SystemExit, match="other weights or batches"):
+        train.train(blueprint, "words", tmp_path / "second", steps=2, lr=1e-3)
 
 
 def test_what_tells_a_scene_is_seen_in_time() -> None:

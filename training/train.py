@@ -314,10 +314,11 @@ def train(
     model.to(device)
     tools = optimizers(model, lr, blueprint.patch_rate, torch.bfloat16 if quick else torch.float32)
     begin, path = 0, out / f"{stage}.pt"
+    origin = {"start": None if start is None else str(start), "first_batch": first_batch}
     if path.exists():
         state = torch.load(path, weights_only=True)
-        if state.get("start") != (None if start is None else str(start)):
-            raise SystemExit(f"{path} began with other weights: give --out another folder.")
+        if {"start": state.get("start"), "first_batch": state.get("first_batch", 0)} != origin:
+            raise SystemExit(f"{path} began with other weights or batches: give --out another folder.")
         trained.load_state_dict(state["weights"])
         for tool, saved in zip(tools, state["optimizers"], strict=True):
             tool.load_state_dict(saved)
@@ -352,7 +353,7 @@ def train(
         if done % SAVE_EVERY == 0 or done == stop:
             state = {
                 "step": done,
-                "start": None if start is None else str(start),
+                **origin,
                 "weights": trained.state_dict(),
                 "optimizers": [tool.state_dict() for tool in tools],
             }
